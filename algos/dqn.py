@@ -1,0 +1,205 @@
+"""Deep Q-learning (DQN). Mnih et al., 2015: https://doi.org/10.1038/nature14236
+
+    python algos/dqn.py --env-id CartPole-v1 --cuda
+    python algos/dqn.py --env-id ALE/Pong-v5 --clip-rewards --buffer-size 1e5 --learning-starts 2e4 ...
+
+Differs from the paper:
+1. Adam instead of RMSProp, its step size annealed to zero, so that the last policy is a settled one.
+   Squared error instead of the clipped one.
+2. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
+3. No frame is skipped, no reward clipped and no life loss ends an episode outside of Atari games.
+`--double` selects the action of the target by the online network: van Hasselt et al., 2016.
+
+Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
+charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
+charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 50_000
+    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    buffer_size: int = 100_000
+    """transitions kept for replay"""
+    learning_starts: int = 1_000
+    """environment steps before the first update"""
+    learning_rate: float = 2.3e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    batch_size: int = 64
+    """transitions per update"""
+    gamma: float = 0.99
+    """discount factor"""
+    train_frequency: int = 2
+    """environment steps per update"""
+    target_network_frequency: int = 256
+    """environment steps between target network updates"""
+    tau: float = 1.0
+    """share of the online network copied into the target (1.0 is a hard copy)"""
+    start_e: float = 1.0
+    """exploration rate at the start"""
+    end_e: float = 0.04
+    """exploration rate at the end"""
+    exploration_fraction: float = 0.16
+    """share of total_timesteps over which the exploration rate falls"""
+    double: bool = False
+    """double DQN: the online network selects the action whose target value is used"""
+    clip_rewards: bool = False
+    """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
+    log_interval: int = 500
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+
+
+class QNetwork(nn.Module):
+    """Q(s, ·): two hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
+        self.pixels = len(shape) == 3
+        if self.pixels:
+            features = nn.Sequential(
+                nn.Conv2d(shape[0], 32, 8, stride=4),
+                nn.ReLU(),
+                nn.Conv2d(32, 64, 4, stride=2),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 3, stride=1),
+                nn.ReLU(),
+                nn.Flatten(),
+            )
+            num_features = features(torch.zeros(1, *shape)).shape[1]
+            self.network = nn.Sequential(features, nn.Linear(num_features, 512), nn.ReLU(), nn.Linear(512, num_actions))
+        else:
+            self.network = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(math.prod(shape), 256),
+                nn.ReLU(),
+                nn.Linear(256, 256),
+                nn.ReLU(),
+                nn.Linear(256, num_actions),
+            )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.network(obs / 255.0 if self.pixels else obs)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self(obs).argmax(dim=1)
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def dqn_loss(
+    q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a')."""
+    with torch.no_grad():
+        next_q = target_network(batch.next_obs)
+        best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
+        rewards = batch.rewards.sign() if args.clip_rewards else batch.rewards
+        td_target = rewards + args.gamma * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+    q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    loss = F.mse_loss(q, td_target)
+    return loss, {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+
+
+@torch.no_grad()
+def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
+    """target ← (1 - τ) target + τ network."""
+    for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+        target_param.lerp_(param, tau)
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import, life_loss=True)
+    if not isinstance(envs.single_action_space, Discrete):
+        common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
+    run = common.track(args, device)
+
+    q_network = QNetwork(envs, args).to(device)
+    target_network = copy.deepcopy(q_network).requires_grad_(False)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
+    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
+    run.save_policy(q_network.greedy)
+
+    @torch.no_grad()
+    def act(obs: Tensor, epsilon: float) -> Tensor:
+        explore = torch.rand(len(obs)) < epsilon
+        actions = torch.randint(envs.single_action_space.n, (len(obs),))
+        if not explore.all():  # the network is asked only where it decides
+            actions = torch.where(explore, actions, q_network.greedy(obs.to(device)).cpu())
+        return actions
+
+    def update(batch: SimpleNamespace) -> dict[str, Tensor]:
+        loss, metrics = dqn_loss(q_network, target_network, batch, args)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return metrics
+
+    train_due = common.Every(args.train_frequency, start=args.learning_starts)
+    target_due = common.Every(args.target_network_frequency, start=args.learning_starts)
+    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    metrics: dict[str, Tensor] = {}
+    global_step = 0
+
+    obs, _ = envs.reset(seed=args.seed)
+    while global_step < args.total_timesteps:
+        epsilon = linear_schedule(
+            args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, global_step
+        )
+        actions = act(obs, epsilon)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        global_step += args.num_envs
+        run.log_episodes(infos, global_step)
+        replay.add(
+            obs=obs,
+            actions=actions,
+            rewards=rewards,
+            next_obs=common.final_obs(next_obs, infos),
+            terminations=terminations,
+        )
+        obs = next_obs
+
+        learning_rate = optimizer.param_groups[0]["lr"]
+        if args.anneal_lr:
+            learning_rate = linear_schedule(args.learning_rate, 0.0, args.total_timesteps, global_step)
+            optimizer.param_groups[0]["lr"] = learning_rate
+        for _ in range(train_due(global_step)):
+            metrics = update(replay.sample(args.batch_size))
+        if target_due(global_step):
+            polyak_update(q_network, target_network, args.tau)
+        if log_due(global_step):
+            run.log({**metrics, "charts/epsilon": epsilon, "charts/learning_rate": learning_rate}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(q_network.greedy, args, run, global_step)
+
+    common.evaluate(q_network.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)

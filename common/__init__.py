@@ -1,0 +1,41 @@
+"""What every PlainRL script shares. Each name is loaded when first used, so that `--help` needs no torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.args import RunArgs as RunArgs
+    from common.args import fail as fail
+    from common.args import parse as parse
+    from common.envs import Envs as Envs
+    from common.envs import final_obs as final_obs
+    from common.envs import make_envs as make_envs
+    from common.evaluation import evaluate as evaluate
+    from common.replay import ReplayBuffer as ReplayBuffer
+    from common.run import Run as Run
+    from common.run import setup as setup
+    from common.run import track as track
+    from common.schedule import Every as Every
+
+_HOME = {
+    "RunArgs": "args",
+    "fail": "args",
+    "parse": "args",
+    "Envs": "envs",
+    "final_obs": "envs",
+    "make_envs": "envs",
+    "evaluate": "evaluation",
+    "ReplayBuffer": "replay",
+    "Run": "run",
+    "setup": "run",
+    "track": "run",
+    "Every": "schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'common' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"common.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

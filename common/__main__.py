@@ -1,0 +1,23 @@
+"""python -m common TOOL ...: what works on runs, from any folder."""
+
+import importlib
+import sys
+
+from common.args import fail
+
+TOOLS = {"evaluate": "play a run's policy and print its returns"}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: python -m common TOOL [-h] ...\n")
+        print("\n".join(f"  {name:<10} {what}" for name, what in TOOLS.items()))
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    tool = sys.argv[1]
+    if tool not in TOOLS:
+        fail(f"there is no tool {tool!r}; there are: {', '.join(TOOLS)}")
+    importlib.import_module(f"common.tools.{tool}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The flags that every script has, and the command line they come from. Imports nothing heavy."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import re
+import sys
+import traceback
+import types
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class RunArgs:
+    """What a run needs, whatever the algorithm; a script's `Args` adds its hyperparameters."""
+
+    env_id: str = "CartPole-v1"
+    """gymnasium environment id"""
+    total_timesteps: int = 500_000
+    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    num_envs: int = 1
+    """parallel environments"""
+    async_envs: bool = False
+    """run each environment in a process of its own: pays off for slow environments on many cores"""
+    seed: int = 1
+    """seed of every random draw: environments, exploration, network initialisation, sampling"""
+    cuda: bool = True
+    """train on the GPU; where there is none, say so and train on the CPU"""
+    torch_deterministic: bool = True
+    """choose deterministic GPU kernels over the fastest ones"""
+    torch_threads: int = 1
+    """CPU threads of torch; more pay off for images or layers wider than about 512 units"""
+    track: bool = True
+    """log to Weights & Biases: online when logged in and the server answers, else offline"""
+    wandb_project: str = "plainrl"
+    """W&B project"""
+    wandb_entity: str | None = None
+    """W&B team or user (default: that of the login)"""
+    wandb_group: str | None = None
+    """W&B group, to compare runs side by side"""
+    wandb_name: str | None = None
+    """W&B display name (default: the run directory's name)"""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags"""
+    wandb_notes: str | None = None
+    """W&B notes"""
+    capture_video: bool = True
+    """film the first episode of every evaluation"""
+    eval_episodes: int = 10
+    """episodes per greedy evaluation; 0 turns evaluation and video off"""
+    eval_interval: int = 50_000
+    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    runs_dir: str = "runs"
+    """where run directories are made"""
+    allow_env_import: bool = False
+    """let an env id of the form module:Env-v0 import (that is, run) that module"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            flag = "--" + field.name.replace("_", "-")
+            if isinstance(value, float) and not math.isfinite(value):
+                fail(f"{flag} must be a finite number, not {value}")
+            if isinstance(value, int) and value < 0:
+                fail(f"{flag} must not be negative, but is {value}")
+        for name in ("total_timesteps", "num_envs", "torch_threads"):
+            if getattr(self, name) < 1:
+                fail(f"--{name.replace('_', '-')} must be at least 1")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the process with one line on stderr. Codes: 2 arguments, 4 non-finite numbers, 5 environment, 6 storage."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def warn(message: str) -> None:
+    print("warning: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> T:
+    """The command line as an `args_class`; `--help` shows `doc` and every field's docstring.
+
+    Ends the process with code 2 and one line on stderr if a flag is unknown or a value does not fit.
+    From here on an uncaught exception is one line as well, unless `--debug` is given.
+    """
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_integer)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            args = tyro.cli(args_class, prog=prog, description=doc, args=argv, registry=registry)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        if shown.getvalue().startswith("error: "):  # a field's own check
+            sys.stderr.write(shown.getvalue())
+            raise
+        fail(_one_line(shown.getvalue()) or "the arguments could not be read; see --help")
+    sys.stderr.write(shown.getvalue())
+    if not getattr(args, "debug", False):
+        sys.excepthook = _report
+    return args
+
+
+def _integer(type_info: Any) -> Any:
+    """Integers may be written 1e6 or 1_000_000."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    def read(words: list[str]) -> int:
+        try:
+            return int(words[0])
+        except ValueError:
+            number = float(words[0])
+            if not number.is_integer():
+                raise ValueError(f"{words[0]} is not a whole number") from None
+            return int(number)
+
+    if type_info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _one_line(panel: str) -> str:
+    """tyro's boxed message without its frame, its help texts and its footer."""
+    lines = [re.sub(r"^[│╭╰][─ ]*|[─ ]*[│╮╯]$", "", line).strip() for line in panel.splitlines()]
+    lines = [line for line in lines[1:-1] if line]
+    text = " ".join(line for line in lines if not re.match(r"For full helptext|\(default|.*\(default: ", line))
+    text = re.sub(r"Argument helptext:.*", "", text).strip()
+    return f"{text} (--help lists the flags)" if text else ""
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)
+    frames = traceback.extract_tb(trace)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    print(f"error: {kind.__name__}: {text}{where}; --debug shows the traceback", file=sys.stderr)

@@ -1,0 +1,231 @@
+"""Greedy evaluation and its film: beside training, never inside it."""
+
+import contextlib
+import functools
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.args import RunArgs, warn
+from common.envs import make_envs
+from common.run import Run
+
+PARALLEL_ENVS = 10
+FILM_SECONDS = 60
+
+
+def evaluate(policy: Callable[[Tensor], Tensor], args: RunArgs, run: Run, step: int) -> None:
+    """Plays `args.eval_episodes` episodes with `policy` and logs eval/*; the first is filmed.
+
+    Environments, seeds and random generators are its own, so that training goes on as if it had not happened.
+    The same episodes (the same seeds) are played every time. policy.pt is written too. Nothing but that
+    happens with `--eval-episodes 0`.
+
+    Args:
+        policy: a method of a network, [n, ...] observations on the network's device to [n, ...] actions.
+        step: environment steps so far, the x axis.
+    """
+    run.save_policy(policy)
+    if args.eval_episodes == 0:
+        return
+    began = time.monotonic()
+    video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
+    returns, lengths = play(
+        policy, args.env_id, args.eval_episodes, args.seed, video, args.allow_env_import, lambda: run.stop_requested
+    )
+    if run.stop_requested:
+        run.stop(step)
+    metrics = {
+        "eval/episodic_return": float(returns.mean()),
+        "eval/episodic_return_std": float(returns.std()),
+        "eval/episodic_length": float(lengths.mean()),
+    }
+    filmed = video if video is not None and video.exists() else None
+    run.log_evaluation(metrics, step, time.monotonic() - began, filmed)
+
+
+def play(
+    policy: Callable[[Tensor], Tensor],
+    env_id: str,
+    episodes: int,
+    seed: int,
+    video: Path | None = None,
+    allow_import: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    human: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths of `episodes` episodes, float64 and int64 [episodes], in a fixed order.
+
+    Each parallel environment plays a share of the episodes that is fixed beforehand. Taking the first
+    `episodes` to end, whichever environment they come from, would count short ones too often.
+    """
+    num_envs = 1 if human else min(episodes, PARALLEL_ENVS)
+    share = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
+    played: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    network = getattr(policy, "__self__", None)
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
+
+    with _aside(seed, network), contextlib.closing(Camera(video)) as camera:
+        first: Callable[[], gym.Env] | None = None
+        if human:
+            first = functools.partial(gym.make, env_id, render_mode="human")
+        elif video is not None:
+            first = functools.partial(camera.film, env_id)
+        envs = make_envs(env_id, num_envs, allow_import=allow_import, first=first)
+        obs, _ = envs.reset(seed=seed, role=1)
+        while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
+            if env_id.startswith("ALE/") and not played[0] and camera.due():
+                camera.take(_magnified(obs[0, -1].numpy()))
+            with torch.no_grad():
+                actions = policy(obs.to(device))
+            obs, _, _, _, infos = envs.step(actions)
+            for i in np.flatnonzero(infos.get("_episode", ())):
+                if len(played[i]) < share[i]:
+                    played[i].append((float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])))
+        envs.close()
+    order = [played[i % num_envs][i // num_envs] for i in range(episodes) if i // num_envs < len(played[i % num_envs])]
+    returns, lengths = zip(*order, strict=True) if order else ((math.nan,), (0,))
+    return np.array(returns), np.array(lengths)
+
+
+class Camera:
+    """Streams one episode's frames into an mp4 file that browsers play; at most the first minute of it.
+
+    imageio-ffmpeg is fed directly: gymnasium's RecordVideo, through moviepy, takes three times as long.
+    Whatever goes wrong is one warning, and no film.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.on = path is not None
+        self.writer: Any = None
+        self.frames = 0
+        self.set_rate(15.0)  # Atari: 60 frames a second, 4 to an action
+        if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+            os.environ.setdefault("MUJOCO_GL", "egl")
+
+    def set_rate(self, fps: float) -> None:
+        self.stride = math.ceil(fps / 30)  # all of CartPole's 50 frames a second would double the price of a film
+        self.fps = fps / self.stride
+
+    def film(self, env_id: str) -> gym.Env:
+        """An environment whose first episode is filmed."""
+        try:
+            env = gym.make(env_id, render_mode="rgb_array")
+        except Exception as error:
+            self.fail(error)
+            return gym.make(env_id)
+        self.set_rate(float(env.metadata.get("render_fps", 30)))
+        model: Any = getattr(env.unwrapped, "model", None)
+        if hasattr(model, "vis"):  # MuJoCo: shadows and multisampling are 80 of a frame's 90 ms without a GPU
+            model.vis.quality.shadowsize = 0
+            model.vis.quality.offsamples = 0
+        return _Filmed(env, self)
+
+    def due(self) -> bool:
+        """Counts a frame, and says whether it is one to keep."""
+        self.frames += 1
+        keep = (self.frames - 1) % self.stride == 0 and self.frames <= FILM_SECONDS * self.fps * self.stride
+        return self.on and keep
+
+    def take(self, frame: Any) -> None:
+        """Adds `frame`, uint8 [height, width, 3]."""
+        try:
+            if self.writer is None:
+                assert self.path is not None
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.writer = _mp4_writer(self.path.with_suffix(".part.mp4"), frame.shape, self.fps)
+            self.writer.send(np.ascontiguousarray(frame))
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.on = False
+        warn(f"no video: {type(error).__name__}: {error}; --no-capture-video turns filming off")
+
+    def close(self) -> None:
+        if self.writer is None:
+            return
+        assert self.path is not None
+        self.writer.close()
+        part = self.path.with_suffix(".part.mp4")
+        if self.on and part.exists():
+            part.replace(self.path)
+        else:
+            part.unlink(missing_ok=True)
+
+
+class _Filmed(gym.Wrapper):
+    """Renders the first episode, its last frame too: the vector environment resets within the step."""
+
+    def __init__(self, env: gym.Env, camera: Camera) -> None:
+        super().__init__(env)
+        self.camera = camera
+        self.episode = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.episode += 1
+        result = self.env.reset(**kwargs)
+        self._render()
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self._render()
+        return result
+
+    def _render(self) -> None:
+        if self.episode == 1 and self.camera.due():
+            try:
+                self.camera.take(self.env.render())
+            except Exception as error:
+                self.camera.fail(error)
+
+
+def _mp4_writer(path: Path, shape: tuple[int, ...], fps: float) -> Any:
+    import imageio_ffmpeg
+
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (shape[1], shape[0]),
+        fps=fps,
+        macro_block_size=2,  # odd sizes cannot be yuv420p, the one format that all browsers play
+        output_params=["-preset", "veryfast", "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    return writer
+
+
+@contextlib.contextmanager
+def _aside(seed: int, network: Any) -> Iterator[None]:
+    """Puts random generators and the network's training mode back afterwards; inside, draws depend on `seed` alone."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    training = isinstance(network, nn.Module) and network.training
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        if training:
+            network.eval()
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+            if training:
+                network.train()
+
+
+def _magnified(frame: np.ndarray) -> np.ndarray:
+    """ALE's vector environment cannot render: an Atari game is filmed as the agent sees it, four times as large."""
+    return np.repeat(frame.repeat(4, axis=0).repeat(4, axis=1)[:, :, None], 3, axis=2)

@@ -1,0 +1,301 @@
+"""A run: its seeds and device, its directory, and the one `log` that every sink hears."""
+
+import atexit
+import collections
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.args import RunArgs, fail, warn
+from common.sinks import JsonLines, TensorBoard, Wandb
+
+
+def setup(args: RunArgs) -> torch.device:
+    """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on."""
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.torch_threads)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    torch.backends.cudnn.benchmark = not args.torch_deterministic
+    if args.cuda and not torch.cuda.is_available():
+        print("no CUDA GPU found: training on the CPU", flush=True)
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+
+def track(args: RunArgs, device: torch.device) -> "Run":
+    """Makes the run directory and opens every sink.
+
+    `runs_dir/{env_id}__{script}__{seed}__{time}-{random}` holds args.json, metrics.jsonl, TensorBoard's event
+    file, wandb/, source/ and, later, videos/ and policy.pt. With `--no-track` there is no wandb/.
+
+    Ends the process with code 6 if the directory cannot be made.
+    """
+    script = Path(sys.modules[type(args).__module__].__file__ or "interactive.py").resolve()
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{args.env_id}__{script.stem}__{args.seed}__{stamp}-{secrets.token_hex(3)}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip(".-")[-200:]
+    path = Path(args.runs_dir) / name
+    try:
+        path.mkdir(parents=True)
+        commit = _snapshot(script, path / "source")
+        facts = {
+            **dataclasses.asdict(args),
+            "script": script.stem,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": _versions(),
+            "git_commit": commit,
+            "common": str(Path(__file__).parent),
+        }
+        (path / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        fail(f"cannot write the run directory {path}: {error.strerror}; choose another with --runs-dir", code=6)
+    return Run(path, args, facts, script)
+
+
+class Run:
+    """What a script tells its run. Everything a sink can get wrong costs one warning, never the training."""
+
+    def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any], script: Path) -> None:
+        self.dir = path
+        self.args = args
+        self.started = time.monotonic()
+        self.sinks: list[Any] = []
+        self.wandb: Wandb | None = None
+        self._open(lambda: JsonLines(path / "metrics.jsonl"))
+        self._open(lambda: TensorBoard(path, facts))
+        if args.track:
+            self.wandb = self._open(lambda: Wandb(path, args, facts))
+        self._policy: Callable[[Tensor], Tensor] | None = None
+        self._episodes: list[tuple[float, int]] = []
+        self._recent: collections.deque[float] = collections.deque(maxlen=100)
+        self._last_log = (0, time.monotonic())
+        self._paused = 0.0
+        self._console = _Console(args.total_timesteps)
+        self._signal = 0
+        self._finished = False
+        self._old_handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+        atexit.register(self._close, exit_code=1)
+        print(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}: {path}", flush=True)
+
+    def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
+        """Writes one row to every sink, with charts/SPS and the mean of the episodes that ended since the last.
+
+        The only place that reads a tensor's value (and so waits for a GPU). `step` counts environment steps.
+
+        Ends the process with code 4 if a loss is not finite.
+        """
+        values = _read(metrics)
+        for key, value in values.items():
+            if key.endswith("_loss") and not math.isfinite(value):
+                fail(f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards", code=4)
+        now = time.monotonic()
+        last_step, last_time = self._last_log
+        values["charts/SPS"] = (step - last_step) / max(now - last_time - self._paused, 1e-9)
+        self._last_log, self._paused = (step, now), 0.0
+        episodes = {}
+        if self._episodes:
+            returns, lengths = zip(*self._episodes, strict=True)
+            episodes["charts/episodic_return"] = sum(returns) / len(returns)
+            episodes["charts/episodic_length"] = sum(lengths) / len(lengths)
+            self._episodes.clear()
+        self._write(values, step, **episodes)
+        mean_return = sum(self._recent) / len(self._recent) if self._recent else None
+        self._console.progress(step, values["charts/SPS"], mean_return)
+
+    def log_episodes(self, infos: dict[str, Any], step: int) -> None:
+        """Notes the episodes that ended in this step; call it after every `envs.step`.
+
+        metrics.jsonl gets a line for each. TensorBoard and W&B get their mean at the next `log`, so that an
+        environment whose episodes are short does not spend its time on dashboards.
+        It is also where a run stops that was asked to by Ctrl-C or SIGTERM.
+        """
+        if "episode" in infos:
+            for i in np.flatnonzero(infos["_episode"]):
+                r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
+                self._episodes.append((r, length))
+                self._recent.append(r)
+                row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
+                self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, self._time())
+        if self._signal:
+            self.stop(step)
+
+    def log_evaluation(self, metrics: Mapping[str, float], step: int, seconds: float, video: Path | None) -> None:
+        """An evaluation that took `seconds`, which charts/SPS does not count."""
+        self._paused += seconds
+        self._write(dict(metrics), step)
+        if video is not None:
+            self._tell(self.sinks, "video", video, step)
+        mean, std = metrics["eval/episodic_return"], metrics["eval/episodic_return_std"]
+        self._console.line(f"step {step:,}: greedy evaluation {mean:.1f} ± {std:.1f}" + (f"  {video}" if video else ""))
+
+    def save_policy(self, policy: Callable[[Tensor], Tensor]) -> None:
+        """Writes policy.pt now, and again when the run ends or is stopped.
+
+        Args:
+            policy: a method, [n, ...] observations to [n, ...] actions, of a network that is made of
+                `(envs, args)` by a class in the script; `python -m common evaluate` makes it anew.
+
+        Ends the process with code 6 if the file cannot be written.
+        """
+        from common.policy import save_policy
+
+        self._policy = policy
+        try:
+            save_policy(policy, self.dir / "policy.pt")
+        except (OSError, RuntimeError) as error:
+            fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
+
+    def stop(self, step: int) -> None:
+        """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
+        number = self._signal
+        self._close(exit_code=128 + number)
+        fail(f"stopped by {signal.Signals(number).name} at step {step}; what it learnt is in {self.dir}", 128 + number)
+
+    @property
+    def stop_requested(self) -> bool:
+        return bool(self._signal)
+
+    def finish(self) -> None:
+        """Keeps the final policy, closes every sink and says where the run is."""
+        seconds = self._time()
+        self._close(exit_code=0)
+        self._console.line(f"done in {seconds:.1f} s: {self.dir}")
+        if self.wandb is not None:
+            print(self.wandb.where(), flush=True)
+
+    def _close(self, exit_code: int) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        atexit.unregister(self._close)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if self._policy is not None:
+            self.save_policy(self._policy)
+        self._tell(self.sinks, "close", exit_code)
+
+    def _write(self, values: dict[str, float], step: int, **dashboards_only: float) -> None:
+        for sink in list(self.sinks):
+            row = values if isinstance(sink, JsonLines) else {**values, **dashboards_only}
+            self._tell([sink], "log", row, step, self._time())
+
+    def _open(self, make: Callable[[], Any]) -> Any:
+        try:
+            sink = make()
+        except Exception as error:
+            warn(f"no tracking there: {type(error).__name__}: {error}")
+            return None
+        self.sinks.append(sink)
+        return sink
+
+    def _tell(self, sinks: list[Any], method: str, *words: Any) -> None:
+        for sink in list(sinks):
+            try:
+                getattr(sink, method)(*words)
+            except Exception as error:
+                self.sinks.remove(sink)
+                warn(f"{sink.name} failed and is off for the rest of the run: {type(error).__name__}: {error}")
+
+    def _time(self) -> float:
+        return time.monotonic() - self.started
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signal = number
+        for known in self._old_handlers:
+            signal.signal(known, signal.SIG_DFL)
+        os.write(2, b"\nstopping at the next step (again: at once)\n")
+
+
+class _Console:
+    """One line that renews itself in a terminal; a line every tenth of the run in a redirected log."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.terminal = sys.stdout.isatty()
+        self.started = time.monotonic()
+        self.last_time = -math.inf
+        self.last_tenth = -1
+
+    def progress(self, step: int, sps: float, mean_return: float | None) -> None:
+        now = time.monotonic()
+        tenth = 10 * step // self.total
+        if now - self.last_time < 0.5 if self.terminal else tenth == self.last_tenth:
+            return
+        self.last_time, self.last_tenth = now, tenth
+        left = (self.total - step) / max(step, 1) * (now - self.started)
+        parts = [f"{step:>9,}/{self.total:,} steps", f"{sps:,.0f} steps/s", f"{_clock(left)} left"]
+        if mean_return is not None:
+            parts.insert(1, f"return {mean_return:.1f}")
+        text = "  ".join(parts)
+        print(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+
+    def line(self, text: str) -> None:
+        print(f"\r{text:<78}" if self.terminal else text, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Python numbers; all tensors in one transfer."""
+    tensors = [key for key, value in metrics.items() if isinstance(value, Tensor)]
+    read = torch.stack([metrics[key].detach().float() for key in tensors]).tolist() if tensors else []  # type: ignore[union-attr]
+    return {
+        **{key: float(value) for key, value in metrics.items() if key not in tensors},
+        **dict(zip(tensors, read, strict=True)),
+    }
+
+
+def _snapshot(script: Path, target: Path) -> str | None:
+    """Copies the script as it runs, and the repository's commit and uncommitted changes if it is in one."""
+    target.mkdir()
+    shutil.copy2(script, target / script.name)
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=script.parent, capture_output=True, text=True, check=True, timeout=5
+        ).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        (target / "uncommitted.diff").write_text(git("diff", "HEAD"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,29 @@
+"""When to do something that is due every so many environment steps."""
+
+
+class Every:
+    """Counts the multiples of `interval` that the step counter has passed since the last call.
+
+    The counter advances by `num_envs` at a time, so `step % interval == 0` may never be true; this is
+    right for any stride. With `start`, multiples are counted from there, and nothing is due before.
+    An interval of 0 is never due.
+
+        train_due = Every(args.train_frequency, start=args.learning_starts)
+        for _ in range(train_due(global_step)):
+            ...
+    """
+
+    def __init__(self, interval: int, start: int = 0) -> None:
+        if interval < 0:
+            raise ValueError(f"interval must be 0 (never) or more environment steps, not {interval}")
+        self.interval = interval
+        self.start = start
+        self.passed = 0
+
+    def __call__(self, step: int) -> int:
+        if self.interval == 0 or step < self.start:
+            return 0
+        passed = (step - self.start) // self.interval
+        due = passed - self.passed
+        self.passed = passed
+        return due

@@ -1,0 +1,152 @@
+"""Where metrics go: plain JSON lines, TensorBoard, Weights & Biases. One method each for rows and for videos."""
+
+import json
+import math
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.args import RunArgs
+
+
+class JsonLines:
+    name = "metrics.jsonl"
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", buffering=1)
+
+    def log(self, row: dict[str, float], step: int, seconds: float) -> None:
+        plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self.file.write(json.dumps({"global_step": step, "time": round(seconds, 3), **plain}) + "\n")
+
+    def video(self, path: Path, step: int) -> None:
+        pass
+
+    def close(self, exit_code: int) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    name = "TensorBoard"
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(path))
+        table = "|argument|value|\n|-|-|\n" + "\n".join(f"|{key}|{value}|" for key, value in facts.items())
+        self.writer.add_text("hyperparameters", table)
+
+    def log(self, row: dict[str, float], step: int, seconds: float) -> None:
+        for key, value in row.items():
+            self.writer.add_scalar(key, value, step)
+
+    def video(self, path: Path, step: int) -> None:
+        pass
+
+    def close(self, exit_code: int) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """Weights & Biases: online where the user is logged in and the server answers, else offline on disk.
+
+    Never prompts, never waits for a server longer than the timeouts below. `global_step` is the x axis of every
+    metric. gymnasium >= 1.0 breaks wandb's own monitor_gym, and sync_tensorboard writes all of it twice with
+    another x axis, so neither is used.
+    """
+
+    name = "W&B"
+    LOGIN_TIMEOUT = 5  # seconds; unreachable networks are found out by this
+    INIT_TIMEOUT = 20
+    FINISH_TIMEOUT = 60  # what has not been uploaded by then stays on disk
+
+    def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any]) -> None:
+        # Files of artifacts wait for their upload in the run directory, not in the user's home.
+        os.environ.setdefault("WANDB_DATA_DIR", str((path / "wandb").absolute()))
+        import wandb
+
+        self.wandb = wandb
+        self.path = path
+        self.mode = self._mode()
+
+        def init(mode: Any) -> Any:
+            return wandb.init(
+                project=args.wandb_project,
+                entity=args.wandb_entity,
+                group=args.wandb_group,
+                name=args.wandb_name or path.name,
+                tags=list(args.wandb_tags),
+                notes=args.wandb_notes,
+                job_type="train",
+                config=facts,
+                dir=path,
+                mode=mode,
+                save_code=True,
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=self.INIT_TIMEOUT,
+                    finish_timeout=self.FINISH_TIMEOUT,
+                    # wandb's own 15 seconds are what a killed run would lose
+                    x_transaction_log_flush_interval=2,
+                ),
+            )
+
+        try:
+            self.run = init(self.mode)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            if self.mode != "online":
+                raise
+            print(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", file=sys.stderr)
+            wandb.teardown(1)  # a failed init keeps its id in use
+            self.mode = "offline"
+            self.run = init(self.mode)
+        self.run.define_metric("global_step")
+        self.run.define_metric("*", step_metric="global_step")
+        # save_code finds no script that lies outside of the current folder
+        self.run.save(str(path / "source" / "*"), base_path=str(path), policy="now")
+        self.artifact = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
+
+    def log(self, row: dict[str, float], step: int, seconds: float) -> None:
+        self.run.log({**row, "global_step": step}, step=step)
+
+    def video(self, path: Path, step: int) -> None:
+        self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
+
+    def close(self, exit_code: int) -> None:
+        if (self.path / "policy.pt").exists() and self.mode != "disabled":
+            policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
+            policy.add_file(str(self.path / "policy.pt"))
+            policy.add_file(str(self.path / "args.json"))
+            self.run.log_artifact(policy)
+        self.run.finish(exit_code=exit_code)
+
+    def where(self) -> str:
+        if self.mode == "disabled":
+            return "W&B: disabled by WANDB_MODE"
+        if self.mode == "online":
+            return f"W&B: {self.run.url}"
+        folder = shlex.quote(str(self.path / "wandb" / Path(self.run.settings.sync_dir).name))
+        return f"W&B offline: upload with  wandb sync {folder}  or look at it with  wandb leet {folder}"
+
+    def _mode(self) -> str:
+        wanted = os.environ.get("WANDB_MODE", "online")
+        if wanted != "online":
+            return wanted
+        errors = self.wandb.errors
+        self.wandb.setup(self.wandb.Settings(silent=True))  # reads the environment before the next line changes it
+        before = os.environ.get("WANDB_HTTP_TIMEOUT")
+        os.environ["WANDB_HTTP_TIMEOUT"] = str(self.LOGIN_TIMEOUT)
+        try:
+            return "online" if self.wandb.login(prompt=False, verify=True) else "offline"
+        except (errors.AuthenticationError, errors.UsageError, errors.CommError) as error:
+            print(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", file=sys.stderr)
+            return "offline"
+        finally:
+            if before is None:
+                del os.environ["WANDB_HTTP_TIMEOUT"]
+            else:
+                os.environ["WANDB_HTTP_TIMEOUT"] = before

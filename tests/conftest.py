@@ -1,0 +1,68 @@
+"""Every test is logged out of W&B, and no test leaves anything in the folder it is started from."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+import worlds  # noqa: E402, F401
+
+
+@pytest.fixture(autouse=True)
+def logged_out(tmp_path_factory, monkeypatch):
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for `worlds:` ids in subprocesses
+
+
+def load(script: Path | str):
+    """A script as a module; `load("dqn")` is algos/dqn.py."""
+    path = ROOT / "algos" / f"{script}.py" if isinstance(script, str) else script
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=()):
+    """Runs algos/{script}.py as a user does; returns the finished process."""
+    path = ROOT / "algos" / f"{script}.py" if isinstance(script, str) else script
+    done = subprocess.run(
+        [*wrap, sys.executable, str(path), *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def only_run(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir: Path):
+    import torch
+
+    return torch.load(run_dir / "policy.pt", weights_only=True)["state_dict"]

@@ -1,0 +1,196 @@
+"""What a vector environment hands out, against environments that know the truth (P1, P2, P9, P17, P24, P32)."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from common import final_obs, make_envs
+from common.envs import MAX_ENVS, Envs, env_seeds
+
+IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0"]
+
+
+def play(envs, steps):
+    """Every transition as (env, obs, next_obs, reward, terminated, truncated), and the episodes reported."""
+    obs, _ = envs.reset(seed=1)
+    transitions, episodes = [], []
+    for _ in range(steps):
+        next_obs, rewards, terminations, truncations, infos = envs.step(torch.zeros(envs.num_envs, dtype=torch.int64))
+        last = final_obs(next_obs, infos)
+        for i in range(envs.num_envs):
+            transitions.append(
+                (i, float(obs[i]), float(last[i]), float(rewards[i]), bool(terminations[i]), bool(truncations[i]))
+            )
+            if "episode" in infos and infos["_episode"][i]:
+                episodes.append((i, infos["episode"]["r"][i], infos["episode"]["l"][i]))
+        obs = next_obs
+    return transitions, episodes
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("num_envs", [1, 3, 7])
+@pytest.mark.parametrize("async_envs", [False, True])
+def test_every_transition_is_a_true_one(env_id, num_envs, async_envs):
+    if async_envs and (num_envs == 7 or env_id not in ("Mixed-v0", "Truncating-v0")):
+        pytest.skip("a few of these are enough for worker processes")
+    envs = make_envs(env_id, num_envs, async_envs)
+    transitions, episodes = play(envs, 60)
+    envs.close()
+    assert len(transitions) == 60 * num_envs
+
+    spec = gym.spec(env_id).kwargs
+    lengths, ends = spec.get("lengths", (3, 5, 2)), spec.get("ends", "Tt")
+    for i in range(num_envs):
+        mine = [t[1:] for t in transitions if t[0] == i]
+        # The truth, from the definition of Counter: episode k, time t.
+        truth, returns = [], []
+        k = 0
+        while len(truth) < 60:
+            n, end = lengths[k % len(lengths)], ends[k % len(ends)]
+            for t in range(n):
+                over = t == n - 1
+                truth.append((1000.0 * k + t, 1000.0 * k + t + 1, t + 1.0, over and end in "TB", over and end in "tB"))
+            if len(truth) <= 60:
+                returns.append((n * (n + 1) / 2, n))
+            k += 1
+        assert mine == truth[:60]
+        assert [(r, length) for j, r, length in episodes if j == i] == returns
+
+
+def test_next_step_autoreset_is_refused():
+    # Its step after an end is no transition (P1); nothing here would notice.
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+        with pytest.raises(ValueError, match="SAME_STEP"):
+            Envs(SyncVectorEnv([lambda: gym.make("Mixed-v0")], autoreset_mode=mode))
+
+
+def test_observations_are_copies_in_the_right_dtype():
+    envs = make_envs("Mixed64-v0", 2)
+    obs, _ = envs.reset(seed=1)
+    assert obs.dtype == torch.float32
+    before = obs.clone()
+    next_obs, rewards, terminations, truncations, _ = envs.step(torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(obs, before)
+    assert rewards.dtype == torch.float32
+    assert terminations.dtype == truncations.dtype == torch.bool
+    kept = rewards.clone(), terminations.clone()
+    envs.step(torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(rewards, kept[0])
+    assert torch.equal(terminations, kept[1])
+    assert make_envs("Pixels-v0", 1).reset(seed=1)[0].dtype == torch.uint8
+
+
+def test_box_actions_are_clipped_to_the_bounds_of_their_dimension():
+    envs = make_envs("Reach-v0", 2)
+    envs.reset(seed=1)
+    obs, *_ = envs.step(torch.tensor([[5.0, 5.0], [-0.5, -5.0]]))
+    assert obs.tolist() == [[1.0, 2.0], [-0.5, -2.0]]
+
+
+def test_discrete_actions_count_from_zero_whatever_the_space_starts_at():
+    envs = make_envs("Shifted-v0", 2)
+    envs.reset(seed=1)
+    obs, *_ = envs.step(torch.tensor([0, 1]))
+    assert obs.flatten().tolist() == [3.0, 4.0]
+
+
+def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
+    for life_loss in (True, False):
+        envs = make_envs("Lives-v0", 1, life_loss=life_loss)
+        obs, _ = envs.reset(seed=1)
+        seen, episodes = [], []
+        for _ in range(24):
+            next_obs, _, terminations, _, infos = envs.step(torch.zeros(1, dtype=torch.int64))
+            seen.append((float(obs), float(final_obs(next_obs, infos)), bool(terminations)))
+            if "episode" in infos:
+                episodes.append((infos["episode"]["r"][0], infos["episode"]["l"][0]))
+            obs = next_obs
+        every = 4 if life_loss else 12
+        assert seen == [(t % 12, t % 12 + 1, (t + 1) % every == 0) for t in range(24)]
+        assert episodes == [(12.0, 12), (12.0, 12)]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_seeds_decide_the_episodes(num_envs):
+    def observations(seed, async_envs=False, role=0):
+        envs = make_envs("CartPole-v1", num_envs, async_envs)
+        obs = [envs.reset(seed=seed, role=role)[0]]
+        for t in range(60):
+            obs.append(envs.step(torch.full((num_envs,), t % 2))[0])
+        envs.close()
+        return torch.stack(obs)
+
+    assert torch.equal(observations(3), observations(3))
+    assert torch.equal(observations(3), observations(3, async_envs=True))
+    assert not torch.equal(observations(3), observations(4))
+    assert not torch.equal(observations(3), observations(3, role=1))
+
+
+def test_seeds_of_environments_never_overlap():
+    seeds = [s for seed in range(40) for role in (0, 1) for s in env_seeds(seed, 64, role)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(env_seeds(2**62, MAX_ENVS, 1)) < 2**31
+    assert len(set(env_seeds(2**62, MAX_ENVS, 1) + env_seeds(2**62, MAX_ENVS, 0))) == 2 * MAX_ENVS
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("CartPol-v1", "Did you mean: `CartPole`"),
+        ("CartPole-v7", "`v0`, `v1`"),
+        ("Nothing/Here-v0", "Nothing"),
+        ("FrozenLake-v1", "Box observations"),
+        ("worlds:Mixed-v0", "--allow-env-import"),
+        ("HalfCheetah-v2", "gymnasium-robotics"),
+    ],
+)
+def test_an_environment_that_cannot_be_had_is_one_line(env_id, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make_envs(env_id, 1)
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert says in line
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    import sys
+
+    for env_id, module, extra in (("LunarLander-v3", "Box2D", "box2d"), ("ALE/Pong-v5", "ale_py", "atari")):
+        for name in [name for name in sys.modules if name.split(".")[0] == module or "box2d" in name]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, module, None)  # the import fails as if it were not installed
+        with pytest.raises(SystemExit) as stop:
+            make_envs(env_id, 1)
+        assert stop.value.code == 2
+        assert f'pip install -e ".[{extra}]"' in capsys.readouterr().err
+
+
+def test_atari_is_native_and_keeps_the_true_score():
+    pytest.importorskip("ale_py")
+    envs = make_envs("ALE/Breakout-v5", 2, life_loss=True)
+    obs, infos = envs.reset(seed=1)
+    assert obs.shape == (2, 4, 84, 84)
+    assert obs.dtype == torch.uint8
+    rng = np.random.default_rng(0)
+    lives, terminations_seen, games = np.array(infos["lives"]), 0, []
+    score = np.zeros(2)
+    for _ in range(900):
+        next_obs, rewards, terminations, truncations, infos = envs.step(torch.tensor(rng.integers(0, 4, 2)))
+        last = final_obs(next_obs, infos)
+        score += rewards.numpy()
+        # Frame stacks of every transition overlap by three frames: no reset frame was stored as a next one.
+        assert torch.equal(last[:, :3], obs[:, 1:])
+        for i in range(2):
+            ended = "episode" in infos and infos["_episode"][i]
+            assert bool(terminations[i]) == bool(ended or infos["lives"][i] < lives[i])
+            terminations_seen += bool(terminations[i])
+            if ended:
+                games.append(infos["episode"]["r"][i])
+                assert games[-1] == score[i]
+                score[i] = 0
+        lives = np.array(infos["lives"])
+        obs = next_obs
+    assert terminations_seen >= 4 * len(games) > 0
+    assert not truncations.any()

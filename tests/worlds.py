@@ -1,0 +1,196 @@
+"""Environments whose right answers are known. Registered by importing this module (also as `worlds:Name-v0`)."""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+
+class Counter(gym.Env):
+    """obs = 1000 * episode + t, so every true transition has next_obs = obs + 1. Ends as its arguments say.
+
+    Episode k lasts `lengths[k % len(lengths)]` steps and ends by termination where `ends[k % len(ends)]` is "T",
+    by truncation where it is "t", by both where it is "B". The reward is t + 1 (1, 2, 3 ...).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, lengths=(3, 5, 2), ends="Tt", dtype=np.float32, render_mode=None):
+        self.observation_space = Box(-np.inf, np.inf, (1,), dtype)
+        self.action_space = Discrete(2)
+        self.lengths, self.ends, self.dtype = lengths, ends, dtype
+        self.render_mode = render_mode
+        self.episode, self.t = -1, 0
+
+    def _obs(self):
+        return np.array([1000 * self.episode + self.t], self.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t >= self.lengths[self.episode % len(self.lengths)]
+        end = self.ends[self.episode % len(self.ends)]
+        return self._obs(), float(self.t), over and end in "TB", over and end in "tB", {}
+
+    def render(self):
+        return np.full((40, 60, 3), min(self.t * 20, 255), np.uint8)
+
+
+class Probe(gym.Env):
+    """Andy Jones's probe environments (andyljones.com/posts/rl-debugging.html): each isolates one thing to get right.
+
+    "constant": one step, reward 1. "obs": one step, reward = observation (±1). "discount": two steps, reward 1 at
+    the end. "action": one step, reward ±1 by the action. "both": one step, reward ±1 by action and observation.
+    """
+
+    def __init__(self, kind="constant"):
+        self.kind = kind
+        self.observation_space = Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+
+    def _obs(self):
+        return np.array([self.x], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 0.0
+        if self.kind in ("obs", "both"):
+            self.x = float(self.np_random.choice((-1.0, 1.0)))
+        return self._obs(), {}
+
+    def step(self, action):
+        sign = 1.0 if action == 1 else -1.0
+        if self.kind == "discount":
+            if self.x == 0.0:
+                self.x = 1.0
+                return self._obs(), 0.0, False, False, {}
+            return self._obs(), 1.0, True, False, {}
+        reward = {"constant": 1.0, "obs": self.x, "action": sign, "both": sign * self.x}[self.kind]
+        return self._obs(), reward, True, False, {}
+
+
+class Endless(gym.Env):
+    """Reward 1 for ever; only a time limit cuts it, so the value is 1 / (1 - gamma) whatever the limit."""
+
+    def __init__(self):
+        self.observation_space = Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, False, {}
+
+
+class Reach(gym.Env):
+    """Box actions with different bounds per dimension; the observation is the action that arrived."""
+
+    def __init__(self):
+        self.observation_space = Box(-10.0, 10.0, (2,), np.float64)
+        self.action_space = Box(np.array([-1.0, -2.0], np.float32), np.array([1.0, 2.0], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action):
+        return np.asarray(action, np.float64), 0.0, False, False, {}
+
+
+class Shifted(gym.Env):
+    """Discrete actions that start at 3; the observation is the action that arrived."""
+
+    def __init__(self):
+        self.observation_space = Box(0.0, 10.0, (1,), np.float32)
+        self.action_space = Discrete(2, start=3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.array([action], np.float32), 0.0, False, False, {}
+
+
+class Pixels(gym.Env):
+    """uint8 images [2, 36, 40]; the first pixel is bright where action 1 is right."""
+
+    def __init__(self):
+        self.observation_space = Box(0, 255, (2, 36, 40), np.uint8)
+        self.action_space = Discrete(2)
+
+    def _obs(self):
+        return np.full((2, 36, 40), 255 * self.bright, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.bright = int(self.np_random.integers(2))
+        return self._obs(), {}
+
+    def step(self, action):
+        return self._obs(), 5.0 if action == self.bright else -5.0, True, False, {}
+
+
+class Lives(gym.Env):
+    """A game of three lives, one lost every fourth step; reward 1 a step."""
+
+    def __init__(self):
+        self.observation_space = Box(0.0, 100.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {"lives": 3}
+
+    def step(self, action):
+        self.t += 1
+        lives = 3 - self.t // 4
+        return np.array([self.t], np.float32), 1.0, lives == 0, False, {"lives": lives}
+
+
+class Broken(gym.Env):
+    """Raises in its fifth step."""
+
+    def __init__(self):
+        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+        self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.t == 5:
+            raise OSError("the simulator\nwent away")
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def _register(name: str, entry: Any, **kwargs: Any) -> None:
+    if name not in gym.registry:
+        gym.register(name, entry_point=entry, **kwargs)
+
+
+_register("Mixed-v0", Counter)
+_register("Terminating-v0", Counter, kwargs={"ends": "T"})
+_register("Truncating-v0", Counter, kwargs={"ends": "t"})
+_register("BothAtOnce-v0", Counter, kwargs={"ends": "B"})
+_register("Uneven-v0", Counter, kwargs={"lengths": (1, 30, 4)})
+_register("Mixed64-v0", Counter, kwargs={"dtype": np.float64})
+for _kind in ("constant", "obs", "discount", "action", "both"):
+    _register(f"Probe-{_kind}-v0", Probe, kwargs={"kind": _kind})
+_register("Endless-v0", Endless, max_episode_steps=5)
+_register("Reach-v0", Reach)
+_register("Shifted-v0", Shifted)
+_register("Pixels-v0", Pixels)
+_register("Lives-v0", Lives)
+_register("Broken-v0", Broken)
