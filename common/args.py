@@ -14,6 +14,10 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+# CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
+ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "learning_starts"}
+SHARES = {"gamma", "tau", "start_e", "end_e", "exploration_fraction"}
+
 
 @dataclass
 class RunArgs:
@@ -68,15 +72,26 @@ class RunArgs:
             flag = "--" + field.name.replace("_", "-")
             if isinstance(value, float) and not math.isfinite(value):
                 fail(f"{flag} must be a finite number, not {value}")
-            if isinstance(value, int) and value < 0:
-                fail(f"{flag} must not be negative, but is {value}")
-        for name in ("total_timesteps", "num_envs", "torch_threads"):
-            if getattr(self, name) < 1:
-                fail(f"--{name.replace('_', '-')} must be at least 1")
+            if isinstance(value, int) and not isinstance(value, bool):
+                least = 0 if field.name in ZERO_MEANS_SOMETHING or field.name.endswith("_interval") else 1
+                if value < least:
+                    fail(f"{flag} must be at least {least}, not {value}")
+            if field.name in SHARES and not 0 <= value <= 1:
+                fail(f"{flag} must be between 0 and 1, not {value}")
+        buffer_size, batch_size = getattr(self, "buffer_size", None), getattr(self, "batch_size", 1)
+        if buffer_size is not None and buffer_size < max(self.num_envs, batch_size):
+            fail(f"--buffer-size {buffer_size} holds no batch of {batch_size} from {self.num_envs} environments")
+        if getattr(self, "learning_starts", 0) >= self.total_timesteps:
+            warn(f"nothing will be learnt: --learning-starts is not below --total-timesteps {self.total_timesteps}")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the process with one line on stderr. Codes: 2 arguments, 4 non-finite numbers, 5 environment, 6 storage."""
+    """Ends the process with one line on stderr; with --debug, below the traceback of the exception in hand.
+
+    Codes: 2 arguments, 3 checkpoint or policy, 4 non-finite numbers, 5 environment, 6 storage, 128 + n signal n.
+    """
+    if "--debug" in sys.argv and sys.exc_info()[0] is not None:
+        traceback.print_exc()
     print("error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
 
@@ -102,7 +117,7 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        if shown.getvalue().startswith("error: "):  # a field's own check
+        if "error: " in shown.getvalue():  # a field's own check
             sys.stderr.write(shown.getvalue())
             raise
         fail(_one_line(shown.getvalue()) or "the arguments could not be read; see --help")

@@ -1,5 +1,6 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +82,7 @@ class Envs:
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)
         except Exception as error:
-            raise RuntimeError(f"the environment failed in step(): {type(error).__name__}: {error}") from error
+            fail(f"the environment failed in step(): {type(error).__name__}: {error}", code=5)
         self._returns += rewards
         self._lengths += 1
         next_obs = self._tensor(obs)
@@ -121,12 +122,10 @@ def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
 
 
 def env_seeds(seed: int, num_envs: int, role: int = 0) -> list[int]:
-    """Seeds below 2**31 (ALE takes no more) that no two environments of a run share.
+    """Seeds below 2**31 (ALE takes no more) that no two environments of a run share; `num_envs` at most MAX_ENVS.
 
     `role` 0 is training, 1 evaluation. Runs share none either while their `seed`s differ by less than 2**18.
     """
-    if num_envs > MAX_ENVS:
-        fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
     return [((2 * seed + role) * MAX_ENVS + i) % 2**31 for i in range(num_envs)]
 
 
@@ -157,7 +156,12 @@ def make_envs(
         fail(
             f"--env-id {env_id} would import and run {env_id.split(':')[0]!r}; if you trust it, add --allow-env-import"
         )
+    if num_envs > MAX_ENVS:
+        fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
     try:
+        module, _, env_id = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
         if env_id.startswith("ALE/"):
             vector = _atari(env_id, num_envs)
         else:
@@ -190,8 +194,7 @@ def make_envs(
 def _gymnasium(
     env_id: str, num_envs: int, async_envs: bool, first: Callable[[], gym.Env] | None
 ) -> gym.vector.VectorEnv:
-    spec = gym.spec(env_id)
-    if "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco"):
+    if "mujoco" in str(gym.spec(env_id).entry_point) and importlib.util.find_spec("mujoco"):
         import mujoco
 
         # mujoco 4 prints a harmless warning for gymnasium's models and logs it to a file in the current folder.

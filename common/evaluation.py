@@ -68,6 +68,7 @@ def play(
     Each parallel environment plays a share of the episodes that is fixed beforehand. Taking the first
     `episodes` to end, whichever environment they come from, would count short ones too often.
     """
+    name = env_id.rpartition(":")[2]  # make_envs imports the module of module:Env-v0
     num_envs = 1 if human else min(episodes, PARALLEL_ENVS)
     share = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
@@ -77,9 +78,9 @@ def play(
     with _aside(seed, network), contextlib.closing(Camera(video)) as camera:
         first: Callable[[], gym.Env] | None = None
         if human:
-            first = functools.partial(gym.make, env_id, render_mode="human")
+            first = functools.partial(gym.make, name, render_mode="human")
         elif video is not None:
-            first = functools.partial(camera.film, env_id)
+            first = functools.partial(camera.film, name)
         envs = make_envs(env_id, num_envs, allow_import=allow_import, first=first)
         obs, _ = envs.reset(seed=seed, role=1)
         while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():

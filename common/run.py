@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from common.args import RunArgs, fail, warn
-from common.sinks import JsonLines, TensorBoard, Wandb
+from common.sinks import JsonLines, Sink, TensorBoard, Wandb
 
 
 def setup(args: RunArgs) -> torch.device:
@@ -81,7 +81,7 @@ class Run:
         self.dir = path
         self.args = args
         self.started = time.monotonic()
-        self.sinks: list[Any] = []
+        self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
         self._open(lambda: JsonLines(path / "metrics.jsonl"))
         self._open(lambda: TensorBoard(path, facts))
@@ -168,6 +168,7 @@ class Run:
         try:
             save_policy(policy, self.dir / "policy.pt")
         except (OSError, RuntimeError) as error:
+            self._policy = None
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
     def stop(self, step: int) -> None:
@@ -213,12 +214,13 @@ class Run:
         self.sinks.append(sink)
         return sink
 
-    def _tell(self, sinks: list[Any], method: str, *words: Any) -> None:
+    def _tell(self, sinks: Iterable[Sink], method: str, *words: Any) -> None:
         for sink in list(sinks):
             try:
                 getattr(sink, method)(*words)
             except Exception as error:
                 self.sinks.remove(sink)
+                sink.drop()
                 warn(f"{sink.name} failed and is off for the rest of the run: {type(error).__name__}: {error}")
 
     def _time(self) -> float:

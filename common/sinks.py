@@ -1,18 +1,40 @@
 """Where metrics go: plain JSON lines, TensorBoard, Weights & Biases. One method each for rows and for videos."""
 
+import contextlib
 import json
+import logging
 import math
 import os
 import re
 import shlex
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from common.args import RunArgs
 
 
-class JsonLines:
+class Sink:
+    """Where rows go. Any method may raise: the run then warns once and drops the sink."""
+
+    name: str
+
+    def log(self, row: dict[str, float], step: int, seconds: float) -> None:
+        raise NotImplementedError
+
+    def video(self, path: Path, step: int) -> None:
+        """Most sinks show no videos; the file lies in the run directory in any case."""
+
+    def close(self, exit_code: int) -> None:
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Called after a failure; nothing is logged any more."""
+
+
+class JsonLines(Sink):
     name = "metrics.jsonl"
 
     def __init__(self, path: Path) -> None:
@@ -22,19 +44,17 @@ class JsonLines:
         plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self.file.write(json.dumps({"global_step": step, "time": round(seconds, 3), **plain}) + "\n")
 
-    def video(self, path: Path, step: int) -> None:
-        pass
-
     def close(self, exit_code: int) -> None:
         self.file.close()
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     name = "TensorBoard"
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _but_tensorboard(threading.excepthook)
         self.writer = SummaryWriter(str(path))
         table = "|argument|value|\n|-|-|\n" + "\n".join(f"|{key}|{value}|" for key, value in facts.items())
         self.writer.add_text("hyperparameters", table)
@@ -43,14 +63,21 @@ class TensorBoard:
         for key, value in row.items():
             self.writer.add_scalar(key, value, step)
 
-    def video(self, path: Path, step: int) -> None:
-        pass
-
     def close(self, exit_code: int) -> None:
         self.writer.close()
 
 
-class Wandb:
+def _but_tensorboard(hook: Any) -> Any:
+    """The writer thread's exception is raised by the next `add_scalar` too, and warned of there."""
+
+    def filtered(failure: Any) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            hook(failure)
+
+    return filtered
+
+
+class Wandb(Sink):
     """Weights & Biases: online where the user is logged in and the server answers, else offline on disk.
 
     Never prompts, never waits for a server longer than the timeouts below. `global_step` is the x axis of every
@@ -68,7 +95,9 @@ class Wandb:
         os.environ.setdefault("WANDB_DATA_DIR", str((path / "wandb").absolute()))
         import wandb
 
+        logging.raiseExceptions = False  # a log file of wandb's on a full disk is not worth a page of traceback
         self.wandb = wandb
+        self.late = False
         self.path = path
         self.mode = self._mode()
 
@@ -122,15 +151,23 @@ class Wandb:
             policy.add_file(str(self.path / "policy.pt"))
             policy.add_file(str(self.path / "args.json"))
             self.run.log_artifact(policy)
+        began = time.monotonic()
         self.run.finish(exit_code=exit_code)
+        self.late = self.mode == "online" and time.monotonic() - began >= self.FINISH_TIMEOUT
+
+    def drop(self) -> None:
+        self.late = True
+        with contextlib.suppress(Exception):  # or wandb's exit handler fails loudly on its dead process
+            self.wandb.teardown(1)
 
     def where(self) -> str:
         if self.mode == "disabled":
             return "W&B: disabled by WANDB_MODE"
-        if self.mode == "online":
+        if self.mode == "online" and not self.late:
             return f"W&B: {self.run.url}"
+        online = "--include-online " if self.mode == "online" else ""
         folder = shlex.quote(str(self.path / "wandb" / Path(self.run.settings.sync_dir).name))
-        return f"W&B offline: upload with  wandb sync {folder}  or look at it with  wandb leet {folder}"
+        return f"W&B offline: upload with  wandb sync {online}{folder}  or look at it with  wandb leet {folder}"
 
     def _mode(self) -> str:
         wanted = os.environ.get("WANDB_MODE", "online")

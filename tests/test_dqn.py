@@ -157,9 +157,7 @@ def test_every_episode_is_logged_once_and_every_stored_transition_is_true(env_id
             super().add(**step)
 
     monkeypatch.setattr(common, "ReplayBuffer", Spy)
-    run = train(
-        tmp_path, env_id=env_id, total_timesteps=300, num_envs=num_envs, learning_starts=50, learning_rate=1e-5
-    )
+    run = train(tmp_path, env_id=env_id, total_timesteps=300, num_envs=num_envs, learning_starts=50, learning_rate=1e-5)
     for step in stored:
         assert torch.equal(step["next_obs"], step["obs"] + 1)
     lengths = {"Uneven-v0": (1, 30, 4)}.get(env_id, (3, 5, 2))

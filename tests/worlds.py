@@ -1,5 +1,6 @@
 """Environments whose right answers are known. Registered by importing this module (also as `worlds:Name-v0`)."""
 
+import time
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -175,6 +176,24 @@ class Broken(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+class Stuck(gym.Env):
+    """Its fifth step never returns."""
+
+    def __init__(self):
+        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+        self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        while self.t == 5:
+            time.sleep(0.1)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
 def _register(name: str, entry: Any, **kwargs: Any) -> None:
     if name not in gym.registry:
         gym.register(name, entry_point=entry, **kwargs)
@@ -194,3 +213,4 @@ _register("Shifted-v0", Shifted)
 _register("Pixels-v0", Pixels)
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
+_register("Stuck-v0", Stuck)

@@ -1,0 +1,663 @@
+"""The contract end to end, as a user meets it: logged out, from another folder, and with things going wrong."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, load, only_run, rows, run_script, weights
+from fake_wandb import FakeWandb
+
+import common
+
+SMALL = ["--env-id", "CartPole-v1", "--total-timesteps", 1500, "--learning-starts", 200, "--eval-episodes", 3]
+KEYS = {
+    "charts/episodic_return",
+    "charts/episodic_length",
+    "charts/SPS",
+    "charts/learning_rate",
+    "charts/epsilon",
+    "losses/td_loss",
+    "losses/q_values",
+    "eval/episodic_return",
+    "eval/episodic_return_std",
+    "eval/episodic_length",
+}
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+def wandb_records(run_dir):
+    """What wandb itself reads in an offline run, one dictionary a record."""
+    (folder,) = (run_dir / "wandb").glob("*run-*")
+    out = subprocess.run([WANDB, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
+    return folder, [json.loads(line) for line in out.stdout.splitlines()]
+
+
+def of_kind(records, kind):
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def scalars(run_dir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def main_run(tmp_path_factory):
+    """The main job, shortened; from a folder that is not the repository."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    env = {"HOME": str(cwd / "home"), "WANDB_CONFIG_DIR": str(cwd / "home")}
+    done = run_script(*SMALL, "--cuda", "--eval-interval", 600, "--wandb-tags", "a", "b", cwd=cwd, env=env)
+    return done, only_run(cwd / "runs"), cwd
+
+
+def test_it_says_what_a_user_needs_and_nothing_else(main_run):
+    done, run_dir, _ = main_run
+    lines = done.stdout.splitlines()
+    assert done.stderr == ""
+    if not torch.cuda.is_available():
+        assert lines[0] == "no CUDA GPU found: training on the CPU"
+    assert sum("steps/s" in line for line in lines) <= 11
+    assert "\r" not in done.stdout
+    assert sum("greedy evaluation" in line for line in lines) == 3
+    assert f"runs/{run_dir.name}" in lines[-2]
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    assert f"wandb sync runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
+    assert f"wandb leet runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
+
+
+def test_the_run_directory_is_complete(main_run):
+    _, run_dir, _ = main_run
+    assert re.fullmatch(r"CartPole-v1__dqn__1__\d{8}-\d{6}-[0-9a-f]{6}", run_dir.name)
+    names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in run_dir.iterdir()}
+    assert names == {
+        "args.json",
+        "metrics.jsonl",
+        "events.out.tfevents",
+        "wandb",
+        "videos",
+        "policy.pt",
+        "source",
+    }
+    args = json.loads((run_dir / "args.json").read_text())
+    script = load("dqn")
+    assert {**vars(script.Args()), "total_timesteps": 1500}.keys() <= args.keys()
+    assert args["total_timesteps"] == 1500
+    assert args["wandb_tags"] == ["a", "b"]
+    assert args["versions"]["torch"] == torch.__version__
+    assert args["threads"] == 1
+    assert (run_dir / "source" / "dqn.py").read_text() == (ROOT / "algos" / "dqn.py").read_text()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert args["git_commit"] == (commit or None)
+    if commit:
+        diff = subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+        assert (run_dir / "source" / "uncommitted.diff").read_text() == diff
+
+
+def test_metrics_are_the_same_numbers_in_every_sink(main_run):
+    _, run_dir, _ = main_run
+    table = rows(run_dir)
+    assert set().union(*table) == KEYS | {"global_step", "time"}
+    steps = [row["global_step"] for row in table]
+    assert steps == sorted(steps)
+    assert steps[-1] == 1500
+    assert all(a["time"] <= b["time"] for a, b in zip(table, table[1:], strict=False))
+
+    def flat(points):
+        return [number for point in points for number in point]
+
+    board = scalars(run_dir)
+    assert set(board) == KEYS
+    _, records = wandb_records(run_dir)
+    history = [item["item"] for item in of_kind(records, "history")]
+    assert [row["_step"] for row in history] == [row["global_step"] for row in history]
+    for key in KEYS:
+        mine = [(row["global_step"], row[key]) for row in table if key in row]
+        theirs = [(row["global_step"], row[key]) for row in history if key in row]
+        assert flat(theirs) == pytest.approx(flat(board[key]), rel=1e-5), key
+        if key in ("charts/episodic_return", "charts/episodic_length"):
+            continue
+        assert flat(theirs) == pytest.approx(flat(mine), rel=1e-5), key
+    # Dashboards get the mean of the episodes since the last row.
+    before = 0
+    for step, value in board["charts/episodic_return"]:
+        between = [
+            r["charts/episodic_return"]
+            for r in table
+            if "charts/episodic_return" in r and before < r["global_step"] <= step
+        ]
+        assert value == pytest.approx(sum(between) / len(between), rel=1e-5)
+        before = step
+
+
+def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
+    _, run_dir, _ = main_run
+    folder, records = wandb_records(run_dir)
+    (run,) = of_kind(records, "run")
+    config = run["config"]["update"]
+    for key, value in json.loads((run_dir / "args.json").read_text()).items():
+        assert config[key] == value, key
+    assert run["display_name"] == run_dir.name
+    assert run["project"] == "plainrl"
+    assert run["tags"] == ["a", "b"]
+    metrics = of_kind(records, "metric")
+    assert {m.get("glob_name"): m.get("step_metric") for m in metrics}["*"] == "global_step"
+    videos = [item["item"] for item in of_kind(records, "history") if "videos/eval.path" in item["item"]]
+    assert [row["global_step"] for row in videos] == [600, 1200, 1500]
+    for video in videos:
+        assert (folder / "files" / video["videos/eval.path"]).stat().st_size == video["videos/eval.size"] > 1000
+    assert (folder / "files" / "source" / "dqn.py").read_text() == (ROOT / "algos" / "dqn.py").read_text()
+    (artifact,) = of_kind(records, "artifact")
+    assert artifact["name"] == "dqn-CartPole-v1"
+    assert artifact["type"] == "model"
+    assert {entry["path"] for entry in artifact["manifest"]["contents"]} == {"policy.pt", "args.json"}
+    (done,) = of_kind(records, "exit")
+    assert done.get("exit_code", 0) == 0
+
+
+def test_films_show_the_first_episode_whole(main_run):
+    import imageio_ffmpeg
+
+    _, run_dir, _ = main_run
+    films = sorted((run_dir / "videos").iterdir())
+    assert [film.name for film in films] == ["step-000000600.mp4", "step-000001200.mp4", "step-000001500.mp4"]
+    reader = imageio_ffmpeg.read_frames(str(films[-1]))
+    facts = next(reader)
+    assert facts["size"] == (600, 400)
+    assert facts["pix_fmt"].startswith("yuv420p")
+    frames = [frame for frame in reader]
+    assert len(set(frames)) > 3
+
+    from common.policy import load_policy
+    from common.evaluation import play
+
+    policy, facts = load_policy(run_dir)
+    _, lengths = play(policy, "CartPole-v1", 3, 1)
+    assert len(frames) == (lengths[0] + 1 + 1) // 2  # its first frame and one a step; every second one is kept
+
+
+def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
+    _, run_dir, cwd = main_run
+    logged = [row for row in rows(run_dir) if "eval/episodic_return" in row][-1]
+    film = tmp_path / "film.mp4"
+    done = subprocess.run(
+        [sys.executable, "-m", "common", "evaluate", run_dir, "--video", film],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    printed = re.search(r"episodic_return (\S+) ± (\S+)  episodic_length (\S+)", done.stdout)
+    expected = [logged["eval/" + key] for key in ("episodic_return", "episodic_return_std", "episodic_length")]
+    assert [float(x) for x in printed.groups()] == pytest.approx(expected, rel=1e-5)
+    assert film.stat().st_size > 1000
+
+    code = (
+        "import sys, torch; from pathlib import Path; from common.policy import load_policy\n"
+        "policy, _ = load_policy(Path(sys.argv[1])); torch.manual_seed(0); obs = torch.randn(1000, 4)\n"
+        "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
+    )
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", code, str(run_dir), str(tmp_path / name)], check=True, cwd=tmp_path)
+    (actions, q), (again, q_again) = torch.load(tmp_path / "a"), torch.load(tmp_path / "b")
+    assert torch.equal(actions, again)
+    assert torch.equal(q, q_again)
+    # ... and as the network that was trained, made here from the weights alone.
+    dqn = load("dqn")
+    network = dqn.QNetwork(common.make_envs("CartPole-v1", 1), dqn.Args())
+    network.load_state_dict(weights(run_dir))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.equal(network(torch.randn(1000, 4)), q)
+
+
+def test_the_printed_sync_command_uploads_everything(main_run):
+    done, run_dir, cwd = main_run
+    words = shlex.split(re.search(r"(wandb sync \S+)", done.stdout).group(1))
+    server = FakeWandb()
+    try:
+        subprocess.run(
+            [WANDB, *words[1:]], cwd=cwd, env={**os.environ, **server.env}, check=True, capture_output=True, timeout=60
+        )
+        (history,) = server.history.values()
+        assert KEYS <= set().union(*history)
+        assert any(name.endswith(".mp4") for name in server.files)
+        assert any(name.endswith("source/dqn.py") for name in server.files)
+    finally:
+        server.close()
+
+
+def test_online_when_the_server_answers(tmp_path):
+    server = FakeWandb()
+    try:
+        done = run_script(*SMALL, "--wandb-group", "g", "--runs-dir", tmp_path / "runs", env=server.env)
+        ((run_id, run),) = server.runs.items()
+        assert f"W&B: {server.url}/me/plainrl/runs/{run_id}" in done.stdout.splitlines()[-1]
+        assert done.stderr == ""
+        assert run["exitcode"] == 0
+        assert run["groupName"] == "g"
+        config = json.loads(run["config"])
+        assert config["total_timesteps"]["value"] == 1500
+        history = server.history[run_id]
+        assert KEYS <= set().union(*history)
+        assert [row["global_step"] for row in history] == [row["_step"] for row in history]
+        assert f"{run_id}/source/dqn.py" in server.files
+        assert [name for name in server.files if name.endswith(".mp4")]
+        (artifact,) = server.artifacts
+        assert artifact["input"]["artifactTypeName"] == "model"
+        assert "dqn-CartPole-v1" in json.dumps(artifact)
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def black_hole():
+    """Accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("server", ["refused", "silent"])
+def test_an_unreachable_server_means_offline_in_one_line(server, tmp_path):
+    with black_hole() as url:
+        if server == "refused":
+            url = "http://127.0.0.1:9"
+        began = time.monotonic()
+        done = run_script(
+            *SMALL, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
+        )
+        assert time.monotonic() - began < 40
+    (line,) = done.stderr.splitlines()
+    assert "this run stays on disk" in line
+    assert "wandb sync" in done.stdout.splitlines()[-1]
+    _, records = wandb_records(only_run(tmp_path / "runs"))
+    assert len(of_kind(records, "history")) >= 3
+
+
+@pytest.mark.parametrize("key", ["short", "0" * 40])
+def test_a_key_the_server_refuses_means_offline(key, tmp_path):
+    server = FakeWandb()
+    server.die()
+    try:
+        env = {**server.env, "WANDB_API_KEY": key}
+        done = run_script(*SMALL, "--runs-dir", tmp_path / "runs", env=env)
+        assert "wandb sync" in done.stdout.splitlines()[-1]
+        assert len(done.stderr.splitlines()) == 1
+    finally:
+        server.close()
+
+
+def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
+    server = FakeWandb()
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("common.sinks.Wandb.FINISH_TIMEOUT", 3)
+    dqn = load("dqn")
+    learn = dqn.dqn_loss
+
+    def dies_at_the_first_update(*words):
+        server.die()
+        return learn(*words)
+
+    monkeypatch.setattr(dqn, "dqn_loss", dies_at_the_first_update)
+    try:
+        began = time.monotonic()
+        dqn.main(dqn.Args(total_timesteps=1500, eval_episodes=0, cuda=False, runs_dir=str(tmp_path)))
+        assert time.monotonic() - began < 30
+    finally:
+        server.close()
+    run_dir = only_run(tmp_path)
+    assert rows(run_dir)[-1]["global_step"] == 1500
+    out = capfd.readouterr().out.splitlines()[-1]
+    assert "wandb sync --include-online" in out
+    _, records = wandb_records(run_dir)
+    assert of_kind(records, "history")[-1]["item"]["global_step"] == 1500
+    import wandb
+
+    wandb.teardown()
+
+
+def start(*flags, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, **kwargs,
+    )  # fmt: skip
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"never printed {text!r}: {process.stderr.read()}")
+
+
+def test_a_killed_wandb_process_is_one_warning(tmp_path):
+    process = start("--total-timesteps", 12000, "--runs-dir", tmp_path, "--eval-episodes", 0)
+    wait_for(process, "steps/s")
+    killed = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, parent = re.fullmatch(r"\d+ \((.*)\) \S (\d+) .*", status.read_text().strip()).groups()
+            if "wandb-core" in name and int(parent) == process.pid:
+                os.kill(int(status.parent.name), signal.SIGKILL)
+                killed += 1
+    assert killed == 1
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    warnings = [line for line in err.splitlines() if line]
+    assert len(warnings) == 1, err
+    assert warnings[0].startswith("warning: W&B failed and is off")
+    assert rows(only_run(tmp_path))[-1]["global_step"] == 12000
+
+
+def test_a_full_disk_is_one_warning_a_sink(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small file system")
+    try:
+        process = start("--total-timesteps", 6000, "--runs-dir", disk / "runs", "--eval-episodes", 0, cwd=tmp_path)
+        wait_for(process, "steps/s")
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 4096)
+        out, err = process.communicate(timeout=90)
+        warnings = [line for line in err.splitlines() if line.startswith("warning:")]
+        assert len(warnings) == len({line.split()[1] for line in warnings}) >= 1, err
+        assert "6,000/6,000 steps" in out  # training went on to its end
+        # What was learnt could not be kept: that is an error, and says so.
+        assert err.splitlines()[-1].startswith("error: cannot write"), err
+        assert process.returncode == 6
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_sink_that_fails_leaves_the_others(tmp_path, capsys):
+    args = common.RunArgs(runs_dir=str(tmp_path), track=False, total_timesteps=10)
+    run = common.track(args, torch.device("cpu"))
+    run.sinks[1].log = lambda *words: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    for step in (1, 2, 3):
+        run.log({"charts/x": step}, step)
+    run.finish()
+    assert capsys.readouterr().err.count("warning: TensorBoard failed and is off") == 1
+    assert [row["charts/x"] for row in rows(run.dir)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, tmp_path):
+    process = start("--total-timesteps", "1e6", "--runs-dir", tmp_path, "--learning-starts", 200)
+    wait_for(process, "steps/s")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert f"stopped by {number.name}" in line
+    run_dir = only_run(tmp_path)
+    assert str(run_dir) in line
+    _, records = wandb_records(run_dir)
+    assert of_kind(records, "exit")[0]["exit_code"] == 128 + number
+    initial = load("dqn")
+    torch.manual_seed(1)
+    untrained = initial.QNetwork(common.make_envs("CartPole-v1", 1), initial.Args()).state_dict()
+    assert any(not torch.equal(untrained[name], value) for name, value in weights(run_dir).items())
+
+
+def test_two_ctrl_c_leave_at_once(tmp_path):
+    process = start("--env-id", "worlds:Stuck-v0", "--allow-env-import", "--runs-dir", tmp_path, "--no-track")
+    wait_for(process, "dqn on")
+    time.sleep(2)  # into the step that never returns
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_fork_in_another_folder_runs(tmp_path):
+    fork = tmp_path / "my_dqn.py"
+    fork.write_text(
+        (ROOT / "algos" / "dqn.py").read_text().replace("nn.Linear(256, 256)", "nn.Linear(256, 256, False)")
+    )
+    run_script(*SMALL, script=fork, cwd=tmp_path)
+    run_dir = only_run(tmp_path / "runs")
+    assert "__my_dqn__" in run_dir.name
+    assert (run_dir / "source" / "my_dqn.py").read_text() == fork.read_text()
+    assert "network.3.bias" not in weights(run_dir)
+    fork.unlink()
+    subprocess.run([sys.executable, "-m", "common", "evaluate", run_dir], check=True, capture_output=True)
+
+
+def test_help_and_mistakes_answer_before_anything_heavy_is_imported(tmp_path):
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'gymnasium', 'wandb', 'tensorboard', 'numpy'} & set(sys.modules)\n"
+        "    print('HEAVY', sorted(heavy))\n"
+    )
+    for flags, status in ((["--help"], 0), (["--learnin-rate", "1"], 2), (["--seed", "-1"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(ROOT / "algos" / "dqn.py"), *flags],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert "HEAVY []" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--learnin-rate", "1"], "Perhaps you meant: --learning-rate"),
+        (["--total-timesteps", "many"], "--total-timesteps"),
+        (["--total-timesteps", "1.5"], "not a whole number"),
+        (["--total-timesteps", "0"], "--total-timesteps must be at least 1"),
+        (["--gamma", "nan"], "--gamma must be a finite number"),
+        (["--num-envs", "0"], "--num-envs must be at least 1"),
+        (["--num-envs", "5000"], "at most 4096"),
+        (["--train-frequency", "0"], "--train-frequency must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--num-envs", "8", "--buffer-size", "4"], "--buffer-size"),
+        (["--end-e", "1.5"], "--end-e must be between 0 and 1"),
+        (["--env-id", "CartPol-v1"], "Did you mean"),
+        (["--env-id", "worlds:Mixed-v0"], "--allow-env-import"),
+        (["CartPole-v1"], "Unrecognized"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(flags, says, tmp_path):
+    done = run_script(*flags, cwd=tmp_path, check=2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_integers_may_be_written_as_people_write_them(tmp_path):
+    from common.args import parse
+
+    for text in ("2e3", "2000", "2_000", "2000.0"):
+        assert parse(common.RunArgs, argv=["--total-timesteps", text]).total_timesteps == 2000
+
+
+def test_an_environment_that_breaks_is_exit_5(tmp_path):
+    flags = ["--env-id", "worlds:Broken-v0", "--allow-env-import", "--runs-dir", tmp_path, "--eval-episodes", 0]
+    done = run_script(*flags, check=5)
+    assert done.stderr == "error: the environment failed in step(): OSError: the simulator went away\n"
+    run_dir = only_run(tmp_path)
+    assert (run_dir / "policy.pt").exists()
+    _, records = wandb_records(run_dir)
+    assert of_kind(records, "exit")[0]["exit_code"] == 1
+    done = run_script(*flags, "--debug", check=5)
+    assert "Traceback" in done.stderr
+    assert 'raise OSError("the simulator' in done.stderr
+
+
+def test_a_bug_in_a_fork_is_exit_1_and_says_where(tmp_path):
+    fork = tmp_path / "fork.py"
+    fork.write_text(
+        (ROOT / "algos" / "dqn.py").read_text().replace("        obs = next_obs\n", "        obs = nxt_obs\n")
+    )
+    done = run_script(*SMALL, "--no-track", script=fork, cwd=tmp_path, check=1)
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"error: NameError: name 'nxt_obs' is not defined.* \(fork.py:\d+\); --debug shows", line)
+    assert "Traceback" in run_script(*SMALL, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
+
+
+def test_a_run_directory_that_cannot_be_made_is_exit_6(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run_script(*SMALL, "--runs-dir", tmp_path / "file", check=6)
+    assert "--runs-dir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
+    dqn = load("dqn")
+    base = {"total_timesteps": 300, "learning_starts": 100, "eval_episodes": 1, "cuda": False, "track": False}
+
+    def run(**flags):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        dqn.main(dqn.Args(**{**base, "runs_dir": str(folder), **flags}))
+        return only_run(folder), capsys.readouterr().out
+
+    plain, _ = run()
+    assert not (plain / "wandb").exists()  # --no-track
+    assert (plain / "videos").exists()
+    tracked, out = run(track=True, capture_video=False, wandb_name="n", wandb_project="q", wandb_notes="why")
+    assert "wandb sync" in out
+    assert not (tracked / "videos").exists()
+    (record,) = of_kind(wandb_records(tracked)[1], "run")
+    assert (record["display_name"], record["project"], record["notes"]) == ("n", "q", "why")
+    silent, _ = run(eval_episodes=0)
+    assert not any("eval/episodic_return" in row for row in rows(silent))
+    assert (silent / "policy.pt").exists()
+    for deterministic in (True, False):
+        run(torch_deterministic=deterministic)
+        assert torch.backends.cudnn.deterministic == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
+    if not torch.cuda.is_available():
+        assert "no CUDA GPU found" in run(cuda=True)[1]
+    _, out = run(async_envs=True, num_envs=2)
+    together, _ = run(num_envs=2)
+    apart, _ = run(num_envs=2, async_envs=True)
+    for name, value in weights(together).items():
+        assert torch.equal(value, weights(apart)[name])
+    imported, _ = run(env_id="worlds:Mixed-v0", allow_env_import=True)
+    assert imported.name.startswith("worlds-Mixed-v0__")
+    threads, _ = run(torch_threads=2)
+    assert json.loads((threads / "args.json").read_text())["threads"] == 2
+    torch.set_num_threads(1)
+
+
+def test_async_is_a_process_an_environment(monkeypatch):
+    envs = common.make_envs("CartPole-v1", 2, async_envs=True)
+    children = [p for p in envs.vector.processes if p.is_alive() and p.pid != os.getpid()]
+    assert len(children) == 2
+    envs.close()
+
+
+def test_wandb_mode_disabled_is_respected(tmp_path):
+    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "disabled"})
+    assert "disabled by WANDB_MODE" in done.stdout
+    assert not list(only_run(tmp_path).glob("wandb/*run*"))
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path):
+    args = common.RunArgs(runs_dir=str(tmp_path), track=False)
+    runs = [common.track(args, torch.device("cpu")) for _ in range(20)]
+    assert len({run.dir for run in runs}) == 20
+    for run in reversed(runs):
+        run.finish()
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "../../etc", "a:b-v0", "x" * 400, ".hidden", "a\x00b"])
+def test_a_run_name_is_one_safe_path_component(env_id, tmp_path):
+    run = common.track(common.RunArgs(env_id=env_id, runs_dir=str(tmp_path / "r"), track=False), torch.device("cpu"))
+    run.finish()
+    assert run.dir.parent == tmp_path / "r"
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", run.dir.name)
+
+
+def test_sps_leaves_evaluation_out(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("common.run.time.monotonic", lambda: now[0])
+    run = common.track(common.RunArgs(runs_dir=str(tmp_path), track=False), torch.device("cpu"))
+    now[0] += 2
+    run.log({}, 1000)
+    now[0] += 7
+    evaluation = {"eval/episodic_return": 1.0, "eval/episodic_return_std": 0.0, "eval/episodic_length": 1.0}
+    run.log_evaluation(evaluation, 1000, seconds=5.0, video=None)
+    now[0] += 2
+    run.log({}, 3000)
+    run.finish()
+    sps = [row["charts/SPS"] for row in rows(run.dir) if "charts/SPS" in row]
+    assert sps == pytest.approx([500.0, 500.0])
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path):
+    run = common.track(common.RunArgs(runs_dir=str(tmp_path), track=False), torch.device("cpu"))
+    run.log({"x": float("nan"), "y": torch.tensor(float("inf")), "z": torch.tensor(2)}, 1)
+    run.finish()
+    (line,) = (run.dir / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=lambda word: pytest.fail(word))
+    assert (row["x"], row["y"], row["z"]) == (None, None, 2.0)
+
+
+def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "algos" / "dqn.py"), "--total-timesteps", "8000", "--runs-dir", str(tmp_path),
+         "--no-track", "--eval-episodes", "0"],
+        stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    assert process.wait() == 0
+    progress = [part for part in shown.decode().split("\r") if "steps/s" in part]
+    assert len(progress) >= 2
+    assert not any("\n" in part.rstrip("\n") for part in progress)
+    assert "left" in progress[0]
+
+
+def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
+    for command in ([tmp_path], [tmp_path / "nothing"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "common", "evaluate", *command], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 3
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+    done = subprocess.run([sys.executable, "-m", "common", "evaluat"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there are: evaluate" in done.stderr
+
+
+def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path):
+    import shutil
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "marker"), "w"))
+
+    _, run_dir, _ = main_run
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    torch.save({"network": Evil()}, copy / "policy.pt")
+    done = subprocess.run([sys.executable, "-m", "common", "evaluate", copy], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: the policy in")
+    assert not (tmp_path / "marker").exists()
