@@ -19,6 +19,7 @@ Reference scores and the commands that made them: runs/README.md
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 
 import common
@@ -32,6 +33,8 @@ class Args(common.RunArgs):
     """transitions kept for replay"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """units of the hidden layers (flat observations)"""
     learning_rate: float = 2.3e-3
     """Adam step size at the start"""
     anneal_lr: bool = True
@@ -70,7 +73,7 @@ from torch import Tensor, nn
 
 
 class QNetwork(nn.Module):
-    """Q(s, ·): two hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
+    """Q(s, ·): hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
@@ -89,14 +92,9 @@ class QNetwork(nn.Module):
             num_features = features(torch.zeros(1, *shape)).shape[1]
             self.network = nn.Sequential(features, nn.Linear(num_features, 512), nn.ReLU(), nn.Linear(512, num_actions))
         else:
-            self.network = nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(math.prod(shape), 256),
-                nn.ReLU(),
-                nn.Linear(256, 256),
-                nn.ReLU(),
-                nn.Linear(256, num_actions),
-            )
+            sizes = [math.prod(shape), *args.hidden_sizes]
+            hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+            self.network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_actions))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs / 255.0 if self.pixels else obs)

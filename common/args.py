@@ -10,13 +10,18 @@ import sys
 import traceback
 import types
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound="HasDebug")
+show_tracebacks = False  # --debug
 
 # CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
 ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "learning_starts"}
 SHARES = {"gamma", "tau", "start_e", "end_e", "exploration_fraction"}
+
+
+class HasDebug(Protocol):
+    debug: bool
 
 
 @dataclass
@@ -90,7 +95,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
     Codes: 2 arguments, 3 checkpoint or policy, 4 non-finite numbers, 5 environment, 6 storage, 128 + n signal n.
     """
-    if "--debug" in sys.argv and sys.exc_info()[0] is not None:
+    if show_tracebacks and sys.exc_info()[0] is not None:
         traceback.print_exc()
     print("error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
@@ -122,7 +127,9 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
             raise
         fail(_one_line(shown.getvalue()) or "the arguments could not be read; see --help")
     sys.stderr.write(shown.getvalue())
-    if not getattr(args, "debug", False):
+    global show_tracebacks
+    show_tracebacks = args.debug
+    if not show_tracebacks:
         sys.excepthook = _report
     return args
 

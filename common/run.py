@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from common.args import RunArgs, fail, warn
-from common.sinks import JsonLines, Sink, TensorBoard, Wandb
+from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
 
 def setup(args: RunArgs) -> torch.device:
@@ -83,6 +83,7 @@ class Run:
         self.started = time.monotonic()
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
+        quiet_threads()
         self._open(lambda: JsonLines(path / "metrics.jsonl"))
         self._open(lambda: TensorBoard(path, facts))
         if args.track:
@@ -169,6 +170,7 @@ class Run:
             save_policy(policy, self.dir / "policy.pt")
         except (OSError, RuntimeError) as error:
             self._policy = None
+            self._close(exit_code=6)
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
     def stop(self, step: int) -> None:

@@ -34,6 +34,18 @@ class Sink:
         """Called after a failure; nothing is logged any more."""
 
 
+def quiet_threads() -> None:
+    """Keeps tracebacks of TensorBoard's and wandb's threads off the screen: the sink's next call raises as well."""
+    hook = threading.excepthook
+
+    def filtered(failure: Any) -> None:
+        origins = type(failure.thread).__module__, failure.exc_type.__module__
+        if not any(origin.startswith(("tensorboard", "wandb")) for origin in origins):
+            hook(failure)
+
+    threading.excepthook = filtered
+
+
 class JsonLines(Sink):
     name = "metrics.jsonl"
 
@@ -54,7 +66,6 @@ class TensorBoard(Sink):
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        threading.excepthook = _but_tensorboard(threading.excepthook)
         self.writer = SummaryWriter(str(path))
         table = "|argument|value|\n|-|-|\n" + "\n".join(f"|{key}|{value}|" for key, value in facts.items())
         self.writer.add_text("hyperparameters", table)
@@ -65,16 +76,6 @@ class TensorBoard(Sink):
 
     def close(self, exit_code: int) -> None:
         self.writer.close()
-
-
-def _but_tensorboard(hook: Any) -> Any:
-    """The writer thread's exception is raised by the next `add_scalar` too, and warned of there."""
-
-    def filtered(failure: Any) -> None:
-        if not type(failure.thread).__module__.startswith("tensorboard."):
-            hook(failure)
-
-    return filtered
 
 
 class Wandb(Sink):
@@ -146,14 +147,16 @@ class Wandb(Sink):
         self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
 
     def close(self, exit_code: int) -> None:
-        if (self.path / "policy.pt").exists() and self.mode != "disabled":
-            policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
-            policy.add_file(str(self.path / "policy.pt"))
-            policy.add_file(str(self.path / "args.json"))
-            self.run.log_artifact(policy)
-        began = time.monotonic()
-        self.run.finish(exit_code=exit_code)
-        self.late = self.mode == "online" and time.monotonic() - began >= self.FINISH_TIMEOUT
+        try:
+            if (self.path / "policy.pt").exists() and self.mode != "disabled":
+                policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
+                policy.add_file(str(self.path / "policy.pt"))
+                policy.add_file(str(self.path / "args.json"))
+                self.run.log_artifact(policy)
+        finally:
+            began = time.monotonic()
+            self.run.finish(exit_code=exit_code)
+            self.late = self.mode == "online" and time.monotonic() - began >= self.FINISH_TIMEOUT
 
     def drop(self) -> None:
         self.late = True

@@ -34,7 +34,7 @@ class FakeWandb:
                 self.end_headers()
                 return self.wfile.write(out)
 
-            do_GET = do_POST = do_PUT = _answer
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.handle_error = lambda *words: None  # a client that leaves in mid-request is no news

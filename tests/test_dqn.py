@@ -1,5 +1,6 @@
 """The algorithm: its loss by hand, its schedule, its counts, and worlds whose Q-values are known."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -83,7 +84,7 @@ def test_epsilon_starts_and_ends_where_it_says():
     assert schedule[200] == 0.05
     assert set(schedule[200:]) == {0.05}
     assert schedule[50] == pytest.approx(1 - 0.95 / 4)
-    assert all(a >= b for a, b in zip(schedule, schedule[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(schedule))
     assert dqn.linear_schedule(1.0, 0.1, 0.0, 0) == 0.1  # --exploration-fraction 0
 
 

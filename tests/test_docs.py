@@ -1,0 +1,83 @@
+"""What the documents promise exists; what scripts share is shared."""
+
+import ast
+import dataclasses
+import itertools
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, load
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "runs").glob("*.md"), *(ROOT / "runs").glob("*.sh")]
+
+
+def commands(text):
+    """Every `python algos/x.py ...` in a text."""
+    for match in re.finditer(r"python (algos/(\w+)\.py[^\n`|#>&;]*)", text):
+        yield match.group(2), shlex.split(match.group(1).replace("\\", ""))[1:]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_in_the_documents_is_one_the_script_has(script):
+    names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(load(script).Args)}
+    names |= {name.replace("--", "--no-") for name in names} | {"--help"}
+    texts = [path.read_text() for path in DOCUMENTS] + [load(script).__doc__]
+    found = 0
+    for text in texts:
+        for name, words in commands(text):
+            if name == script:
+                found += 1
+                assert {word for word in words if word.startswith("--")} <= names, words
+    for flag in re.findall(r"`(--[a-z-]+)", load(script).__doc__):
+        assert flag in names
+    assert found >= 2
+
+
+@pytest.mark.parametrize("path", ["common/args.py", *(f"algos/{script}.py" for script in SCRIPTS)])
+def test_every_flag_says_what_it_is(path):
+    classes = [node for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.ClassDef)]
+    (args,) = [node for node in classes if node.name in ("Args", "RunArgs")]
+    for field, after in itertools.pairwise([*args.body, None]):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(after, ast.Expr) and isinstance(after.value.value, str), field.target.id
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_metric_a_script_logs_is_in_its_docstring(script):
+    source = (ROOT / "algos" / f"{script}.py").read_text()
+    docstring = ast.get_docstring(ast.parse(source))
+    for key in set(re.findall(r'"((?:charts|losses)/\w+)"', source)):
+        assert key in docstring
+
+
+def test_every_field_is_used():
+    for script in SCRIPTS:
+        source = (ROOT / "algos" / f"{script}.py").read_text()
+        common = "".join(path.read_text() for path in (ROOT / "common").rglob("*.py"))
+        for field in dataclasses.fields(load(script).Args):
+            assert re.search(rf"args\.{field.name}\b", source + common), field.name
+
+
+def test_functions_of_the_same_name_are_the_same():
+    seen = {}
+    for script in SCRIPTS:
+        for node in ast.parse((ROOT / "algos" / f"{script}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name != "main":
+                code = ast.dump(node)
+                assert seen.setdefault(node.name, code) == code, node.name
+
+
+def test_scripts_import_nothing_but_the_libraries_and_common():
+    allowed = {"copy", "math", "dataclasses", "itertools", "types", "torch", "gymnasium", "common"}
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse((ROOT / "algos" / f"{script}.py").read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= allowed
+
+
+def test_nothing_is_unpickled():
+    for path in [*(ROOT / "common").rglob("*.py"), *(ROOT / "algos").glob("*.py")]:
+        assert not re.search(r"weights_only=False|pickle\.loads?\(", path.read_text()), path
