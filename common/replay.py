@@ -43,12 +43,11 @@ class ReplayBuffer:
         if step.keys() != self.fields.keys():
             raise ValueError(f"this replay holds {sorted(self.fields)}, not {sorted(step)}")
         for name, value in step.items():
-            storage = self.fields[name]
-            if value.shape != storage.shape[1:] or value.dtype != storage.dtype:
-                raise ValueError(
-                    f"{name} was {storage.dtype} {list(storage.shape[1:])}, now {value.dtype} {list(value.shape)}"
-                )
-            self._views[name][self.pos] = value.numpy(force=True)
+            shape, dtype = self._like[name]
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(f"{name} was {dtype} {list(shape)}, now {value.dtype} {list(value.shape)}")
+        for name, value in step.items():
+            self._rows[name][self.pos] = value.numpy(force=True)
         self.pos += 1
         if self.pos == self.rows:
             self.pos, self.full = 0, True
@@ -73,6 +72,7 @@ class ReplayBuffer:
             if value.ndim == 0 or value.shape[0] != self.num_envs:
                 raise ValueError(f"{name} must be [num_envs={self.num_envs}, ...], not {list(value.shape)}")
             self.fields[name] = torch.zeros((self.rows, *value.shape), dtype=value.dtype)
+        self._like = {name: (value.shape, value.dtype) for name, value in step.items()}
         # NumPy views of the same memory: writing a row through them costs a seventh of torch's indexing.
-        self._views = {name: storage.numpy() for name, storage in self.fields.items()}
+        self._rows = {name: storage.numpy() for name, storage in self.fields.items()}
         self._flat = {name: storage.flatten(0, 1) for name, storage in self.fields.items()}

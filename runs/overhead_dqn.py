@@ -1,0 +1,94 @@
+"""What tracking, TensorBoard, evaluation and films cost algos/dqn.py at its defaults, W&B offline.
+
+    python runs/overhead_dqn.py --core 0 --repeats 3
+
+Training time is from the first `envs.reset` to the end of the loop. Each repeat trains twice in turn, in processes
+of their own: as it comes, and with a run that does nothing at all and no evaluation. Start and finish are what the
+whole process takes beyond its training time, against the bare process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Bare:
+    """A run that does nothing."""
+
+    stop_requested = False
+
+    def __getattr__(self, name):
+        return lambda *words: None
+
+
+def child(bare: bool, folder: str) -> None:
+    began = time.perf_counter()
+    sys.path.insert(0, str(ROOT / "algos"))
+    import dqn
+
+    import common
+
+    clock = {}
+
+    class Timed(common.Envs):
+        def reset(self, *words, **more):
+            clock.setdefault("start", time.perf_counter())
+            return super().reset(*words, **more)
+
+    def last_evaluation(policy, args, run, step):
+        if step >= args.total_timesteps:
+            clock["end"] = time.perf_counter()
+        return evaluate(policy, args, run, step)
+
+    evaluate = (lambda *words: None) if bare else common.evaluate
+    import common.envs
+
+    common.envs.Envs = Timed
+    common.evaluate = last_evaluation
+    if bare:
+        common.track = lambda *words: Bare()
+    dqn.main(dqn.Args(cuda=False, runs_dir=folder, eval_episodes=0 if bare else 10))
+    training = clock["end"] - clock["start"]
+    print("CHILD " + json.dumps({"training": training, "rest": time.perf_counter() - began - training}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--core", type=int, default=0, help="the processor core everything is pinned to")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child[0] == "bare", args.child[1])
+    os.sched_setaffinity(0, {args.core})
+    results: dict[str, list[dict[str, float]]] = {"full": [], "bare": []}
+    for _ in range(args.repeats):
+        for kind, values in results.items():
+            with tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run(
+                    [sys.executable, __file__, "--child", kind, folder], check=True, capture_output=True, text=True
+                )
+            (line,) = [line for line in done.stdout.splitlines() if line.startswith("CHILD")]
+            values.append(json.loads(line.removeprefix("CHILD ")))
+            print(kind, values[-1], flush=True)
+    for what, unit in (("training", "share"), ("rest", "seconds")):
+        full, bare = ([run[what] for run in results[kind]] for kind in ("full", "bare"))
+        pairs = [f / b - 1 if unit == "share" else f - b for f, b in zip(full, bare, strict=True)]
+        shown = [f"{100 * x:.1f} %" if unit == "share" else f"{x:.2f} s" for x in sorted(pairs)]
+        print(
+            f"{what}: full {statistics.median(full):.2f} s, bare {statistics.median(bare):.2f} s; "
+            f"cost, pair by pair: {', '.join(shown)}"
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()
