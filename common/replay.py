@@ -1,9 +1,13 @@
 """Experience replay: the last `capacity` transitions of any number of environments."""
 
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+
+from common.args import fail
 
 
 class ReplayBuffer:
@@ -37,6 +41,9 @@ class ReplayBuffer:
 
         Raises:
             ValueError: names, shapes or dtypes differ from the first step's.
+
+        Ends the process with code 2 if the memory that is free does not hold the ring: the system would grant it
+        all the same, and kill the process hours later.
         """
         if not self.fields:
             self._allocate(step)
@@ -71,8 +78,25 @@ class ReplayBuffer:
         for name, value in step.items():
             if value.ndim == 0 or value.shape[0] != self.num_envs:
                 raise ValueError(f"{name} must be [num_envs={self.num_envs}, ...], not {list(value.shape)}")
+        needed = self.rows * sum(value.nbytes for value in step.values())
+        available = _available_memory()
+        if needed > available:
+            fail(
+                f"a replay of {self.rows * self.num_envs:,} transitions needs {needed / 2**30:.1f} GiB of memory, and "
+                f"{available / 2**30:.1f} GiB are free: lower --buffer-size"
+            )
+        for name, value in step.items():
             self.fields[name] = torch.zeros((self.rows, *value.shape), dtype=value.dtype)
         self._like = {name: (value.shape, value.dtype) for name, value in step.items()}
         # NumPy views of the same memory: writing a row through them costs a seventh of torch's indexing.
         self._rows = {name: storage.numpy() for name, storage in self.fields.items()}
         self._flat = {name: storage.flatten(0, 1) for name, storage in self.fields.items()}
+
+
+def _available_memory() -> float:
+    """Bytes that can be had without swapping; infinity where the system does not say."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return math.inf

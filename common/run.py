@@ -94,6 +94,7 @@ class Run:
         self._last_log = (0, time.monotonic())
         self._paused = 0.0
         self._console = _Console(args.total_timesteps)
+        self._step = 0
         self._signal = 0
         self._finished = False
         self._old_handlers: dict[int, Any] = {}
@@ -113,18 +114,13 @@ class Run:
         values = _read(metrics)
         for key, value in values.items():
             if key.endswith("_loss") and not math.isfinite(value):
+                self._policy = None  # policy.pt stays as it last was
                 fail(f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards", code=4)
         now = time.monotonic()
         last_step, last_time = self._last_log
         values["charts/SPS"] = (step - last_step) / max(now - last_time - self._paused, 1e-9)
         self._last_log, self._paused = (step, now), 0.0
-        episodes = {}
-        if self._episodes:
-            returns, lengths = zip(*self._episodes, strict=True)
-            episodes["charts/episodic_return"] = sum(returns) / len(returns)
-            episodes["charts/episodic_length"] = sum(lengths) / len(lengths)
-            self._episodes.clear()
-        self._write(values, step, **episodes)
+        self._write(values, step)
         mean_return = sum(self._recent) / len(self._recent) if self._recent else None
         self._console.progress(step, values["charts/SPS"], mean_return)
 
@@ -135,6 +131,7 @@ class Run:
         environment whose episodes are short does not spend its time on dashboards.
         It is also where a run stops that was asked to by Ctrl-C or SIGTERM.
         """
+        self._step = step
         if "episode" in infos:
             for i in np.flatnonzero(infos["_episode"]):
                 r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
@@ -200,12 +197,21 @@ class Run:
             signal.signal(number, handler)
         if self._policy is not None:
             self.save_policy(self._policy)
+        if self._episodes:  # those since the last row
+            self._write({}, self._step)
         self._tell(self.sinks, "close", exit_code)
 
-    def _write(self, values: dict[str, float], step: int, **dashboards_only: float) -> None:
+    def _write(self, values: dict[str, float], step: int) -> None:
+        row = dict(values)
+        if self._episodes:
+            returns, lengths = zip(*self._episodes, strict=True)
+            row["charts/episodic_return"] = sum(returns) / len(returns)
+            row["charts/episodic_length"] = sum(lengths) / len(lengths)
+            self._episodes.clear()
         for sink in list(self.sinks):
-            row = values if isinstance(sink, JsonLines) else {**values, **dashboards_only}
-            self._tell([sink], "log", row, step, self._time())
+            mine = values if isinstance(sink, JsonLines) else row  # metrics.jsonl has the episodes themselves
+            if mine:
+                self._tell([sink], "log", mine, step, self._time())
 
     def _open(self, make: Callable[[], Any]) -> Any:
         try:

@@ -322,3 +322,5 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
         train(tmp_path, **{**SMALL, "learning_rate": 1e30})
     assert stop.value.code == 4
     assert "losses/td_loss is" in capsys.readouterr().err
+    for value in weights(only_run(next(tmp_path.iterdir()))).values():
+        assert value.isfinite().all()  # the last good policy was not written over

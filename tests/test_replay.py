@@ -92,6 +92,16 @@ def test_the_first_dimension_is_the_environments():
         ReplayBuffer(4, 2).add(obs=torch.zeros(3, 2))
 
 
+def test_a_ring_larger_than_the_memory_is_refused_before_it_is_made(capsys):
+    replay = ReplayBuffer(10**9, 2)
+    with pytest.raises(SystemExit) as stop:
+        replay.add(obs=torch.zeros(2, 84, 84))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"needs {10**9 * 84 * 84 * 4 / 2**30:.1f} GiB" in error
+    assert "--buffer-size" in error
+
+
 def test_the_same_seed_samples_the_same():
     replay = ReplayBuffer(100, 1)
     for t in range(100):
