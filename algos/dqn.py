@@ -4,11 +4,13 @@
     python algos/dqn.py --env-id ALE/Pong-v5 --clip-rewards --buffer-size 1e5 --learning-starts 2e4 ...
 
 Differs from the paper:
-1. Adam instead of RMSProp, its step size annealed to zero, so that the last policy is a settled one.
-   Squared error instead of the clipped one.
-2. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
-3. No frame is skipped, no reward clipped and no life loss ends an episode outside of Atari games.
-`--double` selects the action of the target by the online network: van Hasselt et al., 2016.
+1. Double Q-learning: the online network selects the action of the target (van Hasselt et al., 2016:
+   https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
+2. Adam instead of RMSProp, its step size annealed to zero so that the last policy is a settled one
+   (`--no-anneal-lr` keeps it). Squared error instead of the clipped one.
+3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
+4. Rewards are clipped with `--clip-rewards` only, for Atari games; there a lost life is a termination to the
+   learner, and the game goes on.
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
@@ -29,6 +31,8 @@ import common
 class Args(common.RunArgs):
     total_timesteps: int = 50_000
     """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    eval_interval: int = 25_000
+    """environment steps between evaluations (0: only at the end, where there is always one)"""
     buffer_size: int = 100_000
     """transitions kept for replay"""
     learning_starts: int = 1_000
@@ -45,18 +49,18 @@ class Args(common.RunArgs):
     """discount factor"""
     train_frequency: int = 2
     """environment steps per update"""
-    target_network_frequency: int = 256
+    target_network_frequency: int = 128
     """environment steps between target network updates"""
     tau: float = 1.0
     """share of the online network copied into the target (1.0 is a hard copy)"""
     start_e: float = 1.0
     """exploration rate at the start"""
-    end_e: float = 0.04
+    end_e: float = 0.1
     """exploration rate at the end"""
-    exploration_fraction: float = 0.16
+    exploration_fraction: float = 0.3
     """share of total_timesteps over which the exploration rate falls"""
-    double: bool = False
-    """double DQN: the online network selects the action whose target value is used"""
+    double: bool = True
+    """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
     clip_rewards: bool = False
     """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
     log_interval: int = 500
