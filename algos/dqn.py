@@ -1,7 +1,6 @@
 """Deep Q-learning (DQN). Mnih et al., 2015: https://doi.org/10.1038/nature14236
 
     python algos/dqn.py --env-id CartPole-v1 --cuda
-    python algos/dqn.py --env-id ALE/Pong-v5 --clip-rewards --buffer-size 1e5 --learning-starts 2e4 ...
 
 Differs from the paper:
 1. Double Q-learning: the online network selects the action of the target (van Hasselt et al., 2016:
@@ -19,9 +18,7 @@ Reference scores and the commands that made them: runs/README.md
 """
 
 import copy
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 from types import SimpleNamespace
 
 import common
@@ -81,24 +78,18 @@ class QNetwork(nn.Module):
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
-        shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
+        shape = envs.single_observation_space.shape
         self.pixels = len(shape) == 3
+        layers: list[nn.Module] = []
         if self.pixels:
-            features = nn.Sequential(
-                nn.Conv2d(shape[0], 32, 8, stride=4),
-                nn.ReLU(),
-                nn.Conv2d(32, 64, 4, stride=2),
-                nn.ReLU(),
-                nn.Conv2d(64, 64, 3, stride=1),
-                nn.ReLU(),
-                nn.Flatten(),
-            )
-            num_features = features(torch.zeros(1, *shape)).shape[1]
-            self.network = nn.Sequential(features, nn.Linear(num_features, 512), nn.ReLU(), nn.Linear(512, num_actions))
-        else:
-            sizes = [math.prod(shape), *args.hidden_sizes]
-            hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
-            self.network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_actions))
+            for c_in, c_out, kernel, stride in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+                layers += [nn.Conv2d(c_in, c_out, kernel, stride), nn.ReLU()]
+        layers.append(nn.Flatten())
+        width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+        for size in (512,) if self.pixels else args.hidden_sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        self.network = nn.Sequential(*layers, nn.Linear(width, int(envs.single_action_space.n)))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs / 255.0 if self.pixels else obs)
@@ -164,14 +155,13 @@ def main(args: Args) -> None:
     train_due = common.Every(args.train_frequency, start=args.learning_starts)
     target_due = common.Every(args.target_network_frequency, start=args.learning_starts)
     log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    exploration_steps = args.exploration_fraction * args.total_timesteps
     metrics: dict[str, Tensor] = {}
     global_step = 0
 
     obs, _ = envs.reset(seed=args.seed)
     while global_step < args.total_timesteps:
-        epsilon = linear_schedule(
-            args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, global_step
-        )
+        epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         global_step += args.num_envs
@@ -185,16 +175,15 @@ def main(args: Args) -> None:
         )
         obs = next_obs
 
-        learning_rate = optimizer.param_groups[0]["lr"]
-        if args.anneal_lr:
-            learning_rate = linear_schedule(args.learning_rate, 0.0, args.total_timesteps, global_step)
-            optimizer.param_groups[0]["lr"] = learning_rate
+        last_lr = 0.0 if args.anneal_lr else args.learning_rate
+        lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
+        optimizer.param_groups[0]["lr"] = lr
         for _ in range(train_due(global_step)):
             metrics = update(replay.sample(args.batch_size))
         if target_due(global_step):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
-            run.log({**metrics, "charts/epsilon": epsilon, "charts/learning_rate": learning_rate}, global_step)
+            run.log({**metrics, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(q_network.greedy, args, run, global_step)
 

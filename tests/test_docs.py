@@ -15,7 +15,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "runs").glob("*.md"), *(ROOT / "runs")
 
 def commands(text):
     """Every `python algos/x.py ...` in a text."""
-    for match in re.finditer(r"python (algos/(\w+)\.py[^\n`|#>&;]*)", text):
+    for match in re.finditer(r"python (algos/(\w+)\.py(?:[^\n`|#>&;]|\\\n)*)", text):
         yield match.group(2), shlex.split(match.group(1).replace("\\", ""))[1:]
 
 
@@ -70,7 +70,7 @@ def test_functions_of_the_same_name_are_the_same():
 
 
 def test_scripts_import_nothing_but_the_libraries_and_common():
-    allowed = {"copy", "math", "dataclasses", "itertools", "types", "torch", "gymnasium", "common"}
+    allowed = {"copy", "math", "dataclasses", "types", "torch", "gymnasium", "common"}
     for script in SCRIPTS:
         for node in ast.walk(ast.parse((ROOT / "algos" / f"{script}.py").read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -427,7 +427,9 @@ def test_two_ctrl_c_leave_at_once(tmp_path):
 
 def test_a_fork_in_another_folder_runs(tmp_path):
     fork = tmp_path / "my_dqn.py"
-    fork.write_text((ROOT / "algos" / "dqn.py").read_text().replace("nn.Linear(i, o)", "nn.Linear(i, o, False)"))
+    fork.write_text(
+        (ROOT / "algos" / "dqn.py").read_text().replace("nn.Linear(width, size)", "nn.Linear(width, size, False)")
+    )
     run_script(*SMALL, script=fork, cwd=tmp_path)
     run_dir = only_run(tmp_path / "runs")
     assert "__my_dqn__" in run_dir.name
