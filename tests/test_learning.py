@@ -1,0 +1,26 @@
+"""What the README claims, run again; minutes long."""
+
+import pytest
+from conftest import load, only_run, rows
+
+
+def final_return(folder):
+    return [row for row in rows(only_run(folder)) if "eval/episodic_return" in row][-1]["eval/episodic_return"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12, 13])  # not the seeds of the table
+def test_dqn_solves_cartpole_by_its_defaults(seed, tmp_path):
+    dqn = load("dqn")
+    dqn.main(dqn.Args(seed=seed, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)))
+    assert final_return(tmp_path) >= 475
+
+
+@pytest.mark.slow
+def test_dqn_solves_acrobot_by_its_defaults(tmp_path):
+    dqn = load("dqn")
+    args = dqn.Args(
+        env_id="Acrobot-v1", seed=11, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)
+    )
+    dqn.main(args)
+    assert final_return(tmp_path) >= -100
