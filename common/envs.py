@@ -1,7 +1,11 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
+import ctypes.util
+import functools
 import importlib
 import importlib.util
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +162,7 @@ def make_envs(
         )
     if num_envs > MAX_ENVS:
         fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
+    _without_a_screen()
     try:
         module, _, env_id = env_id.rpartition(":")
         if module:
@@ -200,12 +205,26 @@ def _gymnasium(
         # mujoco 4 prints a harmless warning for gymnasium's models and logs it to a file in the current folder.
         mujoco.set_mju_user_warning(lambda message: None)
 
-    env_fns = [lambda: gym.make(env_id)] * num_envs
+    env_fns: list[Callable[[], gym.Env]] = [functools.partial(gym.make, env_id)] * num_envs
     if first is not None:
         env_fns[0] = first
     if async_envs:
+        env_fns = [functools.partial(_in_worker, make) for make in env_fns]
         return gym.vector.AsyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     return gym.vector.SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _in_worker(make: Callable[[], gym.Env]) -> gym.Env:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the trainer decides
+    return make()
+
+
+def _without_a_screen() -> None:
+    """Lets environments draw their frames in memory; to be set before pygame and mujoco are imported."""
+    if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        if ctypes.util.find_library("EGL"):
+            os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def _atari(env_id: str, num_envs: int) -> gym.vector.VectorEnv:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -111,9 +110,6 @@ class Camera:
         self.writer: Any = None
         self.frames = 0
         self.set_rate(15.0)  # Atari: 60 frames a second, 4 to an action
-        if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-            os.environ.setdefault("MUJOCO_GL", "egl")
 
     def set_rate(self, fps: float) -> None:
         self.stride = math.ceil(fps / 30)  # all of CartPole's 50 frames a second would double the price of a film
@@ -212,7 +208,7 @@ def _aside(seed: int, network: Any) -> Iterator[None]:
     """Puts random generators and the network's training mode back afterwards; inside, draws depend on `seed` alone."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     training = isinstance(network, nn.Module) and network.training
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

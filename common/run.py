@@ -84,10 +84,10 @@ class Run:
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
         quiet_threads()
-        self._open(lambda: JsonLines(path / "metrics.jsonl"))
-        self._open(lambda: TensorBoard(path, facts))
+        self._open(JsonLines, path / "metrics.jsonl")
+        self._open(TensorBoard, path, facts)
         if args.track:
-            self.wandb = self._open(lambda: Wandb(path, args, facts))
+            self.wandb = self._open(Wandb, path, args, facts)
         self._policy: Callable[[Tensor], Tensor] | None = None
         self._episodes: list[tuple[float, int]] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
@@ -213,11 +213,11 @@ class Run:
             if mine:
                 self._tell([sink], "log", mine, step, self._time())
 
-    def _open(self, make: Callable[[], Any]) -> Any:
+    def _open(self, kind: Callable[..., Any], *words: Any) -> Any:
         try:
-            sink = make()
+            sink = kind(*words)
         except Exception as error:
-            warn(f"no tracking there: {type(error).__name__}: {error}")
+            warn(f"{kind.__name__} is off for this run: {type(error).__name__}: {error}")
             return None
         self.sinks.append(sink)
         return sink

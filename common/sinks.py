@@ -125,6 +125,7 @@ class Wandb(Sink):
                 ),
             )
 
+        hook = sys.excepthook
         try:
             self.run = init(self.mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -134,6 +135,7 @@ class Wandb(Sink):
             wandb.teardown(1)  # a failed init keeps its id in use
             self.mode = "offline"
             self.run = init(self.mode)
+        sys.excepthook = hook  # wandb's own prints every traceback, whatever the user asked for
         self.run.define_metric("global_step")
         self.run.define_metric("*", step_metric="global_step")
         # save_code finds no script that lies outside of the current folder

@@ -395,16 +395,24 @@ def test_a_sink_that_fails_leaves_the_others(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, tmp_path):
-    process = start("--total-timesteps", "1e6", "--runs-dir", tmp_path, "--learning-starts", 200)
+@pytest.mark.parametrize("async_envs", [False, True])
+def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, async_envs, tmp_path):
+    flags = ["--async-envs", "--num-envs", 2] if async_envs else []
+    process = start(
+        "--total-timesteps", "1e6", "--runs-dir", tmp_path, "--learning-starts", 200, *flags, start_new_session=True
+    )
     wait_for(process, "steps/s")
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C in a terminal reaches every process of the run
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert f"stopped by {number.name}" in line
     run_dir = only_run(tmp_path)
     assert str(run_dir) in line
+    assert len(err.split("\n")) == 4, err  # an empty line, the answer to the signal, the error
     _, records = wandb_records(run_dir)
     assert of_kind(records, "exit")[0]["exit_code"] == 128 + number
     initial = load("dqn")
@@ -510,7 +518,7 @@ def test_a_bug_in_a_fork_is_exit_1_and_says_where(tmp_path):
     fork.write_text(
         (ROOT / "algos" / "dqn.py").read_text().replace("        obs = next_obs\n", "        obs = nxt_obs\n")
     )
-    done = run_script(*SMALL, "--no-track", script=fork, cwd=tmp_path, check=1)
+    done = run_script(*SMALL, script=fork, cwd=tmp_path, check=1)
     (line,) = done.stderr.splitlines()
     assert re.match(r"error: NameError: name 'nxt_obs' is not defined.* \(fork.py:\d+\); --debug shows", line)
     assert "Traceback" in run_script(*SMALL, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
