@@ -96,6 +96,7 @@ class Wandb(Sink):
         os.environ.setdefault("WANDB_DATA_DIR", str((path / "wandb").absolute()))
         import wandb
 
+        hook = sys.excepthook
         logging.raiseExceptions = False  # a log file of wandb's on a full disk is not worth a page of traceback
         self.wandb = wandb
         self.late = False
@@ -125,7 +126,6 @@ class Wandb(Sink):
                 ),
             )
 
-        hook = sys.excepthook
         try:
             self.run = init(self.mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
