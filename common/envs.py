@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -162,7 +163,7 @@ def make_envs(
         )
     if num_envs > MAX_ENVS:
         fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
-    _without_a_screen()
+    _draw_in_memory()
     try:
         module, _, env_id = env_id.rpartition(":")
         if module:
@@ -219,9 +220,14 @@ def _in_worker(make: Callable[[], gym.Env]) -> gym.Env:
     return make()
 
 
-def _without_a_screen() -> None:
-    """Lets environments draw their frames in memory; to be set before pygame and mujoco are imported."""
-    if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+def has_screen() -> bool:
+    """Whether a window can be opened; other systems than Linux are taken to have a screen."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _draw_in_memory() -> None:
+    """Lets environments draw their frames without a screen; to be called before pygame and mujoco are imported."""
+    if not has_screen():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if ctypes.util.find_library("EGL"):
             os.environ.setdefault("MUJOCO_GL", "egl")

@@ -650,6 +650,12 @@ def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
         assert done.returncode == 3
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "common", "evaluate", tmp_path, "--render", "human"],
+        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if "DISPLAY" not in k},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no screen" in done.stderr
     done = subprocess.run([sys.executable, "-m", "common", "evaluat"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "there are: evaluate" in done.stderr

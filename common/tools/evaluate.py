@@ -36,9 +36,12 @@ def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common evaluate")
     import numpy as np
 
+    from common.envs import has_screen
     from common.evaluation import play
     from common.policy import load_policy
 
+    if args.render == "human" and not has_screen():
+        fail("there is no screen here (DISPLAY is not set); --video FILE.mp4 films instead")
     policy, run = load_policy(args.run_dir)
     episodes = run["eval_episodes"] or 10 if args.episodes is None else args.episodes
     if episodes < 1:
