@@ -273,13 +273,13 @@ def _clock(seconds: float) -> str:
 
 
 def _read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Python numbers; all tensors in one transfer."""
-    tensors = [key for key, value in metrics.items() if isinstance(value, Tensor)]
-    read = torch.stack([metrics[key].detach().float() for key in tensors]).tolist() if tensors else []  # type: ignore[union-attr]
-    return {
-        **{key: float(value) for key, value in metrics.items() if key not in tensors},
-        **dict(zip(tensors, read, strict=True)),
-    }
+    """Python numbers; the tensors of a device in one transfer."""
+    values = dict(metrics)
+    tensors = {key: value.detach().float() for key, value in metrics.items() if isinstance(value, Tensor)}
+    for device in {tensor.device for tensor in tensors.values()}:
+        mine = {key: tensor for key, tensor in tensors.items() if tensor.device == device}
+        values.update(zip(mine, torch.stack(list(mine.values())).tolist(), strict=True))
+    return {key: float(value) for key, value in values.items()}
 
 
 def _snapshot(script: Path, target: Path) -> str | None:
