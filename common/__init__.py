@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from common.envs import make_envs as make_envs
     from common.evaluation import evaluate as evaluate
     from common.replay import ReplayBuffer as ReplayBuffer
+    from common.rollout import RolloutStorage as RolloutStorage
     from common.run import Run as Run
     from common.run import setup as setup
     from common.run import track as track
@@ -26,6 +27,7 @@ _HOME = {
     "make_envs": "envs",
     "evaluate": "evaluation",
     "ReplayBuffer": "replay",
+    "RolloutStorage": "rollout",
     "Run": "run",
     "setup": "run",
     "track": "run",
