@@ -1,0 +1,223 @@
+"""Monte-Carlo policy gradient (REINFORCE) on rollouts. Williams, 1992: https://doi.org/10.1007/BF00992696
+Sutton & Barto, 2018, sections 13.3 (without) and 13.4 (with baseline): http://incompleteideas.net/book/the-book-2nd.html
+
+    python algos/reinforce_rollout.py --env-id CartPole-v1 --cuda
+
+Differs from the book:
+1. One update per rollout of num_steps x num_envs steps, not per episode; its gradient is the mean over the steps.
+2. Where an episode is cut by a time limit or by the end of the rollout, the value of the observation it was cut at
+   stands for the rest of its return. `--no-baseline` has no such value: the return then ends at the cut, which makes
+   late steps look bad; choose num_steps of several episodes for it.
+3. Adam, orthogonal initialisation, a clipped gradient norm, a step size annealed to zero, an optional entropy bonus.
+   The factor gamma^t of the book's update is left out, as everywhere.
+
+Logged for each row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy, losses/values (mean predicted
+value), losses/explained_variance (1 is a perfect baseline), charts/learning_rate; charts/SPS, and the mean of the
+episodes since the last row as charts/episodic_return and charts/episodic_length; eval/episodic_return,
+eval/episodic_return_std, eval/episodic_length, videos/eval.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import math
+from dataclasses import dataclass
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 500_000
+    """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    num_envs: int = 8
+    """parallel environments"""
+    num_steps: int = 64
+    """steps of each environment per rollout"""
+    learning_rate: float = 3e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    gamma: float = 0.99
+    """discount factor"""
+    baseline: bool = True
+    """subtract a learned value from the returns, and let it stand for what was cut off"""
+    norm_adv: bool = True
+    """bring the advantages of a rollout to mean 0 and standard deviation 1"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient; a longer one is scaled down"""
+    log_interval: int = 2_000
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+
+def layer_init(layer: nn.Linear, std: float = math.sqrt(2)) -> nn.Linear:
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Separate policy and value networks over flat observations [..., obs_dim]."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        obs_dim = math.prod(envs.single_observation_space.shape)
+        space = envs.single_action_space
+        self.discrete = isinstance(space, Discrete)
+        num_outputs = int(space.n) if self.discrete else math.prod(space.shape)
+
+        def mlp(out_dim: int, std: float) -> nn.Sequential:
+            return nn.Sequential(
+                layer_init(nn.Linear(obs_dim, 64)),
+                nn.Tanh(),
+                layer_init(nn.Linear(64, 64)),
+                nn.Tanh(),
+                layer_init(nn.Linear(64, out_dim), std),
+            )
+
+        self.actor = mlp(num_outputs, std=0.01)
+        self.critic = mlp(1, std=1.0)
+        self.actor_logstd = nn.Parameter(torch.zeros(0 if self.discrete else num_outputs))
+
+    def policy(self, obs: Tensor) -> Distribution:
+        if self.discrete:
+            return Categorical(logits=self.actor(obs), validate_args=False)
+        return Independent(Normal(self.actor(obs), self.actor_logstd.exp(), validate_args=False), 1)
+
+    def value(self, obs: Tensor) -> Tensor:
+        return self.critic(obs).squeeze(-1)
+
+    def sample(self, obs: Tensor) -> Tensor:
+        """Actions drawn from `policy(obs)`, without the price of building it while acting."""
+        out = self.actor(obs)
+        if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
+            return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
+        return out + self.actor_logstd.exp() * torch.randn_like(out)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self.actor(obs).argmax(dim=-1) if self.discrete else self.actor(obs)
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def discounted_returns(
+    rewards: Tensor, next_values: Tensor, terminations: Tensor, truncations: Tensor, gamma: float
+) -> Tensor:
+    """G_t = r_t + γ G_{t+1}, [num_steps, num_envs] like every argument.
+
+    Where the episode is truncated, or the rollout ends, V(s_{t+1}) stands for G_{t+1}; after a termination it is 0.
+    """
+    returns = torch.zeros_like(rewards)
+    next_return = next_values[-1]
+    for t in reversed(range(len(rewards))):
+        next_return = torch.where(truncations[t], next_values[t], next_return) * ~terminations[t]
+        next_return = rewards[t] + gamma * next_return
+        returns[t] = next_return
+    return returns
+
+
+def reinforce_loss(
+    agent: Agent, obs: Tensor, actions: Tensor, returns: Tensor, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-log π(a|s) (G - V(s)), plus the value's squared error, minus the entropy bonus; means over all steps."""
+    policy = agent.policy(obs)
+    values = agent.value(obs) if args.baseline else torch.zeros_like(returns)
+    advantages = returns - values.detach()
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    pg_loss = -(policy.log_prob(actions) * advantages).mean()
+    v_loss = F.mse_loss(values, returns)
+    entropy = policy.entropy().mean()
+    loss = pg_loss + args.vf_coef * v_loss - args.ent_coef * entropy
+    return loss, {
+        "losses/policy_loss": pg_loss.detach(),
+        "losses/value_loss": v_loss.detach(),
+        "losses/entropy": entropy.detach(),
+        "losses/values": values.detach().mean(),
+        "losses/explained_variance": 1 - (returns - values.detach()).var() / (returns.var() + 1e-8),
+    }
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import)
+    if not isinstance(envs.single_action_space, Discrete | Box):
+        common.fail(f"REINFORCE takes Discrete or Box actions here; {args.env_id} has {envs.single_action_space}")
+    if len(envs.single_observation_space.shape) != 1:
+        common.fail(f"REINFORCE takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+    if args.num_steps * args.num_envs < 2:
+        common.fail("--num-steps times --num-envs must be at least 2: one sample has no standard deviation")
+    run = common.track(args, device)
+
+    agent = Agent(envs, args).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    run.save_policy(agent.greedy)
+
+    def update(returns: Tensor) -> dict[str, Tensor]:
+        loss, metrics = reinforce_loss(agent, rollout.obs, rollout.actions, returns, args)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        optimizer.step()
+        return metrics
+
+    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    last_lr = 0.0 if args.anneal_lr else args.learning_rate
+    global_step = 0
+
+    obs = envs.reset(seed=args.seed)[0].to(device)
+    while global_step < args.total_timesteps:
+        lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
+        optimizer.param_groups[0]["lr"] = lr
+
+        with torch.no_grad():
+            for _ in range(args.num_steps):
+                actions = agent.sample(obs)
+                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                global_step += args.num_envs
+                run.log_episodes(infos, global_step)
+                next_obs = next_obs.to(device)
+                rollout.add(
+                    obs=obs,
+                    actions=actions,
+                    rewards=rewards,
+                    next_obs=common.final_obs(next_obs, infos),
+                    terminations=terminations,
+                    truncations=truncations,
+                )
+                obs = next_obs
+            next_values = agent.value(rollout.next_obs) if args.baseline else torch.zeros_like(rollout.rewards)
+            returns = discounted_returns(
+                rollout.rewards, next_values, rollout.terminations, rollout.truncations, args.gamma
+            )
+
+        metrics = update(returns)
+        rollout.clear()
+        if log_due(global_step):
+            run.log({**metrics, "charts/learning_rate": lr}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(agent.greedy, args, run, global_step)
+
+    common.evaluate(agent.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)
