@@ -30,9 +30,9 @@ class Args(common.RunArgs):
     """environment steps to take, over all environments (rounded up to whole rollouts)"""
     num_envs: int = 8
     """parallel environments"""
-    num_steps: int = 64
+    num_steps: int = 128
     """steps of each environment per rollout"""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Adam step size at the start"""
     anneal_lr: bool = True
     """let the step size fall linearly to zero at total_timesteps"""
@@ -42,12 +42,14 @@ class Args(common.RunArgs):
     """subtract a learned value from the returns, and let it stand for what was cut off"""
     norm_adv: bool = True
     """bring the advantages of a rollout to mean 0 and standard deviation 1"""
-    ent_coef: float = 0.0
+    ent_coef: float = 0.01
     """weight of the entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 0.5
     """largest norm of the gradient; a longer one is scaled down"""
+    eval_interval: int = 100_000
+    """environment steps between evaluations (0: only at the end, where there is always one)"""
     log_interval: int = 2_000
     """environment steps between logged rows"""
 
