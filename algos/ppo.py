@@ -1,0 +1,261 @@
+"""Proximal policy optimisation. Schulman et al., 2017: https://arxiv.org/abs/1707.06347
+
+    python algos/ppo.py --env-id CartPole-v1 --cuda
+
+Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
+orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
+a step size annealed to zero, a clipped global gradient norm, optionally a clipped value loss.
+
+Differs from the paper and from that list:
+1. An episode cut by a time limit bootstraps from the value of the observation it ended on; GAE's trace is cut at both
+   ends, the bootstrap at terminations only (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
+2. Values and log-probabilities are computed in one batch after the rollout, by the same weights that acted.
+
+Logged for the last minibatch of the row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy,
+losses/approx_kl, losses/old_approx_kl, losses/clipfrac; for the whole rollout: losses/explained_variance, losses/values
+(mean predicted value); charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as
+charts/episodic_return and charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length,
+videos/eval.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 100_000
+    """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    num_envs: int = 8
+    """parallel environments"""
+    num_steps: int = 32
+    """steps of each environment per rollout"""
+    learning_rate: float = 1e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    gamma: float = 0.98
+    """discount factor"""
+    gae_lambda: float = 0.8
+    """decay of the advantage's trace: 0 is one step, 1 the whole return"""
+    num_minibatches: int = 1
+    """parts a rollout is split into, each epoch anew"""
+    update_epochs: int = 20
+    """times a rollout is used"""
+    norm_adv: bool = True
+    """bring the advantages of a minibatch to mean 0 and standard deviation 1"""
+    clip_coef: float = 0.2
+    """how far the probability ratio may pay to leave 1"""
+    clip_vloss: bool = False
+    """clip the change of the value by clip_coef as well"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient; a longer one is scaled down"""
+    target_kl: float | None = None
+    """end a rollout's updates after the epoch whose last minibatch has a larger approximate KL divergence"""
+    log_interval: int = 2_000
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+
+def layer_init(layer: nn.Linear, std: float = math.sqrt(2)) -> nn.Linear:
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Separate policy and value networks over flat observations [..., obs_dim]."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        obs_dim = math.prod(envs.single_observation_space.shape)
+        space = envs.single_action_space
+        self.discrete = isinstance(space, Discrete)
+        num_outputs = int(space.n) if self.discrete else math.prod(space.shape)
+
+        def mlp(out_dim: int, std: float) -> nn.Sequential:
+            return nn.Sequential(
+                layer_init(nn.Linear(obs_dim, 64)),
+                nn.Tanh(),
+                layer_init(nn.Linear(64, 64)),
+                nn.Tanh(),
+                layer_init(nn.Linear(64, out_dim), std),
+            )
+
+        self.actor = mlp(num_outputs, std=0.01)
+        self.critic = mlp(1, std=1.0)
+        self.actor_logstd = nn.Parameter(torch.zeros(0 if self.discrete else num_outputs))
+
+    def policy(self, obs: Tensor) -> Distribution:
+        if self.discrete:
+            return Categorical(logits=self.actor(obs), validate_args=False)
+        return Independent(Normal(self.actor(obs), self.actor_logstd.exp(), validate_args=False), 1)
+
+    def value(self, obs: Tensor) -> Tensor:
+        return self.critic(obs).squeeze(-1)
+
+    def sample(self, obs: Tensor) -> Tensor:
+        """Actions drawn from `policy(obs)`, without the price of building it while acting."""
+        out = self.actor(obs)
+        if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
+            return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
+        return out + self.actor_logstd.exp() * torch.randn_like(out)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self.actor(obs).argmax(dim=-1) if self.discrete else self.actor(obs)
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimates, [num_steps, num_envs] like every argument; next_values are V(s_{t+1})."""
+    deltas = rewards + gamma * next_values * ~terminations - values
+    continues = ~(terminations | truncations)
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage
+    return advantages
+
+
+def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate objective (equation 7 of the paper), with value loss and entropy bonus (equation 9)."""
+    policy = agent.policy(mb.obs)
+    logratio = policy.log_prob(mb.actions) - mb.logprobs
+    ratio = logratio.exp()
+
+    advantages = mb.advantages
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+
+    values = agent.value(mb.obs)
+    v_loss = (values - mb.returns) ** 2
+    if args.clip_vloss:
+        clipped_values = mb.values + (values - mb.values).clamp(-args.clip_coef, args.clip_coef)
+        v_loss = torch.max(v_loss, (clipped_values - mb.returns) ** 2)
+    v_loss = 0.5 * v_loss.mean()
+
+    entropy = policy.entropy().mean()
+    loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+    with torch.no_grad():
+        old_approx_kl = -logratio.mean()
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = ((ratio - 1).abs() > args.clip_coef).float().mean()
+    return loss, {
+        "losses/policy_loss": pg_loss.detach(),
+        "losses/value_loss": v_loss.detach(),
+        "losses/entropy": entropy.detach(),
+        "losses/old_approx_kl": old_approx_kl,
+        "losses/approx_kl": approx_kl,
+        "losses/clipfrac": clipfrac,
+    }
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import)
+    if not isinstance(envs.single_action_space, Discrete | Box):
+        common.fail(f"PPO takes Discrete or Box actions here; {args.env_id} has {envs.single_action_space}")
+    if len(envs.single_observation_space.shape) != 1:
+        common.fail(f"PPO takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+    if args.num_steps * args.num_envs < 2 * args.num_minibatches:
+        common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
+    run = common.track(args, device)
+
+    agent = Agent(envs, args).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    run.save_policy(agent.greedy)
+
+    def update(mb: SimpleNamespace) -> dict[str, Tensor]:
+        loss, metrics = ppo_loss(agent, mb, args)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        optimizer.step()
+        return metrics
+
+    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    last_lr = 0.0 if args.anneal_lr else args.learning_rate
+    metrics: dict[str, Tensor] = {}
+    global_step = 0
+
+    obs = envs.reset(seed=args.seed)[0].to(device)
+    while global_step < args.total_timesteps:
+        lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
+        optimizer.param_groups[0]["lr"] = lr
+
+        with torch.no_grad():
+            for _ in range(args.num_steps):
+                actions = agent.sample(obs)
+                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                global_step += args.num_envs
+                run.log_episodes(infos, global_step)
+                next_obs = next_obs.to(device)
+                rollout.add(
+                    obs=obs,
+                    actions=actions,
+                    rewards=rewards,
+                    next_obs=common.final_obs(next_obs, infos),
+                    terminations=terminations,
+                    truncations=truncations,
+                )
+                obs = next_obs
+            logprobs = agent.policy(rollout.obs).log_prob(rollout.actions)
+            values, next_values = agent.value(rollout.obs), agent.value(rollout.next_obs)
+            ends = rollout.terminations, rollout.truncations
+            advantages = gae(rollout.rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            returns = advantages + values
+
+        more = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
+        for _ in range(args.update_epochs):
+            for mb in rollout.minibatches(args.num_minibatches, **more):
+                metrics = update(mb)
+            if args.target_kl is not None and metrics["losses/approx_kl"] > args.target_kl:
+                break
+        rollout.clear()
+
+        if log_due(global_step):
+            explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+            whole = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
+            run.log({**metrics, **whole, "charts/learning_rate": lr}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(agent.greedy, args, run, global_step)
+
+    common.evaluate(agent.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)

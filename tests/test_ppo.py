@@ -1,0 +1,283 @@
+"""PPO: advantages by brute force, its loss by hand on both sides of the clip, and worlds whose answers are known."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import load, only_run, rows, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import common
+
+ppo = load("ppo")
+QUIET = {"track": False, "cuda": False, "eval_episodes": 0}
+
+
+def train(tmp_path, **flags):
+    folder = tmp_path / f"runs{len(list(tmp_path.iterdir()))}"
+    ppo.main(ppo.Args(**{**QUIET, "runs_dir": str(folder), **flags}))
+    return only_run(folder)
+
+
+def agent_of(run_dir):
+    from common.policy import load_policy
+
+    policy, _ = load_policy(run_dir)
+    return policy.__self__
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.5, 0.97, 1.0]),
+    st.sampled_from([0.0, 0.8, 1.0]),
+)
+def test_gae_is_the_weighted_sum_within_each_hand_cut_episode(num_steps, num_envs, seed, gamma, lam):
+    rng = np.random.default_rng(seed)
+    rewards, values, next_values = rng.normal(size=(3, num_steps, num_envs))
+    terminations, truncations = rng.random((2, num_steps, num_envs)) < 0.25
+    arrays = (rewards, values, next_values, terminations, truncations)
+    result = ppo.gae(*(torch.tensor(x) for x in arrays), gamma, lam)
+    for env in range(num_envs):
+        for t in range(num_steps):
+            total = 0.0
+            for k in range(t, num_steps):
+                bootstrap = 0.0 if terminations[k, env] else next_values[k, env]
+                total += (gamma * lam) ** (k - t) * (rewards[k, env] + gamma * bootstrap - values[k, env])
+                if terminations[k, env] or truncations[k, env]:
+                    break
+            assert result[t, env].item() == pytest.approx(total, abs=1e-6)
+
+
+class Fixed:
+    """An agent whose log-probabilities, entropies and values are given."""
+
+    def __init__(self, logprobs, entropies, values):
+        self.logprobs, self.values = logprobs, values
+        self.distribution = SimpleNamespace(log_prob=lambda actions: logprobs, entropy=lambda: entropies)
+
+    def policy(self, obs):
+        return self.distribution
+
+    def value(self, obs):
+        return self.values
+
+
+@pytest.mark.parametrize("norm_adv", [False, True])
+@pytest.mark.parametrize("clip_vloss", [False, True])
+def test_loss_and_gradient_against_a_hand_computation(norm_adv, clip_vloss):
+    # Ratios below, inside and above the clip range, with advantages of both signs: all six sides.
+    ratios = np.array([0.5, 1.1, 1.5, 0.5, 1.1, 1.5])
+    advantages = np.array([2.0, 1.0, 3.0, -2.0, -1.0, -3.0])
+    old_values = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    values = np.array([0.1, 1.5, 1.0, 3.0, 4.05, 6.0])
+    returns = np.array([1.0, 0.0, 1.9, 3.5, 4.0, 5.0])
+    entropies = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    eps = 0.2
+
+    logprobs = torch.tensor(np.log(ratios) - 0.7, requires_grad=True)
+    v = torch.tensor(values, requires_grad=True)
+    mb = SimpleNamespace(
+        obs=None,
+        actions=None,
+        logprobs=torch.full((6,), -0.7, dtype=torch.float64),
+        advantages=torch.tensor(advantages),
+        values=torch.tensor(old_values),
+        returns=torch.tensor(returns),
+    )
+    args = ppo.Args(norm_adv=norm_adv, clip_vloss=clip_vloss, clip_coef=eps, ent_coef=0.3, vf_coef=0.7)
+    loss, metrics = ppo.ppo_loss(Fixed(logprobs, torch.tensor(entropies), v), mb, args)
+    loss.backward()
+
+    a = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8) if norm_adv else advantages
+    pg, pg_gradient = 0.0, []
+    for ratio, adv in zip(ratios, a, strict=True):
+        clipped = min(max(ratio, 1 - eps), 1 + eps)
+        pg -= min(adv * ratio, adv * clipped) / 6
+        # The gradient d(-adv * ratio)/d(log p) = -adv * ratio, unless the clipped side is the smaller one.
+        pg_gradient.append(-adv * ratio / 6 if adv * ratio <= adv * clipped else 0.0)
+    vf = 0.0
+    for new, old, ret in zip(values, old_values, returns, strict=True):
+        square = (new - ret) ** 2
+        if clip_vloss:
+            square = max(square, (old + min(max(new - old, -eps), eps) - ret) ** 2)
+        vf += 0.5 * square / 6
+    assert loss.item() == pytest.approx(pg - 0.3 * entropies.mean() + 0.7 * vf, abs=1e-9)
+    assert np.allclose(logprobs.grad.numpy(), pg_gradient, atol=1e-9)
+    assert metrics["losses/policy_loss"].item() == pytest.approx(pg, abs=1e-9)
+    assert metrics["losses/value_loss"].item() == pytest.approx(vf, abs=1e-9)
+    assert metrics["losses/entropy"].item() == pytest.approx(entropies.mean())
+    assert metrics["losses/clipfrac"].item() == pytest.approx(4 / 6)
+    assert metrics["losses/old_approx_kl"].item() == pytest.approx(-np.log(ratios).mean())
+    assert metrics["losses/approx_kl"].item() == pytest.approx((ratios - 1 - np.log(ratios)).mean())
+
+
+def test_the_first_minibatch_of_a_rollout_has_ratio_one(tmp_path, monkeypatch):
+    # Log-probabilities computed after the rollout are those of the weights that acted.
+    seen = []
+    loss = ppo.ppo_loss
+
+    def spy(agent, mb, args):
+        result = loss(agent, mb, args)
+        seen.append((result[1]["losses/approx_kl"].item(), (agent.value(mb.obs) - mb.values).abs().max().item()))
+        return result
+
+    monkeypatch.setattr(ppo, "ppo_loss", spy)
+    train(tmp_path, total_timesteps=512, update_epochs=4, num_minibatches=2)
+    firsts = seen[:: 4 * 2]
+    assert len(firsts) == 2
+    assert all(kl < 1e-10 and gap < 1e-5 for kl, gap in firsts)
+    assert max(kl for kl, _ in seen) > 1e-6
+
+
+@pytest.mark.parametrize("env_id", ["Probe-action-v0", "Probe-both-v0"])
+def test_probe_environments_are_solved(env_id, tmp_path):
+    agent = agent_of(train(tmp_path, env_id=env_id, total_timesteps=8000, gamma=0.5))
+    for obs in (0.0,) if env_id == "Probe-action-v0" else (-1.0, 1.0):
+        right = 1 if env_id == "Probe-action-v0" or obs == 1.0 else 0
+        with torch.no_grad():
+            assert agent.policy(torch.tensor([[obs]])).probs[0, right] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("env_id", "values"),
+    [
+        ("Probe-constant-v0", {0.0: 1.0}),
+        ("Probe-obs-v0", {-1.0: -1.0, 1.0: 1.0}),
+        ("Probe-discount-v0", {0.0: 0.5, 1.0: 1.0}),
+    ],
+)
+def test_values_reach_their_closed_forms(env_id, values, tmp_path):
+    agent = agent_of(train(tmp_path, env_id=env_id, gamma=0.5, total_timesteps=8000))
+    for obs, value in values.items():
+        with torch.no_grad():
+            assert agent.value(torch.tensor([[obs]])).item() == pytest.approx(value, abs=0.07)
+
+
+def test_a_time_limit_is_no_end_of_the_world(tmp_path):
+    # Reward 1 for ever, cut after 5 steps: 1 / (1 - gamma). Truncation taken for death gives at most 3.4.
+    run = train(tmp_path, env_id="Endless-v0", gamma=0.8, gae_lambda=0.95, total_timesteps=16_000)
+    with torch.no_grad():
+        assert agent_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+@pytest.mark.parametrize("env_id", ["Mixed-v0", "Uneven-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0"])
+def test_every_stored_pair_is_a_true_transition_and_the_budget_is_kept(env_id, num_envs, tmp_path, monkeypatch):
+    stored, learning_rates, updates = [], [], []
+
+    class Spy(common.RolloutStorage):
+        def add(self, **step):
+            stored.append({name: value.clone() for name, value in step.items()})
+            super().add(**step)
+
+    def schedule(start, end, duration, t):
+        learning_rates.append((t, linear_schedule(start, end, duration, t)))
+        return learning_rates[-1][1]
+
+    def loss(*words):
+        updates.append(1)
+        return ppo_loss(*words)
+
+    linear_schedule, ppo_loss = ppo.linear_schedule, ppo.ppo_loss
+    monkeypatch.setattr(common, "RolloutStorage", Spy)
+    monkeypatch.setattr(ppo, "linear_schedule", schedule)
+    monkeypatch.setattr(ppo, "ppo_loss", loss)
+    train(
+        tmp_path,
+        env_id=env_id,
+        num_envs=num_envs,
+        num_steps=7,
+        total_timesteps=200,
+        learning_rate=0.5,
+        num_minibatches=3,
+        update_epochs=2,
+    )
+    size = 7 * num_envs
+    rollouts = math.ceil(200 / size)
+    assert len(stored) == 7 * rollouts
+    for step in stored:
+        assert torch.equal(step["next_obs"], step["obs"] + 1)
+    assert learning_rates == [(k * size, pytest.approx(0.5 * (1 - k * size / 200))) for k in range(rollouts)]
+    assert len(updates) == rollouts * 3 * 2
+
+
+SMALL = {"total_timesteps": 1024, "num_envs": 2, "num_steps": 64, "num_minibatches": 4, "update_epochs": 3}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_path):
+    first = weights(train(tmp_path, **SMALL))
+    assert same(first, weights(train(tmp_path, **SMALL)))
+    assert not same(first, weights(train(tmp_path, **SMALL, seed=2)))
+    assert same(first, weights(train(tmp_path, **SMALL, eval_episodes=2, eval_interval=300)))
+
+
+def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(tmp_path):
+    torch.manual_seed(1)
+    untrained = ppo.Agent(common.make_envs("CartPole-v1", 1), ppo.Args()).state_dict()
+    plain = weights(train(tmp_path, **SMALL))
+    for name, value in untrained.items():
+        assert value.numel() == 0 or not torch.equal(value, plain[name]), name
+    for flags in (
+        {"anneal_lr": False},
+        {"norm_adv": False},
+        {"clip_vloss": True},
+        {"clip_coef": 0.01},
+        {"ent_coef": 0.1},
+        {"vf_coef": 5.0},
+        {"max_grad_norm": 0.01},
+        {"gamma": 0.5},
+        {"gae_lambda": 0.1},
+        {"target_kl": 1e-9},
+    ):
+        assert not same(plain, weights(train(tmp_path, **SMALL, **flags))), flags
+
+
+def test_target_kl_ends_the_updates_of_a_rollout(tmp_path, monkeypatch):
+    updates = []
+    loss = ppo.ppo_loss
+    monkeypatch.setattr(ppo, "ppo_loss", lambda *words: updates.append(1) or loss(*words))
+    train(tmp_path, **SMALL, target_kl=0.0)
+    assert len(updates) == 1024 // 128 * 4  # one epoch of each of the eight rollouts
+    updates.clear()
+    train(tmp_path, **SMALL, target_kl=1e9)
+    assert len(updates) == 1024 // 128 * 4 * 3
+
+
+def test_box_actions_run_and_every_metric_is_logged(tmp_path):
+    run = train(tmp_path, env_id="Pendulum-v1", **SMALL, log_interval=100)
+    names = (
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "approx_kl",
+        "old_approx_kl",
+        "clipfrac",
+        "explained_variance",
+        "values",
+    )
+    assert {f"losses/{name}" for name in names} | {"charts/learning_rate", "charts/SPS"} <= set().union(*rows(run))
+    assert agent_of(run).actor_logstd.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"env_id": "Pixels-v0"}, "flat observations"),
+        ({"num_envs": 1, "num_steps": 4, "num_minibatches": 3}, "--num-minibatches"),
+    ],
+)
+def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, **flags)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
