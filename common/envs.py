@@ -209,15 +209,24 @@ def _gymnasium(
     env_fns: list[Callable[[], gym.Env]] = [functools.partial(gym.make, env_id)] * num_envs
     if first is not None:
         env_fns[0] = first
+    env_fns = [functools.partial(_finished, make, async_envs) for make in env_fns]
     if async_envs:
-        env_fns = [functools.partial(_in_worker, make) for make in env_fns]
         return gym.vector.AsyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     return gym.vector.SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def _in_worker(make: Callable[[], gym.Env]) -> gym.Env:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the trainer decides
-    return make()
+def _finished(make: Callable[[], gym.Env], in_worker: bool) -> gym.Env:
+    if in_worker:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the trainer decides
+    return _OwnArrays(make())
+
+
+class _OwnArrays(gym.Wrapper):
+    """Copies each observation: an environment that fills the same array anew in `reset` would change its final_obs."""
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = self.env.step(action)
+        return np.array(obs), *rest
 
 
 def has_screen() -> bool:

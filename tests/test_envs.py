@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from common import final_obs, make_envs
 from common.envs import MAX_ENVS, Envs, env_seeds
 
-IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0"]
+IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
 
 def play(envs, steps):
@@ -32,7 +32,7 @@ def play(envs, steps):
 @pytest.mark.parametrize(
     ("env_id", "num_envs", "async_envs"),
     [(env_id, num_envs, False) for env_id in IDS for num_envs in (1, 3, 7)]
-    + [("Mixed-v0", 3, True), ("Truncating-v0", 1, True), ("Mixed64-v0", 2, True)],
+    + [("Mixed-v0", 3, True), ("Reusing-v0", 2, True), ("Truncating-v0", 1, True), ("Mixed64-v0", 2, True)],
 )
 def test_every_transition_is_a_true_one(env_id, num_envs, async_envs):
     envs = make_envs(env_id, num_envs, async_envs)

@@ -194,12 +194,23 @@ class Stuck(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+class Reusing(Counter):
+    """Counter that hands out the same array every time."""
+
+    def _obs(self):
+        if not hasattr(self, "array"):
+            self.array = np.zeros(1, np.float32)
+        self.array[:] = super()._obs()
+        return self.array
+
+
 def _register(name: str, entry: Any, **kwargs: Any) -> None:
     if name not in gym.registry:
         gym.register(name, entry_point=entry, **kwargs)
 
 
 _register("Mixed-v0", Counter)
+_register("Reusing-v0", Reusing)
 _register("Terminating-v0", Counter, kwargs={"ends": "T"})
 _register("Truncating-v0", Counter, kwargs={"ends": "t"})
 _register("BothAtOnce-v0", Counter, kwargs={"ends": "B"})
