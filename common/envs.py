@@ -260,6 +260,10 @@ def _what_to_install(env_id: str, reason: str) -> str:
     if env_id.startswith("ALE/"):
         return 'pip install -e ".[atari]"'
     for extra in ("box2d", "mujoco"):
-        if extra in reason.lower() and not importlib.util.find_spec({"box2d": "Box2D"}.get(extra, extra)):
+        if (
+            "gymnasium-robotics" not in reason
+            and extra in reason.lower()
+            and not importlib.util.find_spec({"box2d": "Box2D"}.get(extra, extra))
+        ):
             return f'pip install -e ".[{extra}]"'
     return reason
