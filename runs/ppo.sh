@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# The reference runs of algos/ppo.py: CartPole-v1, 10 seeds. About 6 minutes on one core.
+# The reference runs of algos/ppo.py. About 25 minutes on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/reference}
 for seed in 31 32 33 34 35 36 37 38 39 40; do
   python algos/ppo.py --env-id CartPole-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT"
+done
+for seed in 31 32 33 34 35; do
+  python algos/ppo.py --env-id Pendulum-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --num-envs 4 --num-steps 1024 --num-minibatches 64 --update-epochs 10 --gamma 0.9 --gae-lambda 0.95
+  python algos/ppo.py --env-id Acrobot-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --total-timesteps 5e5 --eval-interval 250000
+  python algos/ppo.py --env-id LunarLander-v3 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --total-timesteps 1e6 --eval-interval 5e5 --log-interval 16384 --num-envs 16 --num-steps 1024 \
+    --num-minibatches 256 --update-epochs 4 --gamma 0.999 --gae-lambda 0.98 --ent-coef 0.01 --learning-rate 3e-4
 done
