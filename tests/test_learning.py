@@ -24,3 +24,12 @@ def test_dqn_solves_acrobot_by_its_defaults(tmp_path):
     )
     dqn.main(args)
     assert final_return(tmp_path) >= -100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["reinforce_rollout", "ppo"])
+@pytest.mark.parametrize("seed", [11, 12])
+def test_policy_gradients_solve_cartpole_by_their_defaults(script, seed, tmp_path):
+    module = load(script)
+    module.main(module.Args(seed=seed, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)))
+    assert final_return(tmp_path) >= 475
