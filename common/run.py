@@ -79,7 +79,6 @@ class Run:
 
     def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any], script: Path) -> None:
         self.dir = path
-        self.args = args
         self.started = time.monotonic()
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None

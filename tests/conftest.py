@@ -66,3 +66,25 @@ def weights(run_dir: Path):
     import torch
 
     return torch.load(run_dir / "policy.pt", weights_only=True)["state_dict"]
+
+
+def train_with(module, tmp_path: Path, **flags) -> Path:
+    """Runs a script's main() in this process, quietly, and returns its run directory."""
+    folder = tmp_path / f"runs{len(list(tmp_path.iterdir()))}"
+    quiet = {"track": False, "cuda": False, "eval_episodes": 0, "runs_dir": str(folder)}
+    module.main(module.Args(**{**quiet, **flags}))
+    return only_run(folder)
+
+
+def network_of(run_dir: Path):
+    """The trained network of a run."""
+    from common.policy import load_policy
+
+    return load_policy(run_dir)[0].__self__
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two state dictionaries are equal to the bit."""
+    import torch
+
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -1,5 +1,6 @@
 """The algorithm: its loss by hand, its schedule, its counts, and worlds whose Q-values are known."""
 
+import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -7,28 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import load, only_run, rows, weights
+from conftest import load, network_of, only_run, rows, same, train_with, weights
 from torch import nn
 
 import common
 
 dqn = load("dqn")
-QUIET = {"track": False, "cuda": False, "eval_episodes": 0}
-
-
-def train(tmp_path, **flags):
-    """Runs main() and returns its run directory."""
-    folder = tmp_path / f"runs{len(list(tmp_path.iterdir()))}"
-    dqn.main(dqn.Args(**{**QUIET, "runs_dir": str(folder), **flags}))
-    return only_run(folder)
+train = functools.partial(train_with, dqn)
 
 
 def q_values(run_dir, obs):
-    from common.policy import load_policy
-
-    policy, _ = load_policy(run_dir)
     with torch.no_grad():
-        return policy.__self__(torch.as_tensor(np.asarray(obs, np.float32)))
+        return network_of(run_dir)(torch.as_tensor(np.asarray(obs, np.float32)))
 
 
 class Table(nn.Module):
@@ -252,10 +243,6 @@ def test_images_are_learnt_by_the_convolutions(clip_rewards, tmp_path):
 
 
 SMALL = {"env_id": "CartPole-v1", "total_timesteps": 600, "learning_starts": 100, "log_interval": 100}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):

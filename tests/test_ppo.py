@@ -1,32 +1,20 @@
 """PPO: advantages by brute force, its loss by hand on both sides of the clip, and worlds whose answers are known."""
 
+import functools
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import load, only_run, rows, weights
+from conftest import load, network_of, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common
 
 ppo = load("ppo")
-QUIET = {"track": False, "cuda": False, "eval_episodes": 0}
-
-
-def train(tmp_path, **flags):
-    folder = tmp_path / f"runs{len(list(tmp_path.iterdir()))}"
-    ppo.main(ppo.Args(**{**QUIET, "runs_dir": str(folder), **flags}))
-    return only_run(folder)
-
-
-def agent_of(run_dir):
-    from common.policy import load_policy
-
-    policy, _ = load_policy(run_dir)
-    return policy.__self__
+train = functools.partial(train_with, ppo)
 
 
 @settings(max_examples=150, deadline=None)
@@ -137,7 +125,7 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("env_id", ["Probe-action-v0", "Probe-both-v0"])
 def test_probe_environments_are_solved(env_id, tmp_path):
-    agent = agent_of(train(tmp_path, env_id=env_id, total_timesteps=8000, gamma=0.5))
+    agent = network_of(train(tmp_path, env_id=env_id, total_timesteps=8000, gamma=0.5))
     for obs in (0.0,) if env_id == "Probe-action-v0" else (-1.0, 1.0):
         right = 1 if env_id == "Probe-action-v0" or obs == 1.0 else 0
         with torch.no_grad():
@@ -153,7 +141,7 @@ def test_probe_environments_are_solved(env_id, tmp_path):
     ],
 )
 def test_values_reach_their_closed_forms(env_id, values, tmp_path):
-    agent = agent_of(train(tmp_path, env_id=env_id, gamma=0.5, total_timesteps=8000))
+    agent = network_of(train(tmp_path, env_id=env_id, gamma=0.5, total_timesteps=8000))
     for obs, value in values.items():
         with torch.no_grad():
             assert agent.value(torch.tensor([[obs]])).item() == pytest.approx(value, abs=0.07)
@@ -163,7 +151,7 @@ def test_a_time_limit_is_no_end_of_the_world(tmp_path):
     # Reward 1 for ever, cut after 5 steps: 1 / (1 - gamma). Truncation taken for death gives at most 3.4.
     run = train(tmp_path, env_id="Endless-v0", gamma=0.8, gae_lambda=0.95, total_timesteps=16_000)
     with torch.no_grad():
-        assert agent_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
+        assert network_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
@@ -208,10 +196,6 @@ def test_every_stored_pair_is_a_true_transition_and_the_budget_is_kept(env_id, n
 
 
 SMALL = {"total_timesteps": 1024, "num_envs": 2, "num_steps": 64, "num_minibatches": 4, "update_epochs": 3}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_path):
@@ -266,7 +250,7 @@ def test_box_actions_run_and_every_metric_is_logged(tmp_path):
         "values",
     )
     assert {f"losses/{name}" for name in names} | {"charts/learning_rate", "charts/SPS"} <= set().union(*rows(run))
-    assert agent_of(run).actor_logstd.shape == (1,)
+    assert network_of(run).actor_logstd.shape == (1,)
 
 
 @pytest.mark.parametrize(

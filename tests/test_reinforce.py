@@ -1,31 +1,19 @@
 """REINFORCE: returns by brute force, its loss by hand, its distributions, and worlds whose answers are known."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import load, only_run, rows, weights
+from conftest import load, network_of, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common
 
 reinforce = load("reinforce_rollout")
-QUIET = {"track": False, "cuda": False, "eval_episodes": 0}
-
-
-def train(tmp_path, **flags):
-    folder = tmp_path / f"runs{len(list(tmp_path.iterdir()))}"
-    reinforce.main(reinforce.Args(**{**QUIET, "runs_dir": str(folder), **flags}))
-    return only_run(folder)
-
-
-def agent_of(run_dir):
-    from common.policy import load_policy
-
-    policy, _ = load_policy(run_dir)
-    return policy.__self__
+train = functools.partial(train_with, reinforce)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,7 +118,7 @@ def test_probe_environments_are_solved(env_id, baseline, tmp_path):
     run = train(
         tmp_path, env_id=env_id, baseline=baseline, total_timesteps=8000, num_steps=16, learning_rate=1e-2, gamma=0.5
     )
-    agent = agent_of(run)
+    agent = network_of(run)
     for obs in (0.0,) if env_id == "Probe-action-v0" else (-1.0, 1.0):
         right = 1 if env_id == "Probe-action-v0" or obs == 1.0 else 0
         with torch.no_grad():
@@ -146,7 +134,7 @@ def test_probe_environments_are_solved(env_id, baseline, tmp_path):
     ],
 )
 def test_values_reach_their_closed_forms(env_id, values, tmp_path):
-    agent = agent_of(
+    agent = network_of(
         train(tmp_path, env_id=env_id, gamma=0.5, total_timesteps=10_000, num_steps=16, learning_rate=1e-2)
     )
     for obs, value in values.items():
@@ -158,7 +146,7 @@ def test_a_time_limit_is_no_end_of_the_world(tmp_path):
     # Reward 1 for ever, cut after 5 steps: 1 / (1 - gamma). Truncation taken for death gives at most 3.4.
     run = train(tmp_path, env_id="Endless-v0", gamma=0.8, total_timesteps=30_000, num_steps=16, learning_rate=1e-2)
     with torch.no_grad():
-        assert agent_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
+        assert network_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
@@ -198,10 +186,6 @@ def test_every_stored_pair_is_a_true_transition_and_the_budget_is_kept(env_id, n
 
 
 SMALL = {"env_id": "CartPole-v1", "total_timesteps": 1200, "num_envs": 2, "num_steps": 32, "log_interval": 100}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_path):

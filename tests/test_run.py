@@ -543,11 +543,13 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
     plain, _ = run()
     assert not (plain / "wandb").exists()  # --no-track
     assert (plain / "videos").exists()
-    tracked, out = run(track=True, capture_video=False, wandb_name="n", wandb_project="q", wandb_notes="why")
+    tracked, out = run(
+        track=True, capture_video=False, wandb_name="n", wandb_project="q", wandb_notes="why", wandb_entity="e"
+    )
     assert "wandb sync" in out
     assert not (tracked / "videos").exists()
     (record,) = of_kind(wandb_records(tracked)[1], "run")
-    assert (record["display_name"], record["project"], record["notes"]) == ("n", "q", "why")
+    assert [record[key] for key in ("display_name", "project", "notes", "entity")] == ["n", "q", "why", "e"]
     silent, _ = run(eval_episodes=0)
     assert not any("eval/episodic_return" in row for row in rows(silent))
     assert (silent / "policy.pt").exists()
