@@ -19,6 +19,7 @@ videos/eval.
 Reference scores and the commands that made them: runs/README.md
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -30,6 +31,8 @@ import common
 class Args(common.RunArgs):
     total_timesteps: int = 100_000
     """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """units of the hidden layers of each network (flat observations)"""
     num_envs: int = 8
     """parallel environments"""
     num_steps: int = 32
@@ -58,6 +61,12 @@ class Args(common.RunArgs):
     """weight of the value loss"""
     max_grad_norm: float = 0.5
     """largest norm of the gradient; a longer one is scaled down"""
+    norm_obs: bool = False
+    """bring flat observations to mean 0 and standard deviation 1 by running statistics, kept in policy.pt"""
+    norm_reward: bool = False
+    """divide rewards by the running standard deviation of their discounted sum; the true score is logged"""
+    clip_rewards: bool = False
+    """learn from the sign of each reward (usual for Atari games); the true score is logged"""
     target_kl: float | None = None
     """end a rollout's updates after the epoch whose last minibatch has a larger approximate KL divergence"""
     log_interval: int = 2_000
@@ -68,57 +77,85 @@ if __name__ == "__main__":
     args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
 
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 
-def layer_init(layer: nn.Linear, std: float = math.sqrt(2)) -> nn.Linear:
-    nn.init.orthogonal_(layer.weight, std)
-    nn.init.zeros_(layer.bias)
+def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
+    weight, bias = layer.parameters()
+    nn.init.orthogonal_(weight, std)
+    nn.init.zeros_(bias)
     return layer
 
 
 class Agent(nn.Module):
-    """Separate policy and value networks over flat observations [..., obs_dim]."""
+    """Policy and value: two networks over flat observations, or two heads on one CNN over uint8 images [C, H, W]."""
+
+    absent: Tensor | None  # bool [parts, most choices]: the choices that a part of a MultiDiscrete action lacks
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
-        obs_dim = math.prod(envs.single_observation_space.shape)
-        space = envs.single_action_space
-        self.discrete = isinstance(space, Discrete)
-        num_outputs = int(space.n) if self.discrete else math.prod(space.shape)
+        shape, space = envs.single_observation_space.shape, envs.single_action_space
+        self.pixels, self.discrete = len(shape) == 3, not isinstance(space, Box)
+        self.obs_rms = common.RunningMeanStd(shape) if args.norm_obs else None
+        if self.pixels:  # Mnih et al., 2015: https://doi.org/10.1038/nature14236
+            convs = nn.Sequential()
+            for c_in, c_out, kernel, stride in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+                convs.extend([layer_init(nn.Conv2d(c_in, c_out, kernel, stride)), nn.ReLU()])
+            width = convs(torch.zeros(1, *shape)).numel()
+            self.trunk = nn.Sequential(convs, nn.Flatten(), layer_init(nn.Linear(width, 512)), nn.ReLU())
+            sizes: tuple[int, ...] = (512,)
+        else:
+            self.trunk, sizes = nn.Sequential(nn.Flatten()), (math.prod(shape), *args.hidden_sizes)
 
-        def mlp(out_dim: int, std: float) -> nn.Sequential:
-            return nn.Sequential(
-                layer_init(nn.Linear(obs_dim, 64)),
-                nn.Tanh(),
-                layer_init(nn.Linear(64, 64)),
-                nn.Tanh(),
-                layer_init(nn.Linear(64, out_dim), std),
-            )
+        def head(out_dim: int, std: float) -> nn.Sequential:
+            hidden = [(layer_init(nn.Linear(n_in, n_out)), nn.Tanh()) for n_in, n_out in itertools.pairwise(sizes)]
+            return nn.Sequential(*itertools.chain(*hidden), layer_init(nn.Linear(sizes[-1], out_dim), std))
 
-        self.actor = mlp(num_outputs, std=0.01)
-        self.critic = mlp(1, std=1.0)
+        absent, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
+        if isinstance(space, MultiDiscrete):  # each part has as many outputs as the largest
+            nvec = torch.as_tensor(space.nvec).flatten()
+            absent = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
+            num_outputs = absent.numel()
+        self.register_buffer("absent", absent, persistent=False)
+        self.actor = head(num_outputs, std=0.01)
+        self.critic = head(1, std=1.0)
         self.actor_logstd = nn.Parameter(torch.zeros(0 if self.discrete else num_outputs))
 
-    def policy(self, obs: Tensor) -> Distribution:
-        if self.discrete:
-            return Categorical(logits=self.actor(obs), validate_args=False)
-        return Independent(Normal(self.actor(obs), self.actor_logstd.exp(), validate_args=False), 1)
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The policy and the values, [B], at observations [B, ...]."""
+        features = self.features(obs)
+        out = self.outputs(features)
+        policy: Distribution = Categorical(logits=out, validate_args=False)
+        if not self.discrete:
+            policy = Normal(out, self.actor_logstd.exp(), validate_args=False)
+        parts = len(policy.batch_shape) - 1
+        return Independent(policy, parts, validate_args=False), self.critic(features).squeeze(1)
+
+    def features(self, obs: Tensor) -> Tensor:
+        if self.pixels:
+            return self.trunk(obs / 255.0)
+        return self.trunk(obs.float() if self.obs_rms is None else self.obs_rms(obs))
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """Logits [B, n], or [B, parts, n] with -inf for absent choices; means [B, n] of a Box action."""
+        out = self.actor(features)
+        return out if self.absent is None else out.unflatten(1, self.absent.shape).masked_fill(self.absent, -math.inf)
 
     def value(self, obs: Tensor) -> Tensor:
-        return self.critic(obs).squeeze(-1)
+        return self.critic(self.features(obs)).squeeze(1)
 
     def sample(self, obs: Tensor) -> Tensor:
-        """Actions drawn from `policy(obs)`, without the price of building it while acting."""
-        out = self.actor(obs)
+        """Actions drawn from the policy, without the price of building it while acting."""
+        out = self.outputs(self.features(obs))
         if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
     def greedy(self, obs: Tensor) -> Tensor:
-        return self.actor(obs).argmax(dim=-1) if self.discrete else self.actor(obs)
+        out = self.outputs(self.features(obs))
+        return out.argmax(dim=-1) if self.discrete else out
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
@@ -148,7 +185,7 @@ def gae(
 
 def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate objective (equation 7 of the paper), with value loss and entropy bonus (equation 9)."""
-    policy = agent.policy(mb.obs)
+    policy, values = agent(mb.obs)
     logratio = policy.log_prob(mb.actions) - mb.logprobs
     ratio = logratio.exp()
 
@@ -158,7 +195,6 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
-    values = agent.value(mb.obs)
     v_loss = (values - mb.returns) ** 2
     if args.clip_vloss:
         clipped_values = mb.values + (values - mb.values).clamp(-args.clip_coef, args.clip_coef)
@@ -183,11 +219,11 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import)
-    if not isinstance(envs.single_action_space, Discrete | Box):
-        common.fail(f"PPO takes Discrete or Box actions here; {args.env_id} has {envs.single_action_space}")
-    if len(envs.single_observation_space.shape) != 1:
-        common.fail(f"PPO takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import, life_loss=True)
+    if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
+        common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
+    if args.norm_obs and len(envs.single_observation_space.shape) == 3:
+        common.fail("--norm-obs is for flat observations; images are divided by 255 as it is")
     if args.num_steps * args.num_envs < 2 * args.num_minibatches:
         common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
     run = common.track(args, device)
@@ -195,6 +231,7 @@ def main(args: Args) -> None:
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
     run.save_policy(agent.greedy)
 
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
@@ -231,10 +268,16 @@ def main(args: Args) -> None:
                     truncations=truncations,
                 )
                 obs = next_obs
-            logprobs = agent.policy(rollout.obs).log_prob(rollout.actions)
-            values, next_values = agent.value(rollout.obs), agent.value(rollout.next_obs)
             ends = rollout.terminations, rollout.truncations
-            advantages = gae(rollout.rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            rewards = rollout.rewards.sign() if args.clip_rewards else rollout.rewards
+            if args.norm_reward:
+                reward_scaler.update(rewards, ends[0] | ends[1])
+                rewards = reward_scaler(rewards)
+            policy, values = agent(rollout.obs.flatten(0, 1))
+            logprobs = policy.log_prob(rollout.actions.flatten(0, 1)).view_as(rewards)
+            values = values.view_as(rewards)
+            next_values = agent.value(rollout.next_obs.flatten(0, 1)).view_as(rewards)
+            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
             returns = advantages + values
 
         more = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
@@ -243,6 +286,8 @@ def main(args: Args) -> None:
                 metrics = update(mb)
             if args.target_kl is not None and metrics["losses/approx_kl"] > args.target_kl:
                 break
+        if agent.obs_rms is not None:  # not before: one rollout is acted and learnt by under the same statistics
+            agent.obs_rms.update(rollout.obs)
         rollout.clear()
 
         if log_due(global_step):

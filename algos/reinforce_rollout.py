@@ -64,9 +64,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 
-def layer_init(layer: nn.Linear, std: float = math.sqrt(2)) -> nn.Linear:
-    nn.init.orthogonal_(layer.weight, std)
-    nn.init.zeros_(layer.bias)
+def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
+    weight, bias = layer.parameters()
+    nn.init.orthogonal_(weight, std)
+    nn.init.zeros_(bias)
     return layer
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
     from common.evaluation import evaluate as evaluate
+    from common.normalize import RewardScaler as RewardScaler
+    from common.normalize import RunningMeanStd as RunningMeanStd
     from common.replay import ReplayBuffer as ReplayBuffer
     from common.rollout import RolloutStorage as RolloutStorage
     from common.run import Run as Run
@@ -26,6 +28,8 @@ _HOME = {
     "final_obs": "envs",
     "make_envs": "envs",
     "evaluate": "evaluation",
+    "RewardScaler": "normalize",
+    "RunningMeanStd": "normalize",
     "ReplayBuffer": "replay",
     "RolloutStorage": "rollout",
     "Run": "run",

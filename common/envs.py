@@ -49,9 +49,9 @@ class Envs:
         self._bounds = None
         if isinstance(self.single_action_space, Box):
             self._bounds = self.single_action_space.low, self.single_action_space.high
-        self._first_action = (
-            int(self.single_action_space.start) if isinstance(self.single_action_space, Discrete) else 0
-        )
+        first = getattr(self.single_action_space, "start", 0)  # Discrete and MultiDiscrete have one
+        self._first_action = first if np.any(first) else None
+        self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._lives = np.zeros(self.num_envs, np.int64)
@@ -72,17 +72,17 @@ class Envs:
         """One step of every environment.
 
         Args:
-            actions: [num_envs] integers from 0 for Discrete, [num_envs, ...] floats for Box; a Box action
-                outside its bounds is clipped to them. On any device.
+            actions: [num_envs] integers from 0 for Discrete; for MultiDiscrete and Box [num_envs, ...], or flat
+                [num_envs, n]. A Box action outside its bounds is clipped to them. On any device.
 
         Returns:
             next_obs [num_envs, ...] (of the new episode where one ended), rewards float32 [num_envs],
             terminations and truncations bool [num_envs], infos.
         """
-        acts = actions.numpy(force=True)
+        acts = actions.numpy(force=True).reshape(self._action_shape)
         if self._bounds is not None:
             acts = np.clip(acts, *self._bounds)
-        elif self._first_action:
+        elif self._first_action is not None:
             acts = acts + self._first_action
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)

@@ -2,8 +2,11 @@
 
 import functools
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -49,11 +52,8 @@ class Fixed:
         self.logprobs, self.values = logprobs, values
         self.distribution = SimpleNamespace(log_prob=lambda actions: logprobs, entropy=lambda: entropies)
 
-    def policy(self, obs):
-        return self.distribution
-
-    def value(self, obs):
-        return self.values
+    def __call__(self, obs):
+        return self.distribution, self.values
 
 
 @pytest.mark.parametrize("norm_adv", [False, True])
@@ -105,7 +105,16 @@ def test_loss_and_gradient_against_a_hand_computation(norm_adv, clip_vloss):
     assert metrics["losses/approx_kl"].item() == pytest.approx((ratios - 1 - np.log(ratios)).mean())
 
 
-def test_the_first_minibatch_of_a_rollout_has_ratio_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"env_id": "Sheet-v0", "norm_obs": True, "norm_reward": True},
+        {"env_id": "Board-v0"},
+        {"env_id": "Pixels-v0", "clip_rewards": True},
+    ],
+)
+def test_the_first_minibatch_of_a_rollout_has_ratio_one(flags, tmp_path, monkeypatch):
     # Log-probabilities computed after the rollout are those of the weights that acted.
     seen = []
     loss = ppo.ppo_loss
@@ -116,7 +125,7 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(ppo, "ppo_loss", spy)
-    train(tmp_path, total_timesteps=512, update_epochs=4, num_minibatches=2)
+    train(tmp_path, total_timesteps=512, update_epochs=4, num_minibatches=2, **flags)
     firsts = seen[:: 4 * 2]
     assert len(firsts) == 2
     assert all(kl < 1e-10 and gap < 1e-5 for kl, gap in firsts)
@@ -129,7 +138,7 @@ def test_probe_environments_are_solved(env_id, tmp_path):
     for obs in (0.0,) if env_id == "Probe-action-v0" else (-1.0, 1.0):
         right = 1 if env_id == "Probe-action-v0" or obs == 1.0 else 0
         with torch.no_grad():
-            assert agent.policy(torch.tensor([[obs]])).probs[0, right] > 0.9
+            assert agent(torch.tensor([[obs]]))[0].base_dist.probs[0, right] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -222,6 +231,9 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
         {"gamma": 0.5},
         {"gae_lambda": 0.1},
         {"target_kl": 1e-9},
+        {"hidden_sizes": (32,)},
+        {"norm_obs": True},
+        {"norm_reward": True},
     ):
         assert not same(plain, weights(train(tmp_path, **SMALL, **flags))), flags
 
@@ -256,7 +268,9 @@ def test_box_actions_run_and_every_metric_is_logged(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"env_id": "Pixels-v0"}, "flat observations"),
+        ({"env_id": "Pixels-v0", "norm_obs": True}, "flat observations"),
+        ({"env_id": "Switches-v0"}, "Discrete, MultiDiscrete or Box"),
+        ({"gae_lambda": 1.5}, "--gae-lambda"),
         ({"num_envs": 1, "num_steps": 4, "num_minibatches": 3}, "--num-minibatches"),
     ],
 )
@@ -265,3 +279,150 @@ def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
         train(tmp_path, **flags)
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def flat_logits(agent, obs):
+    return agent.actor(agent.features(obs)).detach().double()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Dials-v0", "Board-v0", "Reach-v0", "Sheet-v0"])
+def test_log_probabilities_and_entropies_are_those_of_the_distributions_library_in_float64(env_id):
+    envs = common.make_envs(env_id, 1)
+    space = envs.single_action_space
+    torch.manual_seed(0)
+    agent = ppo.Agent(envs, ppo.Args())
+    with torch.no_grad():
+        for parameter in agent.actor.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        agent.actor_logstd.normal_()
+    obs = torch.randn(50, *envs.single_observation_space.shape)
+    actions = agent.sample(obs)
+    policy, _ = agent(obs)
+    out = flat_logits(agent, obs)
+    if env_id == "CartPole-v1":
+        parts = [(torch.distributions.Categorical(logits=out), actions)]
+    elif isinstance(space, gym.spaces.MultiDiscrete):
+        sizes = space.nvec.flatten().tolist()
+        width = max(sizes)
+        logits = [out[:, width * i : width * i + n] for i, n in enumerate(sizes)]
+        parts = [(torch.distributions.Categorical(logits=row), actions[:, i]) for i, row in enumerate(logits)]
+    else:
+        std = agent.actor_logstd.detach().double().exp()
+        parts = [(torch.distributions.Normal(out[:, i], std[i]), actions[:, i].double()) for i in range(out.shape[1])]
+    expected = sum(part.log_prob(action) for part, action in parts)
+    entropy = sum(part.entropy() for part, action in parts)
+    assert torch.allclose(policy.log_prob(actions).double(), expected, atol=1e-4)
+    assert torch.allclose(policy.entropy().double(), entropy.expand(50), atol=1e-4)
+    # Its gradients are numbers, also where choices are absent.
+    agent.zero_grad()
+    (policy.log_prob(actions) + policy.entropy()).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in agent.parameters())
+
+
+def test_sampled_choices_have_their_probabilities_and_absent_ones_are_never_drawn():
+    envs = common.make_envs("Dials-v0", 1)
+    torch.manual_seed(0)
+    agent = ppo.Agent(envs, ppo.Args())
+    with torch.no_grad():
+        agent.actor[-1].bias.normal_()
+        agent.actor[-1].weight.zero_()
+    n = 100_000
+    drawn = agent.sample(torch.zeros(n, 3))
+    logits = flat_logits(agent, torch.zeros(1, 3))[0]
+    # 99.9 % quantiles of chi-square with one degree of freedom less than the dial has choices.
+    for i, (size, bound) in enumerate([(2, 10.83), (5, 18.47), (3, 13.82)]):
+        expected = n * logits[5 * i : 5 * i + size].softmax(0)
+        counts = torch.bincount(drawn[:, i], minlength=size)
+        assert len(counts) == size
+        assert ((counts - expected) ** 2 / expected).sum() < bound
+
+
+def test_many_dials_are_learnt(tmp_path):
+    agent = network_of(train(tmp_path, env_id="Dials-v0", total_timesteps=8000))
+    with torch.no_grad():
+        assert agent.greedy(torch.zeros(1, 3)).tolist() == [[1, 3, 0]]  # the marks, counted from each dial's start
+
+
+@pytest.mark.parametrize("flags", [{"norm_obs": True}, {"norm_obs": True, "norm_reward": True}])
+def test_box_actions_of_two_dimensions_are_learnt_from_observations_of_unlike_scales(flags, tmp_path):
+    agent = network_of(train(tmp_path, env_id="Sheet-v0", total_timesteps=20_000, **flags))
+    scale = torch.tensor([[1, 10, 100], [1e3, 1e4, 1e5]])
+    with torch.no_grad():
+        actions = agent.greedy(scale * (5 + torch.randn(100, 2, 3)))
+    assert (actions - 0.5).abs().mean() < 0.15
+
+
+def test_pixels_are_learnt_with_clipped_rewards_and_the_true_score_is_logged(tmp_path, monkeypatch):
+    seen = []
+    gae = ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda rewards, *rest: seen.append(rewards) or gae(rewards, *rest))
+    # Of the dark image nothing but biases can be learnt, which start at zero: many updates, hence four minibatches.
+    flags = {"total_timesteps": 4096, "update_epochs": 4, "num_minibatches": 4, "log_interval": 100}
+    run = train(tmp_path, env_id="Pixels-v0", clip_rewards=True, **flags)
+    assert set(torch.cat(seen).flatten().tolist()) == {-1.0, 1.0}
+    assert {row["charts/episodic_return"] for row in rows(run) if "charts/episodic_return" in row} == {-5.0, 5.0}
+    agent = network_of(run)
+    images = torch.zeros(2, 2, 36, 40, dtype=torch.uint8)
+    images[1] = 255
+    with torch.no_grad():
+        assert agent.greedy(images).tolist() == [0, 1]
+        assert agent.value(images).tolist() == pytest.approx([1.0, 1.0], abs=0.3)
+
+
+def test_the_normaliser_holds_every_environments_observations_and_its_rollout_is_past(tmp_path, monkeypatch):
+    stored, used = [], []
+
+    class Spy(common.RolloutStorage):
+        def add(self, **step):
+            stored.append(step["obs"].clone())
+            super().add(**step)
+
+    class Watched(common.RunningMeanStd):
+        def forward(self, x):
+            used.append((len(stored), self.count.item()))
+            return super().forward(x)
+
+    monkeypatch.setattr(common, "RolloutStorage", Spy)
+    monkeypatch.setattr(common, "RunningMeanStd", Watched)
+    run = train(tmp_path, env_id="Sheet-v0", num_envs=3, num_steps=10, total_timesteps=90, norm_obs=True)
+    seen = torch.cat(stored).double()
+    state = weights(run)
+    assert state["obs_rms.count"].item() == 90
+    assert torch.allclose(state["obs_rms.mean"], seen.mean(0), rtol=1e-6)
+    assert torch.allclose(state["obs_rms.var"], seen.var(0, correction=0), rtol=1e-6)
+    # While rollout k acts and is learnt from, the statistics are those of the k rollouts before it. After its tenth
+    # step comes the learning, and then the first act of the next.
+    for rollout in range(3):
+        acting = [count for steps, count in used if 10 * rollout < steps < 10 * (rollout + 1)]
+        assert set(acting) == {30 * rollout}
+        learning = [count for steps, count in used if steps == 10 * (rollout + 1)]
+        assert learning[:-1] == [30 * rollout] * (len(learning) - 1) and len(learning) > 20
+
+
+def test_a_normalised_policy_comes_back_to_the_bit_in_a_new_process_and_evaluation_leaves_it_alone(tmp_path):
+    flags = {"env_id": "Sheet-v0", "total_timesteps": 1024, "norm_obs": True, "norm_reward": True}
+    plain = train(tmp_path, **flags)
+    evaluated = train(tmp_path, **flags, eval_episodes=3, eval_interval=300, capture_video=False)
+    assert same(weights(plain), weights(evaluated))
+    torch.manual_seed(3)
+    obs = torch.tensor([[1, 10, 100], [1e3, 1e4, 1e5]]) * torch.randn(1000, 2, 3)
+    torch.save(obs, tmp_path / "obs.pt")
+    code = (
+        "import sys, torch, worlds; from pathlib import Path; from common.policy import load_policy\n"
+        "policy, _ = load_policy(Path(sys.argv[1])); torch.set_grad_enabled(False)\n"
+        "torch.save(policy(torch.load(sys.argv[2])), sys.argv[3])"
+    )
+    words = [str(plain), str(tmp_path / "obs.pt"), str(tmp_path / "actions.pt")]
+    subprocess.run([sys.executable, "-c", code, *words], check=True)
+    agent = ppo.Agent(common.make_envs("Sheet-v0", 1), ppo.Args(norm_obs=True))
+    agent.load_state_dict(weights(plain))
+    with torch.no_grad():
+        assert torch.equal(agent.greedy(obs), torch.load(tmp_path / "actions.pt"))
+
+
+def test_an_atari_game_runs_from_pixels_with_every_ending_stored_right(tmp_path):
+    pytest.importorskip("ale_py")
+    flags = {"num_envs": 2, "num_steps": 16, "total_timesteps": 64, "num_minibatches": 2, "update_epochs": 1}
+    run = train(tmp_path, env_id="ALE/Breakout-v5", clip_rewards=True, **flags, log_interval=1)
+    assert {"losses/policy_loss", "losses/value_loss"} <= set().union(*rows(run))
+    assert weights(run)["trunk.0.0.weight"].shape == (32, 4, 8, 8)

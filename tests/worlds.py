@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 
 class Counter(gym.Env):
@@ -121,6 +121,54 @@ class Shifted(gym.Env):
         return np.array([action], np.float32), 0.0, False, False, {}
 
 
+class Dials(gym.Env):
+    """MultiDiscrete actions of unequal sizes and first values; reward 1 for each dial at its mark; one step.
+
+    The observation is the action that arrived, in a flat world of three dials, or a 2 x 2 board of them.
+    """
+
+    def __init__(self, nvec=(2, 5, 3), start=(1, 0, 10), mark=(2, 3, 10)):
+        self.action_space = MultiDiscrete(np.array(nvec), start=np.array(start))
+        self.observation_space = Box(0.0, 20.0, self.action_space.shape, np.float32)
+        self.mark = np.array(mark)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(self.action_space.shape, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return np.asarray(action, np.float32), float((action == self.mark).sum()), True, False, {}
+
+
+class Sheet(gym.Env):
+    """Box actions and float observations of shape [2, 3], very unlike in scale; reward 1 - |action - 0.5|, one step."""
+
+    def __init__(self):
+        self.observation_space = Box(-np.inf, np.inf, (2, 3), np.float32)
+        self.action_space = Box(-1.0, 1.0, (2, 3), np.float32)
+        self.scale = np.array([[1, 10, 100], [1e3, 1e4, 1e5]], np.float32)
+
+    def _obs(self):
+        return (self.scale * (5 + self.np_random.normal(size=(2, 3)))).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        assert action.shape == (2, 3)
+        return self._obs(), float(1 - np.abs(action - 0.5).mean()), True, False, {}
+
+
+class Switches(Dials):
+    """Actions that no script takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = MultiBinary(3)
+
+
 class Pixels(gym.Env):
     """uint8 images [2, 36, 40]; the first pixel is bright where action 1 is right."""
 
@@ -212,6 +260,10 @@ for _kind in ("constant", "obs", "discount", "action", "both"):
 _register("Endless-v0", Endless, max_episode_steps=5)
 _register("Reach-v0", Reach)
 _register("Shifted-v0", Shifted)
+_register("Dials-v0", Dials)
+_register("Board-v0", Dials, kwargs={"nvec": [[2, 3], [4, 2]], "start": [[0, 1], [0, 0]], "mark": [[1, 1], [3, 0]]})
+_register("Sheet-v0", Sheet)
+_register("Switches-v0", Switches)
 _register("Pixels-v0", Pixels)
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
