@@ -13,6 +13,11 @@ for seed in 31 32 33 34 35; do
   python algos/ppo.py --env-id Acrobot-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
     --total-timesteps 5e5 --eval-interval 250000
   python algos/ppo.py --env-id LunarLander-v3 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
-    --total-timesteps 1e6 --eval-interval 5e5 --log-interval 16384 --num-envs 16 --num-steps 1024 \
-    --num-minibatches 256 --update-epochs 4 --gamma 0.999 --gae-lambda 0.98 --ent-coef 0.01 --learning-rate 3e-4
+    --total-timesteps 1e6 --eval-interval 5e5 --log-interval 16384 --num-envs 16 --num-steps 256 \
+    --num-minibatches 32 --update-epochs 8 --gamma 0.995 --gae-lambda 0.97 --ent-coef 0.01
+  # CleanRL's flags for MuJoCo, except that episodes cut by the time limit bootstrap.
+  python algos/ppo.py --env-id HalfCheetah-v4 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT/cleanrl" \
+    --total-timesteps 1e6 --eval-interval 5e5 --log-interval 20480 --norm-obs --norm-reward --clip-vloss \
+    --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --gamma 0.99 --gae-lambda 0.95 \
+    --learning-rate 3e-4
 done
