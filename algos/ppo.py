@@ -4,12 +4,16 @@
 
 Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
 orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
-a step size annealed to zero, a clipped global gradient norm, optionally a clipped value loss.
+a step size annealed to zero, a clipped global gradient norm, optionally a clipped value loss; for MuJoCo normalised
+observations and scaled rewards (--norm-obs --norm-reward), for Atari games one CNN for policy and value, and clipped
+rewards (--clip-rewards).
 
 Differs from the paper and from that list:
 1. An episode cut by a time limit bootstraps from the value of the observation it ended on; GAE's trace is cut at both
    ends, the bootstrap at terminations only (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
 2. Values and log-probabilities are computed in one batch after the rollout, by the same weights that acted.
+3. One set of observation statistics for all environments, which changes between rollouts, never inside one. Rewards
+   are scaled after the rollout. Where an Atari game loses a life the learner sees a termination; the game goes on.
 
 Logged for the last minibatch of the row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy,
 losses/approx_kl, losses/old_approx_kl, losses/clipfrac; for the whole rollout: losses/explained_variance, losses/values
@@ -127,11 +131,12 @@ class Agent(nn.Module):
         """The policy and the values, [B], at observations [B, ...]."""
         features = self.features(obs)
         out = self.outputs(features)
-        policy: Distribution = Categorical(logits=out, validate_args=False)
-        if not self.discrete:
-            policy = Normal(out, self.actor_logstd.exp(), validate_args=False)
-        parts = len(policy.batch_shape) - 1
-        return Independent(policy, parts, validate_args=False), self.critic(features).squeeze(1)
+        base: Distribution
+        if self.discrete:
+            base = Categorical(logits=out, validate_args=False)
+        else:
+            base = Normal(out, self.actor_logstd.exp(), validate_args=False)
+        return Independent(base, len(base.batch_shape) - 1, validate_args=False), self.critic(features).squeeze(1)
 
     def features(self, obs: Tensor) -> Tensor:
         if self.pixels:
