@@ -1,0 +1,294 @@
+"""Exact resume: all that a run needs to go on as if it had never stopped, in files that tell when they are broken."""
+
+import hashlib
+import io
+import os
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.args import fail, warn
+from common.envs import Envs
+from common.run import Run
+from common.schedule import Every
+
+FORMAT = 1
+KEEP = 2  # checkpoints; the older one is for the day the newer one is broken
+MAGIC = b"SHA256:"
+
+
+class Checkpoint:
+    """Saves and restores a run: the named parts, the environments, all random generators, and what the run has logged.
+
+        checkpoint = common.Checkpoint(run, envs, q_network=q_network, optimizer=optimizer, replay=replay)
+        obs, global_step = checkpoint.start(args.seed)
+        train_due = common.Every(args.train_frequency, now=global_step)
+        while global_step < args.total_timesteps:
+            ...
+            checkpoint.save(global_step)
+
+    A part has `state_dict` and `load_state_dict`. Everything learned or accumulated has to be one; what follows from
+    the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those, a
+    checkpoint writes only what is new since the last one, to a file of its own.
+
+    Files, in `checkpoints/` of the run directory: written beside their place, flushed to the disk, renamed; with a
+    SHA-256 at the end, because torch.load notices next to no flipped bits; loadable with `weights_only=True`.
+    """
+
+    def __init__(self, run: Run, envs: Envs, **parts: Any) -> None:
+        self.run = run
+        self.envs = envs
+        self.parts = parts
+        self.folder = run.dir / "checkpoints"
+        self.due = Every(run.args.save_interval)
+        self.segments: dict[str, list[tuple[str, int, int]]] = {}  # part: files, with the first and last slot of each
+        self.older_files: set[str] = set()  # segments of the older one of the kept checkpoints
+        run.checkpoint = self
+
+    def start(self, seed: int) -> tuple[Tensor, int]:
+        """The observations to begin with, [num_envs, ...], and the step: those of a new run, or of the one resumed.
+
+        Ends the process with code 3 if what was saved does not fit the parts.
+        """
+        saved = self.run.saved
+        if self.run.args.save_interval:
+            self.envs.check_snapshots()
+        if saved is None:
+            self.run.resumed()
+            return self.envs.reset(seed=seed)[0], 0
+        step = saved["step"]
+        if saved["parts"].keys() != self.parts.keys():
+            fail(f"the checkpoint holds {sorted(saved['parts'])}, the script {sorted(self.parts)}", code=3)
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(saved["parts"][name])
+                if name in saved["segments"]:
+                    self._load_rings(name, saved["segments"][name])
+            except (RuntimeError, ValueError, KeyError, OSError) as error:
+                fail(f"{name} of the checkpoint at step {step} does not fit: {error}", code=3)
+        obs = self.envs.load_state_dict(saved["envs"])
+        self.due = Every(self.run.args.save_interval, now=step)
+        self.run.load_state_dict(saved["run"])
+        self.run.resumed()
+        _set_random_state(saved["random"])
+        self.run.saved = None
+        if saved["evaluation_missed"] and step < self.run.args.total_timesteps:
+            from common.evaluation import evaluate
+
+            evaluate(self.run.policy, self.run.args, self.run, step)
+        return obs, step
+
+    def save(self, step: int) -> None:
+        """Call it at the end of each iteration: writes when it is due, and when a signal asks for the run to stop.
+
+        A checkpoint that cannot be written is one warning: training goes on, the last one is kept. It ends the process
+        with 128 + n after signal n (6 if that checkpoint could not be written), and with code 4 instead of writing
+        weights that are not finite.
+        """
+        if self.due(step) or self.run.stop_requested:
+            written = self.write(step)
+            if self.run.stop_requested:
+                self.run.stop(step, written)
+
+    def write(self, step: int, evaluation_missed: bool = False) -> bool:
+        """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0."""
+        if self.run.args.save_interval == 0:
+            return False
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module) and not all(bool(p.isfinite().all()) for p in part.parameters()):
+                fail(f"{name} is not finite at step {step}; the last checkpoint is kept", code=4)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            content = {
+                "format": FORMAT,
+                "step": step,
+                "evaluation_missed": evaluation_missed,
+                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "segments": {name: self._save_rings(name) for name, part in self.parts.items() if _has_rings(part)},
+                "envs": self.envs.state_dict(),
+                "run": self.run.state_dict(),
+                "random": _random_state(),
+            }
+            write_file(self.folder / f"step-{step:012d}.pt", content)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            reason = _os_error(error)
+            if reason is None:
+                raise
+            warn(f"no checkpoint at step {step}: {reason.strerror}; the last one is kept")
+            return False
+        self._prune()
+        return True
+
+    def _save_rings(self, name: str) -> list[tuple[str, int, int]]:
+        """Writes the slots filled since the last time; returns all files that together hold the ring."""
+        rings: dict[str, np.ndarray]
+        rings, written = self.parts[name].rings()
+        kept = [s for s in self.segments.get(name, []) if s[2] > written - max(map(len, rings.values()))]
+        first = kept[-1][2] if kept else 0
+        if written > first:
+            content = {}
+            for key, ring in rings.items():
+                slots = np.arange(max(first, written - len(ring)), written) % len(ring)
+                content[key] = torch.from_numpy(ring[slots])
+            file = f"{name}-{first:012d}-{written:012d}.pt"
+            write_file(self.folder / file, content)
+            kept.append((file, first, written))
+        self.segments[name] = kept
+        return kept
+
+    def _load_rings(self, name: str, segments: list[tuple[str, int, int]]) -> None:
+        rings, _ = self.parts[name].rings()
+        for file, first, last in segments:
+            content = read_file(self.folder / file)
+            for key, ring in rings.items():
+                slots = np.arange(max(first, last - len(content[key])), last) % len(ring)
+                ring[slots] = content[key].numpy()
+        self.segments[name] = segments
+        self.older_files |= {file for file, _, _ in segments}
+
+    def _prune(self) -> None:
+        """Removes what the kept checkpoints do not need; only after a new one is safely on the disk."""
+        for path in sorted(self.folder.glob("step-*.pt"))[:-KEEP]:
+            path.unlink(missing_ok=True)
+        files = {file for segments in self.segments.values() for file, _, _ in segments}
+        for path in self.folder.glob("*.pt"):
+            if not path.name.startswith("step-") and path.name not in files | self.older_files:
+                path.unlink(missing_ok=True)
+        self.older_files = files
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, with one warning for each that is not; None if there has been none yet.
+
+    Files that a killed process left half written are removed, broken checkpoints are renamed to *.broken.
+    Ends the process with code 3 if there are checkpoints and none is whole.
+    """
+    for path in folder.glob("*.tmp"):
+        path.unlink()
+    found = sorted(folder.glob("step-*.pt"), reverse=True)
+    for path in found:
+        try:
+            content = read_file(path)
+            for segments in content["segments"].values():
+                for file, _, _ in segments:
+                    read_file(folder / file)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            warn(f"skipping the broken checkpoint {path}: {str(error).splitlines()[0]}")
+            continue
+        for broken in found[: found.index(path)]:
+            broken.rename(broken.with_suffix(".broken"))
+        return content
+    if found:
+        fail(f"no checkpoint in {folder} is whole; {len(found)} are broken", code=3)
+    return None
+
+
+def write_file(path: Path, content: Any) -> None:
+    """Writes so that at any moment either the old file or the whole new one is at `path`, also after a power cut."""
+    partial = path.with_suffix(".tmp")
+    try:
+        with partial.open("wb") as file:
+            hashed: Any = _Hashed(file)
+            torch.save(_plain(content), hashed)
+            file.write(MAGIC + hashed.sha256.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: Path) -> Any:
+    """What `write_file` wrote.
+
+    Raises:
+        ValueError: the file is cut short, changed, or of another format.
+    """
+    data = path.read_bytes()
+    end = len(data) - len(MAGIC) - hashlib.sha256().digest_size
+    if end < 0 or data[end : end + len(MAGIC)] != MAGIC:
+        raise ValueError("it is cut short")
+    view = memoryview(data)
+    if hashlib.sha256(view[:end]).digest() != view[end + len(MAGIC) :]:
+        raise ValueError("its checksum does not match")
+    content = _unplain(torch.load(io.BytesIO(view[:end]), map_location="cpu", weights_only=True))
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
+    return content
+
+
+class _Hashed:
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _plain(value: Any) -> Any:
+    """What `weights_only=True` loads: NumPy arrays and numbers become tagged tensors, the rest stays."""
+    if isinstance(value, np.ndarray | np.generic):
+        return {"numpy": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str | bytes | Tensor):
+        return value
+    raise TypeError(f"a checkpoint takes tensors, arrays, numbers and text, not {type(value).__name__}")
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"numpy", "scalar"}:
+            array = value["numpy"].numpy()
+            return array[()] if value["scalar"] else array
+        return {key: _unplain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_unplain(item) for item in value)
+    if isinstance(value, list):
+        return [_unplain(item) for item in value]
+    return value
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _has_rings(part: Any) -> bool:
+    return hasattr(part, "rings")
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
