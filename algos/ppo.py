@@ -239,6 +239,7 @@ def main(args: Args) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
     reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
+    checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
     run.save_policy(agent.greedy)
 
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
@@ -249,12 +250,13 @@ def main(args: Args) -> None:
         optimizer.step()
         return metrics
 
-    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
     last_lr = 0.0 if args.anneal_lr else args.learning_rate
     metrics: dict[str, Tensor] = {}
-    global_step = 0
 
-    obs = envs.reset(seed=args.seed)[0].to(device)
+    obs, global_step = checkpoint.start(args.seed)
+    obs = obs.to(device)
+    log_due = common.Every(args.log_interval, now=global_step)
+    eval_due = common.Every(args.eval_interval, now=global_step)
     while global_step < args.total_timesteps:
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
@@ -303,6 +305,7 @@ def main(args: Args) -> None:
             run.log({**metrics, **whole, "charts/learning_rate": lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(agent.greedy, args, run, global_step)
+        checkpoint.save(global_step)
 
     common.evaluate(agent.greedy, args, run, global_step)
     envs.close()

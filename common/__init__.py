@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from common.args import RunArgs as RunArgs
     from common.args import fail as fail
     from common.args import parse as parse
+    from common.checkpoint import Checkpoint as Checkpoint
     from common.dataset import ReplayDataset as ReplayDataset
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
@@ -25,6 +26,7 @@ _HOME = {
     "RunArgs": "args",
     "fail": "args",
     "parse": "args",
+    "Checkpoint": "checkpoint",
     "ReplayDataset": "dataset",
     "Envs": "envs",
     "final_obs": "envs",

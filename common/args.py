@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import os
 import re
@@ -64,6 +65,10 @@ class RunArgs:
     """episodes per greedy evaluation; 0 turns evaluation and video off"""
     eval_interval: int = 50_000
     """environment steps between evaluations (0: only at the end, where there is always one)"""
+    save_interval: int = 50_000
+    """environment steps between checkpoints to resume from; 0 makes none"""
+    resume: str | None = None
+    """go on with the run in this directory, from its last checkpoint, with its arguments"""
     runs_dir: str = "runs"
     """where run directories are made"""
     allow_env_import: bool = False
@@ -113,12 +118,15 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     """
     import tyro
 
+    argv = sys.argv[1:] if argv is None else argv
+    resumed = _resumed(args_class, argv)
+    default: dict[str, Any] = {} if resumed is None else {"default": resumed}
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_integer)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            args = tyro.cli(args_class, prog=prog, description=doc, args=argv, registry=registry)
+            args = tyro.cli(args_class, prog=prog, description=doc, args=argv, **default, registry=registry)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -132,6 +140,29 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     if not show_tracebacks:
         sys.excepthook = _report
     return args
+
+
+def _resumed(args_class: type[T], argv: list[str]) -> T | None:
+    """With `--resume RUN_DIR`, the arguments of that run: flags that are not given are as they were."""
+    for i, word in enumerate(argv):
+        flag, _, folder = word.partition("=")
+        if flag == "--resume":
+            folder = folder or "".join(argv[i + 1 : i + 2])
+            saved = read_facts(folder)
+            names = {field.name for field in dataclasses.fields(args_class)}  # type: ignore[arg-type]
+            # JSON has no tuples, and no argument is a list.
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name in names}
+            return args_class(**{**values, "resume": folder})
+    return None
+
+
+def read_facts(run_dir: str) -> dict[str, Any]:
+    """args.json of a run directory; ends the process with code 3 and one line if there is none."""
+    try:
+        with open(os.path.join(run_dir, "args.json"), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        fail(f"{run_dir or '--resume'} is not a run directory: its args.json cannot be read ({error})", code=3)
 
 
 def _integer(type_info: Any) -> Any:

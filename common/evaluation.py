@@ -42,7 +42,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: RunArgs, run: Run, step: 
         policy, args.env_id, args.eval_episodes, args.seed, video, args.allow_env_import, lambda: run.stop_requested
     )
     if run.stop_requested:
-        run.stop(step)
+        run.stop(step, run.checkpoint is not None and run.checkpoint.write(step, evaluation_missed=True))
     metrics = {
         "eval/episodic_return": float(returns.mean()),
         "eval/episodic_return_std": float(returns.std()),

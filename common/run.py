@@ -26,8 +26,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.args import RunArgs, fail, warn
+from common.args import RunArgs, fail, read_facts, warn
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+# What may differ when a run is resumed; all else would make another run of it.
+MAY_CHANGE = {
+    "total_timesteps",
+    "cuda",
+    "torch_threads",
+    "track",
+    "capture_video",
+    "eval_episodes",
+    "eval_interval",
+    "log_interval",
+    "save_interval",
+    "resume",
+    "runs_dir",
+    "debug",
+}
 
 
 def setup(args: RunArgs) -> torch.device:
@@ -52,42 +69,99 @@ def track(args: RunArgs, device: torch.device) -> "Run":
     Ends the process with code 6 if the directory cannot be made.
     """
     script = Path(sys.modules[type(args).__module__].__file__ or "interactive.py").resolve()
+    if args.resume is not None:
+        return _resume(args, device, script)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{args.env_id}__{script.stem}__{args.seed}__{stamp}-{secrets.token_hex(3)}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip(".-")[-200:]
     path = Path(args.runs_dir) / name
     try:
         path.mkdir(parents=True)
+        lock = _lock(path)
         commit = _snapshot(script, path / "source")
         facts = {
             **dataclasses.asdict(args),
             "script": script.stem,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": _device_name(device),
             "threads": torch.get_num_threads(),
             "versions": _versions(),
             "git_commit": commit,
             "common": str(Path(__file__).parent),
+            "wandb_id": secrets.token_hex(4),
         }
         (path / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         fail(f"cannot write the run directory {path}: {error.strerror}; choose another with --runs-dir", code=6)
-    return Run(path, args, facts, script)
+    return Run(path, args, facts, script, lock)
+
+
+def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
+    """The run in `args.resume`, as its last whole checkpoint left it."""
+    from common.checkpoint import load_latest
+
+    path = Path(str(args.resume))
+    facts = read_facts(str(path))
+    lock = _lock(path)
+    now = json.loads(json.dumps(dataclasses.asdict(args)))
+    differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
+    if facts["script"] != script.stem or differ:
+        was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
+        fail(
+            f"{path} is a run of {facts['script']}, and would not go on as it began: {was or 'another script'}", code=3
+        )
+    if (path / "finished.json").exists():
+        finished = json.loads((path / "finished.json").read_text())["global_step"]
+        if args.total_timesteps <= facts["total_timesteps"]:
+            print(f"already complete, at step {finished}: {path}")
+            raise SystemExit(0)
+        (path / "finished.json").unlink()
+    saved_script = path / "source" / script.name
+    if not saved_script.exists() or saved_script.read_bytes() != script.read_bytes():
+        warn(f"{script} has changed since the run began; the source it began with is in {saved_script}")
+    then = {"device": facts["device"], "threads": facts["threads"], **facts["versions"]}
+    today = {"device": _device_name(device), "threads": torch.get_num_threads(), **_versions()}
+    changed = [f"{name} {then.get(name)} -> {value}" for name, value in today.items() if then.get(name) != value]
+    if changed:
+        warn(f"resumed, but not to the bit: {', '.join(changed)}")
+    saved = load_latest(path / "checkpoints")
+    if saved is None:
+        warn(f"{path} has no checkpoint yet: it starts again from step 0")
+    facts |= {name: value for name, value in now.items() if name in MAY_CHANGE}
+    try:
+        (path / "args.tmp").write_text(json.dumps(facts, indent=2) + "\n")
+        (path / "args.tmp").replace(path / "args.json")
+    except OSError as error:
+        fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
+    return Run(path, args, facts, script, lock, saved)
 
 
 class Run:
     """What a script tells its run. Everything a sink can get wrong costs one warning, never the training."""
 
-    def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any], script: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        args: RunArgs,
+        facts: dict[str, Any],
+        script: Path,
+        lock: Any = None,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
         self.dir = path
+        self.args = args
+        self.saved = saved  # the checkpoint to go on from, until a Checkpoint has taken it
+        self.checkpoint: Any = None  # the script's Checkpoint, if it has one
         self.started = time.monotonic()
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
+        self._lock = lock
         quiet_threads()
-        self._open(JsonLines, path / "metrics.jsonl")
-        self._open(TensorBoard, path, facts)
+        self._json = self._open(JsonLines, path / "metrics.jsonl", saved["run"]["metrics_size"] if saved else 0)
+        self._open(TensorBoard, path, facts, (saved["step"] if saved else 0) if args.resume else None)
         if args.track:
             self.wandb = self._open(Wandb, path, args, facts)
         self._policy: Callable[[Tensor], Tensor] | None = None
+        self._keep_policy = saved is not None  # until the networks are restored, policy.pt is better than they are
         self._episodes: list[tuple[float, int]] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
         self._last_log = (0, time.monotonic())
@@ -98,10 +172,11 @@ class Run:
         self._finished = False
         self._old_handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
         atexit.register(self._close, exit_code=1)
-        print(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}: {path}", flush=True)
+        again = f", from step {saved['step']:,}" if saved else ""
+        print(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{again}: {path}", flush=True)
 
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
         """Writes one row to every sink, with charts/SPS and the mean of the episodes that ended since the last.
@@ -128,7 +203,7 @@ class Run:
 
         metrics.jsonl gets a line for each. TensorBoard and W&B get their mean at the next `log`, so that an
         environment whose episodes are short does not spend its time on dashboards.
-        It is also where a run stops that was asked to by Ctrl-C or SIGTERM.
+        A run without a Checkpoint stops here when Ctrl-C or a signal asks it to; one that has one, when that saves.
         """
         self._step = step
         if "episode" in infos:
@@ -138,7 +213,7 @@ class Run:
                 self._recent.append(r)
                 row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
                 self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, self._time())
-        if self._signal:
+        if self._signal and self.checkpoint is None:
             self.stop(step)
 
     def log_evaluation(self, metrics: Mapping[str, float], step: int, seconds: float, video: Path | None) -> None:
@@ -162,6 +237,8 @@ class Run:
         from common.policy import save_policy
 
         self._policy = policy
+        if self._keep_policy:
+            return
         try:
             save_policy(policy, self.dir / "policy.pt")
         except (OSError, RuntimeError) as error:
@@ -169,11 +246,45 @@ class Run:
             self._close(exit_code=6)
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
-    def stop(self, step: int) -> None:
+    def resumed(self) -> None:
+        """The networks are what they were, or a new run's: from here on policy.pt is theirs."""
+        self._keep_policy = False
+
+    def stop(self, step: int, resumable: bool = False) -> None:
         """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
         number = self._signal
         self._close(exit_code=128 + number)
-        fail(f"stopped by {signal.Signals(number).name} at step {step}; what it learnt is in {self.dir}", 128 + number)
+        how = f"go on with --resume {self.dir}" if resumable else f"what it learnt is in {self.dir}"
+        fail(f"stopped by {signal.Signals(number).name} at step {step}; {how}", 128 + number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
+        for sink in self.sinks:
+            self._tell([sink], "flush")
+        last_step, last_time = self._last_log
+        return {
+            "metrics_size": self._json.position() if self._json in self.sinks else 0,
+            "step": self._step,
+            "episodes": [list(episode) for episode in self._episodes],
+            "recent": list(self._recent),
+            "seconds": self._time(),
+            "last_log": (last_step, time.monotonic() - last_time - self._paused),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self._step = state["step"]
+        self._episodes = [(r, length) for r, length in state["episodes"]]
+        self._recent.extend(state["recent"])
+        self.started = now - state["seconds"]
+        last_step, ago = state["last_log"]
+        self._last_log, self._paused = (last_step, now - ago), 0.0
+
+    @property
+    def policy(self) -> Callable[[Tensor], Tensor]:
+        """What `save_policy` was given."""
+        assert self._policy is not None, "run.save_policy(...) comes before the checkpoint starts"
+        return self._policy
 
     @property
     def stop_requested(self) -> bool:
@@ -182,6 +293,10 @@ class Run:
     def finish(self) -> None:
         """Keeps the final policy, closes every sink and says where the run is."""
         seconds = self._time()
+        try:
+            (self.dir / "finished.json").write_text(json.dumps({"global_step": self._step, "time": seconds}) + "\n")
+        except OSError as error:
+            warn(f"cannot write {self.dir / 'finished.json'}: {error.strerror}")
         self._close(exit_code=0)
         self._console.line(f"done in {seconds:.1f} s: {self.dir}")
         if self.wandb is not None:
@@ -297,6 +412,24 @@ def _snapshot(script: Path, target: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit
+
+
+def _lock(path: Path) -> Any:
+    """Holds the run directory for this process; the system lets go of it however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        file = (path / ".lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        fail(f"{path} is in use by another process, or cannot be written ({error.strerror})", code=6)
+    return file
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _versions() -> dict[str, str]:

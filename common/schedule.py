@@ -6,19 +6,20 @@ class Every:
 
     The counter advances by `num_envs` at a time, so `step % interval == 0` may never be true; this is
     right for any stride. With `start`, multiples are counted from there, and nothing is due before.
-    An interval of 0 is never due.
+    An interval of 0 is never due. `now` is the step a resumed run goes on from: what was due until then is done.
 
-        train_due = Every(args.train_frequency, start=args.learning_starts)
+        train_due = Every(args.train_frequency, start=args.learning_starts, now=global_step)
         for _ in range(train_due(global_step)):
             ...
     """
 
-    def __init__(self, interval: int, start: int = 0) -> None:
+    def __init__(self, interval: int, start: int = 0, now: int = 0) -> None:
         if interval < 0:
             raise ValueError(f"interval must be 0 (never) or more environment steps, not {interval}")
         self.interval = interval
         self.start = start
         self.passed = 0
+        self(now)
 
     def __call__(self, step: int) -> int:
         if self.interval == 0 or step < self.start:

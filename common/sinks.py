@@ -30,6 +30,9 @@ class Sink:
     def close(self, exit_code: int) -> None:
         raise NotImplementedError
 
+    def flush(self) -> None:
+        """Called when a checkpoint is written; what is only in memory should not be lost with the process."""
+
     def drop(self) -> None:
         """Called after a failure; nothing is logged any more."""
 
@@ -49,8 +52,17 @@ def quiet_threads() -> None:
 class JsonLines(Sink):
     name = "metrics.jsonl"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int = 0) -> None:
+        """Goes on after the first `size` bytes: what a resumed run logged after its checkpoint, it logs again."""
+        if path.exists():
+            os.truncate(path, min(size, path.stat().st_size))
         self.file = path.open("a", buffering=1)
+
+    def position(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def log(self, row: dict[str, float], step: int, seconds: float) -> None:
         plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -63,16 +75,22 @@ class JsonLines(Sink):
 class TensorBoard(Sink):
     name = "TensorBoard"
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], resumed_at: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(path))
+        # TensorBoard drops what earlier files hold from purge_step on.
+        self.writer = SummaryWriter(str(path), purge_step=None if resumed_at is None else resumed_at + 1)
+        if resumed_at is not None:
+            return
         table = "|argument|value|\n|-|-|\n" + "\n".join(f"|{key}|{value}|" for key, value in facts.items())
         self.writer.add_text("hyperparameters", table)
 
     def log(self, row: dict[str, float], step: int, seconds: float) -> None:
         for key, value in row.items():
             self.writer.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        self.writer.flush()
 
     def close(self, exit_code: int) -> None:
         self.writer.close()
@@ -105,6 +123,9 @@ class Wandb(Sink):
 
         def init(mode: Any) -> Any:
             return wandb.init(
+                id=facts["wandb_id"],
+                resume="allow" if args.resume else None,
+                allow_val_change=True,
                 project=args.wandb_project,
                 entity=args.wandb_entity,
                 group=args.wandb_group,
