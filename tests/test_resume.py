@@ -1,0 +1,272 @@
+"""A run that was killed and resumed, again and again, is the run that was not: weights, metrics, and a hash of it all."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import only_run, rows, run_script, same, weights
+
+CHAINED = str(Path(__file__).parent / "chained.py")
+TIMEOUT = 300
+
+
+def start(script, flags):
+    return subprocess.Popen(
+        [sys.executable, CHAINED, script, *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, f"exit {process.returncode}\n{out}\n{err}"
+    return out
+
+
+def newest(run_dir):
+    return max((path.name for path in run_dir.glob("checkpoints/step-*.pt")), default="")
+
+
+def wait_for_checkpoint(process, folder, after):
+    """The run directory, once it has a checkpoint newer than `after`; None if the run ends before."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        for run_dir in folder.glob("*"):
+            if newest(run_dir) > after:
+                return run_dir
+        if process.poll() is not None:
+            return None
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint was written")
+
+
+def interrupted(script, flags, folder, numbers, rng, delay=1.0):
+    """Runs to the end, stopped by signal after signal; returns the run directory and how often it was stopped."""
+    process = start(script, [*flags, "--runs-dir", folder])
+    after, stops = "", 0
+    for number in numbers:
+        run_dir = wait_for_checkpoint(process, folder, after)
+        if run_dir is None:
+            break
+        time.sleep(rng.uniform(0, delay))
+        after = newest(run_dir)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=TIMEOUT)
+        if process.returncode == 0:
+            break
+        stops += 1
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            assert process.returncode == 128 + number, err
+            assert f"--resume {run_dir}" in err
+            after = newest(run_dir)
+        process = start(script, ["--resume", run_dir])
+    if process.poll() is None:
+        finish(process)
+    return only_run(folder), stops
+
+
+def same_metrics(a, b):
+    def comparable(run_dir):
+        return [{k: v for k, v in row.items() if k not in ("time", "charts/SPS")} for row in rows(run_dir)]
+
+    return comparable(a) == comparable(b)
+
+
+def tensorboard(run_dir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "charts/SPS"
+    }
+
+
+QUICK = ["--no-track", "--no-capture-video", "--eval-episodes", 3]
+DQN = [*QUICK, "--total-timesteps", 12_000, "--save-interval", 500, "--learning-starts", 500, "--eval-interval", 4000]
+PPO = [*QUICK, "--save-interval", 500, "--eval-interval", 4000, "--num-envs", 2]
+REPLAY = ["--prioritized-replay", "--n-step", 3, "--buffer-size", 3000]
+NORMALISED = ["--norm-obs", "--norm-reward", "--num-steps", 128, "--num-minibatches", 4, "--update-epochs", 4]
+MUJOCO = [*PPO, *NORMALISED, "--total-timesteps", 16_000]
+ATARI = ["--env-id", "ALE/Breakout-v5", "--total-timesteps", 3000, "--save-interval", 300, "--batch-size", 8]
+
+CASES = {
+    "dqn CartPole": ("dqn", DQN),
+    "dqn CartPole, prioritized, 3-step, full ring": ("dqn", [*DQN, *REPLAY]),
+    "dqn CartPole, 2 threads": ("dqn", [*DQN, "--torch-threads", 2]),
+    "dqn CartPole, 3 environments in processes": ("dqn", [*DQN, "--num-envs", 3, "--async-envs"]),
+    "dqn LunarLander": ("dqn", [*DQN, "--env-id", "LunarLander-v3"]),
+    "dqn Breakout, prioritized, 3-step": ("dqn", [*DQN, *REPLAY[:-2], "--buffer-size", 1000, *ATARI]),
+    "ppo CartPole": ("ppo", [*PPO, "--total-timesteps", 30_000]),
+    "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
+    "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
+    "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
+    "sac Pendulum": ("sac", [*QUICK, "--total-timesteps", 2500, "--learning-starts", 200, "--save-interval", 200]),
+    "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
+}
+IN_CI = ("dqn CartPole, prioritized, 3-step, full ring", "ppo CartPole")
+
+
+def check(script, flags, tmp_path, numbers, seed, least):
+    needs = {"LunarLander": "Box2D", "HalfCheetah": "mujoco", "Ant": "mujoco", "ALE": "ale_py"}
+    for name, module in needs.items():
+        if any(name in str(flag) for flag in flags):
+            pytest.importorskip(module)
+    finish(start(script, [*flags, "--runs-dir", tmp_path / "whole"]))
+    whole = only_run(tmp_path / "whole")
+    began = time.monotonic()
+    stopped, stops = interrupted(script, flags, tmp_path / "stopped", numbers, random.Random(seed))
+    print(f"{stops} stops in {time.monotonic() - began:.0f} s")
+    assert stops >= least
+    assert (whole / "chain").read_text() == (stopped / "chain").read_text()
+    assert same(weights(whole), weights(stopped))
+    assert same_metrics(whole, stopped)
+    assert tensorboard(whole) == tensorboard(stopped)
+
+
+@pytest.mark.parametrize("case", IN_CI)
+def test_two_kills_change_nothing(case, tmp_path):
+    check(*CASES[case], tmp_path, [signal.SIGKILL] * 2, seed=1, least=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", CASES)
+def test_six_kills_change_nothing(case, tmp_path):
+    check(*CASES[case], tmp_path, [signal.SIGKILL] * 6, seed=2, least=5)
+
+
+def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
+    # Half of the time is evaluation, so that some of the signals fall into one.
+    flags = [*DQN, "--eval-interval", 1000, "--eval-episodes", 40, "--total-timesteps", 8000]
+    check("dqn", flags, tmp_path, numbers, seed=3, least=3)
+
+
+def quick_run(tmp_path, *more, script="dqn"):
+    flags = ["--no-track", "--eval-episodes", 0, "--total-timesteps", 600, "--learning-starts", 100]
+    run_script(*flags, "--save-interval", 200, "--runs-dir", tmp_path, *more, script=script)
+    return only_run(tmp_path)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    run_dir = quick_run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    done = run_script("--resume", run_dir)
+    assert "already complete, at step 600" in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == after
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    run_dir = quick_run(tmp_path)
+    done = run_script("--resume", run_dir, "--total-timesteps", 1000)
+    assert "from step 600" in done.stdout
+    assert json.loads((run_dir / "finished.json").read_text())["global_step"] == 1000
+    steps = [row["global_step"] for row in rows(run_dir)]
+    assert steps == sorted(steps) and steps[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--gamma", 0.5], "gamma was 0.99, now 0.5"),
+        (["--seed", 7], "seed was 1, now 7"),
+        (["--env-id", "Acrobot-v1"], "env_id was 'CartPole-v1', now 'Acrobot-v1'"),
+        (["--num-envs", 2, "--batch-size", 32], "num_envs was 1, now 2, batch_size was 64, now 32"),
+    ],
+)
+def test_another_run_cannot_be_made_of_it(flags, says, tmp_path):
+    run_dir = quick_run(tmp_path)
+    (run_dir / "finished.json").unlink()
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    done = run_script("--resume", run_dir, *flags, check=3)
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_is_no_run_directory_is_one_line(tmp_path):
+    done = run_script("--resume", tmp_path / "nothing", check=3)
+    assert "is not a run directory" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    run_dir = quick_run(tmp_path)
+    assert "is a run of dqn" in run_script("--resume", run_dir, script="ppo", check=3).stderr
+
+
+def test_a_run_without_a_checkpoint_begins_again_in_its_place(tmp_path):
+    run_dir = quick_run(tmp_path)
+    expected, metrics = weights(run_dir), rows(run_dir)
+    (run_dir / "finished.json").unlink()
+    for path in (run_dir / "checkpoints").iterdir():
+        path.unlink()
+    done = run_script("--resume", run_dir)
+    assert "has no checkpoint yet: it starts again from step 0" in done.stderr
+    assert same(expected, weights(run_dir))
+    assert [row["global_step"] for row in rows(run_dir)] == [row["global_step"] for row in metrics]
+
+
+def test_two_processes_cannot_go_on_with_one_run(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, CHAINED, "dqn", "--no-track", "--runs-dir", str(tmp_path), "--total-timesteps", "1000000"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if "dqn on" in line:
+                break
+        run_dir = only_run(tmp_path)
+        done = run_script("--resume", run_dir, check=6)
+        assert "in use by another process" in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+    run_script("--resume", run_dir, "--total-timesteps", 500, check=0)  # the lock went with the process
+
+
+def test_another_number_of_threads_is_said(tmp_path):
+    run_dir = quick_run(tmp_path)
+    (run_dir / "finished.json").unlink()
+    done = run_script("--resume", run_dir, "--torch-threads", 2)
+    assert "resumed, but not to the bit: threads 1 -> 2" in done.stderr
+
+
+def test_a_changed_script_is_said(tmp_path):
+    run_dir = quick_run(tmp_path)
+    (run_dir / "finished.json").unlink()
+    (run_dir / "source" / "dqn.py").write_text("another = 1")
+    assert "has changed since the run began" in run_script("--resume", run_dir).stderr
+
+
+def test_checkpoints_change_no_number(tmp_path):
+    often = quick_run(tmp_path / "a", "--save-interval", 50)
+    never = quick_run(tmp_path / "b", "--save-interval", 0)
+    assert same(weights(often), weights(never))
+    assert same_metrics(often, never)
+    assert not (never / "checkpoints").exists()
+
+
+def test_a_stop_without_checkpoints_keeps_the_policy(tmp_path):
+    process = start("dqn", ["--no-track", "--total-timesteps", 10**6, "--save-interval", 0, "--runs-dir", tmp_path])
+    for line in process.stdout:
+        if "steps/s" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume" not in err
+    assert os.path.exists(only_run(tmp_path) / "policy.pt")
