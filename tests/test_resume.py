@@ -1,4 +1,4 @@
-"""A run that was killed and resumed, again and again, is the run that was not: weights, metrics, and a hash of it all."""
+"""A run killed and resumed, again and again, is the run that was not: weights, metrics, and a hash of all of it."""
 
 import json
 import os
