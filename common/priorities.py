@@ -14,7 +14,7 @@ EPSILON = 1e-6  # added to |TD error|, so that a transition learnt by heart is s
 
 
 class Priorities:
-    """The priorities p = |TD error| + EPSILON of `size` transitions, each drawn with P(i) = p_i^alpha / sum_j p_j^alpha.
+    """The priorities p = |TD error| + EPSILON of `size` transitions, drawn with P(i) = p_i^alpha / sum_j p_j^alpha.
 
     State: `tree`, whose leaves are p^alpha, 0 for places not filled yet, and `highest`, the largest p seen.
     """

@@ -61,6 +61,7 @@ class ReplayBuffer:
         self.device = torch.device(device)
         self.n_step = n_step
         self.gamma = gamma
+        self.discounts = (1.0 if gamma is None else gamma) ** np.arange(n_step + 1)
         self.frame_stack = frame_stack
         self.alpha = alpha
         self.fields: dict[str, np.ndarray] = {}
@@ -168,11 +169,10 @@ class ReplayBuffer:
         ended |= steps // self.num_envs == newest  # what lies behind the newest step is the oldest one
         ended[:, -1] = True
         more = ended.argmax(1)  # steps after the first
-        discounts = self.gamma ** np.arange(self.n_step + 1)
         within = np.arange(self.n_step) <= more[:, None]
-        returns = (rewards.take(steps) * discounts[:-1] * within).sum(1)
+        returns = (rewards.take(steps) * self.discounts[:-1] * within).sum(1)
         last = (indices + more * self.num_envs) % len(rewards)
-        return returns.astype(rewards.dtype), discounts[more + 1].astype(rewards.dtype), last
+        return returns.astype(rewards.dtype), self.discounts[more + 1].astype(rewards.dtype), last
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
         for name, value in step.items():
