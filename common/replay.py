@@ -56,6 +56,8 @@ class ReplayBuffer:
             raise ValueError(f"capacity {capacity} holds no step of {num_envs} environments")
         if n_step < 1 or (n_step > 1 and gamma is None):
             raise ValueError(f"n_step must be 1 or more, and above 1 it needs gamma: not {n_step}, gamma {gamma}")
+        if frame_stack < 0 or (alpha is not None and alpha < 0):
+            raise ValueError(f"frame_stack and alpha cannot be negative: {frame_stack}, {alpha}")
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.device = torch.device(device)
