@@ -29,11 +29,14 @@ class Priorities:
         self.tree.update(indices, self.highest**self.alpha)
 
     def update(self, indices: np.ndarray, td_errors: np.ndarray) -> None:
-        """Sets the priorities of transitions [B] from their TD errors [B]; raises ValueError if one is not finite."""
+        """Sets the priorities of transitions [B] from their TD errors [B].
+
+        Changes nothing if one is not finite: nor is the loss then, which is what stops a run.
+        """
         priorities = np.abs(td_errors.astype(np.float64)) + EPSILON
         highest = float(priorities.max())
         if not highest < np.inf:
-            raise ValueError("a TD error is not finite")
+            return
         self.highest = max(self.highest, highest)
         self.tree.update(indices, priorities**self.alpha)
 
@@ -79,7 +82,7 @@ class SumTree:
         A leaf of weight 0 is never found, not even at 0, at 1, or where rounding leads out of a node.
         """
         top = self.levels[-1]
-        ends = top.cumsum() if len(top) < 256 else torch.from_numpy(top).cumsum(0).numpy()  # torch: a fourth the time
+        ends = torch.from_numpy(top).cumsum(0).numpy()  # a fourth of the time of NumPy's
         left = np.minimum(shares * ends[-1], ends[-1] * BELOW_ONE)
         nodes = ends.searchsorted(left, side="right")
         left -= ends.take(nodes) - top.take(nodes)

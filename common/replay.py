@@ -147,18 +147,21 @@ class ReplayBuffer:
         return SimpleNamespace(**tensors)
 
     def update_priorities(self, indices: Tensor, td_errors: Tensor) -> None:
-        """Gives transitions the priorities p = |TD error| + EPSILON; what is added gets the highest one seen so far.
+        """Gives transitions the priorities |TD error| + 1e-6; what is added gets the highest one seen so far.
 
         Args:
             indices: [B], of a batch sampled since the last `add`.
-            td_errors: [B], of either sign, on any device.
+            td_errors: [B], of either sign, on any device. If one is not finite, nothing changes.
 
         Raises:
-            ValueError: replay is uniform, or a TD error is not finite.
+            ValueError: the replay is uniform or empty, or there is no transition at an index.
         """
         if self.priorities is None:
             raise ValueError("there are priorities only with alpha, and after the first add")
-        self.priorities.update(indices.numpy(), td_errors.numpy(force=True))
+        places = indices.numpy(force=True)
+        if not 0 <= places.min() <= places.max() < len(self):
+            raise ValueError(f"indices must be from 0 to {len(self) - 1}")
+        self.priorities.update(places, td_errors.numpy(force=True))
 
     def _returns(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns and gamma^m, [B] each, and the indices [B] of the steps they end with."""
@@ -172,7 +175,7 @@ class ReplayBuffer:
         ended[:, -1] = True
         more = ended.argmax(1)  # steps after the first
         within = np.arange(self.n_step) <= more[:, None]
-        returns = (rewards.take(steps) * self.discounts[:-1] * within).sum(1)
+        returns = (rewards.take(steps) * self.discounts[:-1]).sum(1, where=within)
         last = (indices + more * self.num_envs) % len(rewards)
         return returns.astype(rewards.dtype), self.discounts[more + 1].astype(rewards.dtype), last
 

@@ -463,9 +463,10 @@ def test_a_wrong_action_space_is_one_line(tmp_path, capsys):
     assert "DQN needs a Discrete action space" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
+@pytest.mark.parametrize("prioritized_replay", [False, True])
+def test_a_loss_that_is_not_finite_ends_the_run(prioritized_replay, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train(tmp_path, **{**SMALL, "learning_rate": 1e30})
+        train(tmp_path, **{**SMALL, "learning_rate": 1e30}, prioritized_replay=prioritized_replay)
     assert stop.value.code == 4
     assert "losses/td_loss is" in capsys.readouterr().err
     for value in weights(only_run(next(tmp_path.iterdir()))).values():

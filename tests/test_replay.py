@@ -422,12 +422,21 @@ def test_new_transitions_have_the_highest_priority_seen():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_td_error_that_is_not_finite_is_refused(bad):
+def test_a_td_error_that_is_not_finite_changes_nothing(bad):
     replay = prioritized(4, 1.0, [1.0, 2.0, 3.0, 4.0])
-    before = replay.priorities.tree.levels[0].copy()
-    with pytest.raises(ValueError, match="finite"):
-        replay.update_priorities(torch.tensor([0, 1]), torch.tensor([5.0, bad]))
-    assert np.array_equal(replay.priorities.tree.levels[0], before)
+    before = replay.priorities.tree.levels[0].copy(), replay.priorities.highest
+    replay.update_priorities(torch.tensor([0, 1]), torch.tensor([5.0, bad]))
+    assert np.array_equal(replay.priorities.tree.levels[0], before[0])
+    assert replay.priorities.highest == before[1]
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_only_transitions_that_are_there_get_priorities(index):
+    replay = ReplayBuffer(10, 1, alpha=1.0)
+    for _ in range(3):
+        replay.add(x=torch.zeros(1))
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        replay.update_priorities(torch.tensor([0, index]), torch.tensor([5.0, 5.0]))
 
 
 SIZES = [1, 2, 31, 32, 33, 1000, 4096, 4097, 5000, 131_073, 140_000]
