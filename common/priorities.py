@@ -81,18 +81,17 @@ class SumTree:
 
         A leaf of weight 0 is never found, not even at 0, at 1, or where rounding leads out of a node.
         """
-        top = self.levels[-1]
-        ends = torch.from_numpy(top).cumsum(0).numpy()  # a fourth of the time of NumPy's
+        weights = self.levels[-1]
+        ends = torch.from_numpy(weights).cumsum(0).numpy()  # a fourth of the time of NumPy's
         left = np.minimum(shares * ends[-1], ends[-1] * BELOW_ONE)
-        nodes = ends.searchsorted(left, side="right")
-        left -= ends.take(nodes) - top.take(nodes)
+        nodes = flat = ends.searchsorted(left, side="right")
         for families in self._families[-2::-1]:
+            left -= ends.take(flat) - weights.take(flat)  # what lies before the node
             weights = families.take(nodes, 0)
             ends = torch.from_numpy(weights).cumsum(1).numpy()
             left = np.maximum(np.minimum(left, ends[:, -1] * BELOW_ONE), 0.0)
             child = (ends <= left[:, None]).argmin(1)  # the first whose end lies beyond; one does, by the line above
             flat = child + np.arange(0, ends.size, CHILDREN)
-            left -= ends.ravel().take(flat) - weights.ravel().take(flat)
             nodes = nodes * CHILDREN + child
         return nodes
 

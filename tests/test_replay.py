@@ -207,7 +207,10 @@ def test_every_combination_gives_what_an_unbounded_list_gives(
     torch.manual_seed(seed)
     priorities, highest = {}, 1.0
     for t in range(steps):
-        replay.add(**story.step())
+        step = story.step()
+        replay.add(**step)
+        for value in step.values():
+            value.fill_(1)  # the caller may use its memory again
         priorities |= dict.fromkeys(range(t * num_envs, (t + 1) * num_envs), highest)
         alive = range(max(0, t + 1 - rows) * num_envs, (t + 1) * num_envs)
         assert len(replay) == len(alive)
@@ -276,6 +279,7 @@ def test_frames_are_stored_once_and_those_set_aside_are_written_over():
             obs=obs, actions=zeros.long(), rewards=zeros, next_obs=next_obs, terminations=over, truncations=~over
         )
         obs = next_obs.clone()
+        next_obs.fill_(7)  # the caller may use its memory again
         if over.any():
             obs = torch.cat([torch.zeros_like(obs[:, 1:]), frames()], dim=1)
     episodes_alive = n * (rows // 25 + 1)
