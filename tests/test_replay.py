@@ -130,7 +130,8 @@ class Story:
         self.obs = np.stack([self.reset() for _ in range(num_envs)])
 
     def frame(self):
-        return self.rng.integers(1, 200, (2, 3)).astype(self.dtype)
+        pixels = self.rng.integers(1, 200, (2, 3))
+        return pixels.astype(self.dtype) if self.dtype == np.uint8 else (pixels + self.rng.random()).astype(self.dtype)
 
     def reset(self):
         if not self.stack:
@@ -152,7 +153,7 @@ class Story:
             "next_obs": next_obs,
             "terminations": np.isin(kind, (1, 3, 4)),
             "truncations": np.isin(kind, (2, 3)),
-            "mine": self.rng.integers(0, 99, (n, 2)).astype(np.int16),
+            "mine": self.rng.integers(2**62, size=(n, 2)),
         }
         self.steps.append(step)
         self.obs = next_obs.copy()
