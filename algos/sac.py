@@ -41,7 +41,7 @@ class Args(common.RunArgs):
     """environment steps with uniformly random actions, before the first update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers of every network"""
-    policy_lr: float = 1e-3
+    policy_lr: float = 3e-4
     """Adam step size of the policy, at the start"""
     q_lr: float = 1e-3
     """Adam step size of the critics and of the temperature, at the start"""

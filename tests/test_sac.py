@@ -485,12 +485,28 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
         assert not same(plain, weights(train(tmp_path, **{**SMALL, **flags}))), flags
 
 
-def test_step_sizes_fall_to_zero_when_told_to(tmp_path):
-    def logged(**flags):
-        return curve(train(tmp_path, **SMALL, policy_lr=0.5, **flags), "charts/learning_rate")
+@pytest.mark.parametrize("anneal_lr", [False, True])
+def test_step_sizes_are_those_of_the_flags_and_fall_to_zero_when_told_to(anneal_lr, tmp_path, monkeypatch):
+    optimizers = []
 
-    assert logged(anneal_lr=True) == pytest.approx([0.5 * (1 - step / 300) for step in range(20, 301, 20)])
-    assert set(logged()) == {0.5}
+    class Adam(torch.optim.Adam):
+        def __init__(self, *words, **flags):
+            super().__init__(*words, **flags)
+            self.used = []
+            optimizers.append(self)
+
+        def step(self, closure=None):
+            self.used.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    run = train(tmp_path, **SMALL, policy_lr=0.01, q_lr=0.02, anneal_lr=anneal_lr, policy_frequency=1)
+    left = [1 - step / 300 if anneal_lr else 1.0 for step in range(301)]
+    assert curve(run, "charts/learning_rate") == pytest.approx([0.01 * left[step] for step in range(20, 301, 20)])
+    actor, critic, alpha = optimizers
+    assert sum(p.numel() for p in alpha.param_groups[0]["params"]) == 1
+    for optimizer, lr in ((actor, 0.01), (critic, 0.02), (alpha, 0.02)):
+        assert optimizer.used == pytest.approx([lr * left[step] for step in range(101, 301)])
 
 
 @pytest.mark.parametrize(
