@@ -104,7 +104,7 @@ def test_log_std_stays_between_its_bounds():
 def test_bounds_are_those_of_each_dimension():
     actor, _ = make("Aim-v0")
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.5]])
-    assert actor.in_env_units(corners).tolist() == [[-1.0, -2.0], [3.0, 2.0], [1.0, 1.0]]
+    assert actor.in_env_units(corners).tolist() == [[-1.0, -2.0], [3.0, 1.0], [1.0, 0.25]]
     with torch.no_grad():
         actor.network[-1].bias[:2] = torch.tensor([30.0, -30.0])
     assert actor.greedy(torch.zeros(1, 1)).tolist() == [[3.0, -2.0]]
@@ -339,7 +339,7 @@ def test_exploration_is_independent_per_environment_and_dimension(learning_start
     assert columns.std(axis=1).min() > 0.1
     correlation = np.corrcoef(columns) - np.eye(8)
     assert np.abs(correlation).max() < 0.15  # 4.7 standard deviations of 1000 independent pairs
-    low, high = np.array([-1.0, -2.0]), np.array([3.0, 2.0])
+    low, high = np.array([-1.0, -2.0]), np.array([3.0, 1.0])
     assert (actions >= low).all() and (actions <= high).all()
     if learning_starts:
         assert np.allclose(actions.min(axis=(0, 1)), low, atol=0.02)
@@ -449,8 +449,17 @@ def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_pa
 
 
 @pytest.mark.parametrize("alpha", [None, 0.2])
-def test_every_metric_is_logged_and_the_temperature_is_learnt_unless_fixed(alpha, tmp_path):
+def test_every_metric_is_logged_and_the_temperature_is_learnt_unless_fixed(alpha, tmp_path, monkeypatch):
+    targets = set()
+    loss = sac.alpha_loss
+
+    def spy(alpha, log_prob, target_entropy):
+        targets.add(target_entropy)
+        return loss(alpha, log_prob, target_entropy)
+
+    monkeypatch.setattr(sac, "alpha_loss", spy)
     run = train(tmp_path, **SMALL, alpha=alpha)
+    assert targets == ({-2} if alpha is None else set())  # minus the dimension of the action
     names = ("qf1_loss", "qf2_loss", "qf1_values", "qf2_values", "actor_loss", "alpha")
     keys = set().union(*rows(run))
     assert {f"losses/{name}" for name in names} | {"charts/learning_rate", "charts/SPS"} <= keys

@@ -107,13 +107,13 @@ class Reach(gym.Env):
 
 
 class Aim(gym.Env):
-    """One step; the reward is minus the squared distance of the action from (2.2, -0.5), out of [-1, 3] x [-2, 2]."""
+    """One step; the reward is minus the squared distance of the action from (2.2, -0.5), out of [-1, 3] x [-2, 1]."""
 
     GOAL = np.array([2.2, -0.5])
 
     def __init__(self):
         self.observation_space = Box(-1.0, 1.0, (1,), np.float32)
-        self.action_space = Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 2.0], np.float32))
+        self.action_space = Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 1.0], np.float32))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
