@@ -110,6 +110,15 @@ def test_bounds_are_those_of_each_dimension():
     assert actor.greedy(torch.zeros(1, 1)).tolist() == [[3.0, -2.0]]
 
 
+def test_the_greedy_action_is_the_squashed_mean():
+    actor, _ = make("Aim-v0")
+    obs = torch.linspace(-1, 1, 7).unsqueeze(1)
+    with torch.no_grad():
+        mean, _ = actor(obs)
+        expected = np.tanh(mean.numpy()) * (2.0, 1.5) + (1.0, -0.5)  # [-1, 3] x [-2, 1]
+        assert np.allclose(actor.greedy(obs).numpy(), expected, atol=1e-6)
+
+
 # --- the losses
 
 
