@@ -178,6 +178,16 @@ def main(args: Args) -> None:
         frame_stack=envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0,
         alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
     )
+    metrics: dict[str, Tensor] = {}
+    checkpoint = common.Checkpoint(
+        run,
+        envs,
+        q_network=q_network,
+        target_network=target_network,
+        optimizer=optimizer,
+        replay=replay,
+        metrics=metrics,
+    )
     run.save_policy(q_network.greedy)
 
     @torch.no_grad()
@@ -197,14 +207,12 @@ def main(args: Args) -> None:
             replay.update_priorities(batch.indices, td_errors)
         return metrics
 
-    train_due = common.Every(args.train_frequency, start=args.learning_starts)
-    target_due = common.Every(args.target_network_frequency, start=args.learning_starts)
-    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    obs, global_step = checkpoint.start(args.seed)
+    train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
+    target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=global_step)
+    log_due = common.Every(args.log_interval, now=global_step)
+    eval_due = common.Every(args.eval_interval, now=global_step)
     exploration_steps = args.exploration_fraction * args.total_timesteps
-    metrics: dict[str, Tensor] = {}
-    global_step = 0
-
-    obs, _ = envs.reset(seed=args.seed)
     while global_step < args.total_timesteps:
         epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
@@ -226,13 +234,14 @@ def main(args: Args) -> None:
         optimizer.param_groups[0]["lr"] = lr
         beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
         for _ in range(train_due(global_step)):
-            metrics = update(replay.sample(args.batch_size, beta))
+            metrics |= update(replay.sample(args.batch_size, beta))
         if target_due(global_step):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
             run.log({**metrics, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(q_network.greedy, args, run, global_step)
+        checkpoint.save(global_step)
 
     common.evaluate(q_network.greedy, args, run, global_step)
     envs.close()

@@ -212,6 +212,20 @@ def main(args: Args) -> None:
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, fused=True)
     alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, fused=True)
     replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
+    metrics: dict[str, Tensor] = {}
+    checkpoint = common.Checkpoint(
+        run,
+        envs,
+        actor=actor,
+        critic=critic,
+        critic_target=critic_target,
+        temperature=temperature,
+        actor_optimizer=actor_optimizer,
+        critic_optimizer=critic_optimizer,
+        alpha_optimizer=alpha_optimizer,
+        replay=replay,
+        metrics=metrics,
+    )
     run.save_policy(actor.greedy)
     action_dim = math.prod(space.shape)
 
@@ -243,14 +257,13 @@ def main(args: Args) -> None:
             metrics |= alpha_metrics
         return metrics
 
-    train_due = common.Every(args.train_frequency, start=args.learning_starts)
-    policy_due, target_due = common.Every(args.policy_frequency), common.Every(args.target_network_frequency)
-    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
-    metrics: dict[str, Tensor] = {}
-    num_updates = 0
-    global_step = 0
-
-    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.start(args.seed)
+    train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
+    num_updates = train_due.passed
+    policy_due = common.Every(args.policy_frequency, now=num_updates)
+    target_due = common.Every(args.target_network_frequency, now=num_updates)
+    log_due = common.Every(args.log_interval, now=global_step)
+    eval_due = common.Every(args.eval_interval, now=global_step)
     while global_step < args.total_timesteps:
         actions = act(obs, explore=global_step < args.learning_starts)
         next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
@@ -281,6 +294,7 @@ def main(args: Args) -> None:
             run.log({**metrics, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(actor.greedy, args, run, global_step)
+        checkpoint.save(global_step)
 
     common.evaluate(actor.greedy, args, run, global_step)
     envs.close()

@@ -33,8 +33,8 @@ class Checkpoint:
             ...
             checkpoint.save(global_step)
 
-    A part has `state_dict` and `load_state_dict`. Everything learned or accumulated has to be one; what follows from
-    the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those, a
+    A part has `state_dict` and `load_state_dict`, or is a dict. Everything learned or accumulated has to be one; what
+    follows from the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those, a
     checkpoint writes only what is new since the last one, to a file of its own.
 
     Files, in `checkpoints/` of the run directory: written beside their place, flushed to the disk, renamed; with a
@@ -67,12 +67,15 @@ class Checkpoint:
             fail(f"the checkpoint holds {sorted(saved['parts'])}, the script {sorted(self.parts)}", code=3)
         for name, part in self.parts.items():
             try:
+                if isinstance(part, dict):
+                    part.update(saved["parts"][name])
+                    continue
                 part.load_state_dict(saved["parts"][name])
                 if name in saved["segments"]:
                     self._load_rings(name, saved["segments"][name])
             except (RuntimeError, ValueError, KeyError, OSError) as error:
                 fail(f"{name} of the checkpoint at step {step} does not fit: {error}", code=3)
-        obs = self.envs.load_state_dict(saved["envs"])
+        self.envs.load_state_dict(saved["envs"])
         self.due = Every(self.run.args.save_interval, now=step)
         self.run.load_state_dict(saved["run"])
         self.run.resumed()
@@ -82,7 +85,7 @@ class Checkpoint:
             from common.evaluation import evaluate
 
             evaluate(self.run.policy, self.run.args, self.run, step)
-        return obs, step
+        return self.envs.obs, step
 
     def save(self, step: int) -> None:
         """Call it at the end of each iteration: writes when it is due, and when a signal asks for the run to stop.
@@ -109,7 +112,9 @@ class Checkpoint:
                 "format": FORMAT,
                 "step": step,
                 "evaluation_missed": evaluation_missed,
-                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "parts": {
+                    name: part if isinstance(part, dict) else part.state_dict() for name, part in self.parts.items()
+                },
                 "segments": {name: self._save_rings(name) for name, part in self.parts.items() if _has_rings(part)},
                 "envs": self.envs.state_dict(),
                 "run": self.run.state_dict(),

@@ -1,5 +1,7 @@
 """Observations that are stacks of the last frames, with every frame stored once."""
 
+from typing import Any
+
 import numpy as np
 
 from common.memory import require_memory
@@ -78,6 +80,19 @@ class FrameStacks:
     def next_obs(self, indices: np.ndarray) -> np.ndarray:
         """Their next observations [B, k, ...]."""
         return self._gather(self._flat_refs.take(indices, 0)[:, 1:])
+
+    def rings(self) -> dict[str, np.ndarray]:
+        """Arrays of which each step writes one row and no other."""
+        return {"frames": self.ring.reshape(-1, self.num_envs, self.frame_bytes), "frame_refs": self.refs}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the rings."""
+        return {"aside": self.aside, "aside_until": self.aside_until, "last": self.last, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.aside, self.aside_until = state["aside"].copy(), state["aside_until"].copy()
+        self.last[:] = state["last"]
+        self.steps = state["steps"]
 
     def _gather(self, refs: np.ndarray) -> np.ndarray:
         frames = self.ring.take(refs, 0, mode="clip")  # what is set aside is clipped here and put in below

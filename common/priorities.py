@@ -1,5 +1,7 @@
 """Prioritized experience replay, proportional. Schaul et al., 2016: https://arxiv.org/abs/1511.05952"""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -50,6 +52,13 @@ class Priorities:
         drawn = self.tree.levels[0].take(indices)
         return indices, ((drawn / drawn.min()) ** -beta).astype(np.float32)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"leaves": self.tree.levels[0], "highest": self.highest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tree.fill(state["leaves"])
+        self.highest = state["highest"]
+
 
 class SumTree:
     """`size` leaves of weight 0 or more, at first 0, under nodes that hold the sum of their children (appendix B.2.1).
@@ -75,6 +84,12 @@ class SumTree:
         for families, parents in zip(self._families, self.levels[1:], strict=False):
             nodes = nodes // CHILDREN
             parents[nodes] = families.take(nodes, 0).sum(1)
+
+    def fill(self, weights: np.ndarray) -> None:
+        """Sets the weights of all leaves."""
+        self.levels[0][:] = weights
+        for families, parents in zip(self._families, self.levels[1:], strict=False):
+            parents[: len(families)] = families.sum(1)
 
     def find(self, shares: np.ndarray) -> np.ndarray:
         """The leaves [B] at `shares` [B] of the way, from 0 to 1, through the sum of all weights.

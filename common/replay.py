@@ -1,6 +1,7 @@
 """Experience replay: the last `capacity` transitions of any number of environments."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,12 +71,11 @@ class ReplayBuffer:
         self._like: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.frames: FrameStacks | None = None
         self.priorities: Priorities | None = None
-        self.pos = 0
-        self.full = False
+        self.steps = 0
 
     def __len__(self) -> int:
         """Transitions that can be sampled."""
-        return (self.rows if self.full else self.pos) * self.num_envs
+        return min(self.steps, self.rows) * self.num_envs
 
     def add(self, **step: Tensor) -> None:
         """Copies one step of all environments: each tensor is [num_envs, ...].
@@ -97,14 +97,12 @@ class ReplayBuffer:
                 raise ValueError(f"{name} was {dtype} {list(shape)}, now {value.dtype} {list(value.shape)}")
         if self.frames is not None:
             self.frames.add(step["obs"].numpy(force=True), step["next_obs"].numpy(force=True))
+        row = self.steps % self.rows
         for name, field in self.fields.items():
-            field[self.pos] = step[name].numpy(force=True)
+            field[row] = step[name].numpy(force=True)
         if self.priorities is not None:
-            start = self.pos * self.num_envs
-            self.priorities.add(np.arange(start, start + self.num_envs))
-        self.pos += 1
-        if self.pos == self.rows:
-            self.pos, self.full = 0, True
+            self.priorities.add(np.arange(row * self.num_envs, (row + 1) * self.num_envs))
+        self.steps += 1
 
     def sample(self, batch_size: int, beta: float = 1.0) -> SimpleNamespace:
         """`batch_size` transitions on `device`, each field [batch_size, ...] under the name given to `add`.
@@ -163,13 +161,45 @@ class ReplayBuffer:
             raise ValueError(f"indices must be from 0 to {len(self) - 1}")
         self.priorities.update(places, td_errors.numpy(force=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """All but the `rings`."""
+        return {
+            "steps": self.steps,
+            "like": {name: (list(shape), str(dtype)) for name, (shape, dtype) in self._like.items()},
+            "frames": None if self.frames is None else self.frames.state_dict(),
+            "priorities": None if self.priorities is None else self.priorities.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into a replay made with the same arguments; its rings are to be filled afterwards.
+
+        Raises:
+            ValueError: it was made with others.
+        """
+        like = {name: (shape, getattr(torch, dtype.removeprefix("torch."))) for name, (shape, dtype) in state["like"].items()}
+        if like:
+            self._allocate({name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in like.items()})
+        for name, part in (("frames", self.frames), ("priorities", self.priorities)):
+            if (part is None) != (state[name] is None):
+                raise ValueError(f"the other replay had {'no ' * (state[name] is None)}{name}")
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.steps = state["steps"]
+
+    def rings(self) -> tuple[dict[str, np.ndarray], int]:
+        """The large arrays, and the number of steps ever added: step t is in row t % len of each."""
+        rings = dict(self.fields)
+        if self.frames is not None:
+            rings |= self.frames.rings()
+        return rings, self.steps
+
     def _returns(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns and gamma^m, [B] each, and the indices [B] of the steps they end with."""
         rewards = self._flat["rewards"]
         if self.n_step == 1:
             return rewards.take(indices), np.full(len(indices), self.gamma, rewards.dtype), indices
         steps = (indices[:, None] + self.num_envs * np.arange(self.n_step)) % len(rewards)
-        newest = (self.pos - 1) % self.rows
+        newest = (self.steps - 1) % self.rows
         ended = self._flat["terminations"].take(steps) | self._flat["truncations"].take(steps)
         ended |= steps // self.num_envs == newest  # what lies behind the newest step is the oldest one
         ended[:, -1] = True
