@@ -174,7 +174,9 @@ class DQN(lightning.LightningModule):
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import)
+    envs = common.make_envs(
+        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, env_timeout=args.env_timeout
+    )
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:
