@@ -35,7 +35,8 @@ class Guarded(gym.Wrapper):
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
         self.index = index
-        self.form: tuple[Any, Any] = (env.observation_space.shape, None)
+        self.shape = env.observation_space.shape
+        self.dtype: Any = None  # that of the first observation: the space's is often not what comes
 
     def reset(self, **kwargs: Any) -> Any:
         try:
@@ -43,21 +44,21 @@ class Guarded(gym.Wrapper):
         except Exception as error:
             raise self._named("reset()", error) from error
         obs = np.array(obs)
-        if self.form[1] is None:  # the space's shape is binding, its type is often not what comes
-            self.form = (self.form[0], obs.dtype)
-        if (obs.shape, obs.dtype) != self.form:
+        if self.dtype is None:
+            self.dtype = obs.dtype
+        if obs.shape != self.shape or obs.dtype != self.dtype:
             self._refuse(obs)
         return obs, info
 
     def step(self, action: Any) -> Any:
         try:
-            obs, *rest = self.env.step(action)
+            obs, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise self._named("step()", error) from error
         obs = np.array(obs)
-        if (obs.shape, obs.dtype) != self.form:
+        if obs.shape != self.shape or obs.dtype != self.dtype:
             self._refuse(obs)
-        return obs, *rest
+        return obs, reward, terminated, truncated, info
 
     def snapshot(self) -> Any:
         return snapshot(self.env)
@@ -75,9 +76,9 @@ class Guarded(gym.Wrapper):
         return EnvError(f"environment {self.index} failed in {where}: {type(error).__name__}: {error} ({place})")
 
     def _refuse(self, obs: np.ndarray) -> None:
-        shape, dtype = self.form
         raise EnvError(
-            f"environment {self.index} changed its observation: {obs.shape} of {obs.dtype} after {shape} of {dtype}"
+            f"environment {self.index} changed its observation: {obs.shape} of {obs.dtype}, "
+            f"not {self.shape} of {self.dtype}"
         )
 
 
