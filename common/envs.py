@@ -354,8 +354,8 @@ def make_envs(
     if num_envs > MAX_ENVS:
         fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
     _draw_in_memory()
-    # An overflow is reported by Envs, as an error that names the environment.
-    warnings.filterwarnings("ignore", "overflow encountered in cast")
+    # Envs reports an overflow itself, as an error that names the environment.
+    warnings.filterwarnings("ignore", "overflow encountered in (cast|dot)")
     try:
         module, _, env_id = env_id.rpartition(":")
         if module:

@@ -30,11 +30,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import wrappers
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 _MISSING = object()
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+_NO_DRAWS = (wrappers.PassiveEnvChecker, wrappers.OrderEnforcing, wrappers.TimeLimit)  # gym.make adds them
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by C
 
 
@@ -63,7 +65,7 @@ class _Writer:
     def write(self, value: Any) -> Any:
         kind = type(value)
         if kind in _PLAIN:
-            return value
+            return ("empty",) if kind is bytes and not value else value  # torch.load refuses b""
         if kind is tuple:
             return ("tuple", [self.write(item) for item in value])
         if isinstance(value, np.generic):
@@ -83,7 +85,7 @@ class _Writer:
             if type(value.base) is np.ndarray:  # a view goes on seeing what is written to its base
                 offset = value.__array_interface__["data"][0] - value.base.__array_interface__["data"][0]
                 return ("view", self.write(value.base), value.dtype.str, value.shape, value.strides, offset)
-            return ("array", value.dtype.str, value.shape, value.tobytes())
+            return ("array", value.dtype.str, value.shape, value.tobytes() or None)
         if isinstance(value, torch.Tensor):
             return ("tensor", self.write(value.detach().cpu().numpy()))
         if isinstance(value, np.random.Generator):
@@ -103,7 +105,7 @@ class _Writer:
         if kind in (list, set):
             return (kind.__name__, [self.write(item) for item in value])
         if kind is bytearray:
-            return ("bytearray", bytes(value))
+            return ("bytearray", list(value))
         if kind.__module__.startswith("mujoco") and kind.__name__ == "MjData":
             return ("mujoco", zlib.compress(value.__getstate__(), 1))  # level 1: 0.7 MB to 50 KB in 2 ms
         if kind.__name__ == "ALEInterface":
@@ -141,6 +143,8 @@ class _Reader:
         if not isinstance(state, tuple):
             return state
         tag, *parts = state
+        if tag == "empty":
+            return b""
         if tag == "same":
             return self.made[parts[0]]
         if tag == "tuple":
@@ -170,10 +174,10 @@ class _Reader:
             raise ValueError("a container holds objects that cannot be saved")
         return values
 
-    def _array(self, dtype: str, shape: tuple[int, ...], data: bytes, old: Any) -> Any:
-        new = np.frombuffer(data, dtype).reshape(shape).copy()
+    def _array(self, dtype: str, shape: tuple[int, ...], data: bytes | None, old: Any) -> Any:
+        new = np.frombuffer(data or b"", dtype).reshape(shape).copy()
         if type(old) is np.ndarray and (old.dtype, old.shape) == (new.dtype, new.shape):
-            if old.tobytes() == data:
+            if old.tobytes() == new.tobytes():
                 return old
             if old.base is not None and type(old.base) is not np.ndarray and old.flags.writeable:
                 old[...] = new  # the memory of a simulator
@@ -248,7 +252,7 @@ class _Reader:
     def _set(self, states: list[Any], old: Any) -> Any:
         return set(self._items(states, ()))
 
-    def _bytearray(self, data: bytes, old: Any) -> Any:
+    def _bytearray(self, data: list[int], old: Any) -> Any:
         return bytearray(data)
 
     def _mujoco(self, data: bytes, old: Any) -> Any:
@@ -295,9 +299,13 @@ def replayable(env: gym.Env) -> gym.Env:
     if env is base:
         return Replayed(env)
     outer: Any = env
-    while outer.env is not base:
+    own_draws = False
+    while True:
+        own_draws |= not isinstance(outer, _NO_DRAWS)
+        if outer.env is base:
+            break
         outer = outer.env
-    outer.env = Replayed(base)
+    outer.env = Replayed(base, own_draws)
     return env
 
 
@@ -310,12 +318,18 @@ class Replayed(gym.Wrapper):
     BipedalWalker the trajectory depended, in the last bits, on what had been played before
     (https://github.com/Farama-Foundation/Gymnasium/issues/728 is the same fault in LunarLander, corrected there by
     a new world for each episode). So they get a new world at each reset here too, in all training.
+
+    Args:
+        own_draws: whether wrappers may draw from the environment's generator (theirs is the same) between its steps.
     """
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, own_draws: bool = False) -> None:
         super().__init__(env)
+        self.own_draws = own_draws
         self.beginning: tuple[Any, ...] = (None, None, None)
         self.actions: list[np.ndarray] = []
+        self.draws: dict[int, Any] = {}  # generator states found before a step that its last step had not left
+        self.left: Any = None
         self.last_obs: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -329,28 +343,40 @@ class Replayed(gym.Wrapper):
             else:
                 base.world = Box2D.b2World((0, 0), contactListener=base.contactListener_keepref)
         self.beginning = (seed, options, base.np_random.bit_generator.state if seed is None else None)
-        self.actions = []
+        self.actions, self.draws = [], {}
         self.last_obs, info = self.env.reset(seed=seed, options=options)
+        if self.own_draws:
+            self.left = base.np_random.bit_generator.state
         return self.last_obs, info
 
     def step(self, action: Any) -> Any:
+        if self.own_draws:
+            found = self.np_random.bit_generator.state
+            if found != self.left:
+                self.draws[len(self.actions)] = found
         self.actions.append(np.array(action))
         result = self.env.step(action)
         self.last_obs = result[0]
+        if self.own_draws:
+            self.left = self.np_random.bit_generator.state
         return result
 
     def history(self) -> tuple[Any, ...]:
         actions = np.stack(self.actions) if self.actions else None
-        return (*self.beginning, actions, None if self.last_obs is None else np.array(self.last_obs))
+        last_obs = None if self.last_obs is None else np.array(self.last_obs)
+        return (*self.beginning, actions, self.draws, last_obs, self.np_random.bit_generator.state)
 
-    def replay(self, seed: int | None, options: Any, generator: Any, actions: np.ndarray | None, obs: Any) -> None:
-        if generator is not None:
-            base: Any = self.env.unwrapped
-            base.np_random.bit_generator.state = generator
+    def replay(self, seed: Any, options: Any, start: Any, actions: Any, draws: Any, last_obs: Any, end: Any) -> None:
+        base: Any = self.env.unwrapped
+        if start is not None:
+            base.np_random.bit_generator.state = start
         self.reset(seed=seed, options=options)
-        for action in () if actions is None else actions:
+        for t, action in enumerate(() if actions is None else actions):
+            if t in draws:
+                base.np_random.bit_generator.state = draws[t]
             self.step(action if action.ndim else action[()])
-        if obs is not None and np.asarray(self.last_obs).tobytes() != obs.tobytes():
+        base.np_random.bit_generator.state = end
+        if last_obs is not None and np.asarray(self.last_obs).tobytes() != last_obs.tobytes():
             raise ValueError("the episode, played again, leads elsewhere: is it another version of Box2D?")
 
 
@@ -405,7 +431,7 @@ class ReplayedAtari(VectorWrapper):
         return vector.reset(seed=None if seed is None else np.array([seed]), options=options)
 
     def snapshots(self) -> list[Any]:
-        return [list(state) for state in zip(self.seeds, self.resets, map(bytes, self.actions), strict=True)]
+        return [list(state) for state in zip(self.seeds, self.resets, map(list, self.actions), strict=True)]
 
     def restore(self, states: list[Any]) -> np.ndarray:
         """Observations [num_envs, ...] of the restored games. Games with a shorter way to go start later."""
