@@ -23,7 +23,8 @@ from torch import Tensor
 
 from common.args import RunArgs, fail, warn
 from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
-from common.snapshot import ReplayedAtari, replayable, restore, snapshot
+from common.replayed import ReplayedAtari, replayable
+from common.snapshot import restore, snapshot
 
 MAX_ENVS = 4096
 

@@ -61,11 +61,11 @@ class Guarded(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
     def snapshot(self) -> Any:
-        return snapshot(self.env)
+        return [None if self.dtype is None else self.dtype.str, snapshot(self.env)]
 
     def _restore(self, state: Any) -> None:
-        self.reset(seed=0)
-        restore(self.env, state)
+        restore(self.env, state[1])
+        self.dtype = None if state[0] is None else np.dtype(state[0])
 
     # A vector environment hands each environment a value of its own only by setting an attribute.
     restored = property(lambda self: None, _restore)

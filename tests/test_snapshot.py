@@ -23,7 +23,8 @@ from conftest import ROOT
 from gymnasium import wrappers
 
 from common import final_obs, make_envs
-from common.snapshot import ReplayedAtari, replayable, restore, snapshot
+from common.replayed import ReplayedAtari, replayable
+from common.snapshot import restore, snapshot
 
 EXTRAS = {"box2d": "Box2D", "mujoco": "mujoco", "atari": "ale_py"}
 MUJOCO = (
