@@ -10,6 +10,10 @@ Differs from the paper:
 3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
 4. Rewards are clipped with `--clip-rewards` only, for Atari games; there a lost life is a termination to the
    learner, and the game goes on.
+5. Off unless asked for, and free to combine: `--prioritized-replay` (Schaul et al., 2016:
+   https://arxiv.org/abs/1511.05952; weights over the largest of the batch), `--n-step` returns (Sutton, 1988; no
+   correction for the policy having changed) and `--dueling` networks (Wang et al., 2016:
+   https://arxiv.org/abs/1511.06581; the last hidden layer is the one that splits, gradients are not rescaled).
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
@@ -58,6 +62,16 @@ class Args(common.RunArgs):
     """share of total_timesteps over which the exploration rate falls"""
     double: bool = True
     """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    dueling: bool = False
+    """dueling network: Q is a state value plus the advantages less their mean, from two streams"""
+    n_step: int = 1
+    """rewards added up before the target network's value"""
+    prioritized_replay: bool = False
+    """draw transitions in proportion to their last |TD error|, to the power of prioritized_replay_alpha"""
+    prioritized_replay_alpha: float = 0.6
+    """how far priorities decide what is drawn (0 is uniform)"""
+    prioritized_replay_beta: float = 0.4
+    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
     clip_rewards: bool = False
     """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
     log_interval: int = 500
@@ -73,6 +87,19 @@ from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 
+class Dueling(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'): Wang et al. (2016), equation 9."""
+
+    def __init__(self, width: int, hidden: int, num_actions: int) -> None:
+        super().__init__()
+        self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.advantage = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_actions))
+
+    def forward(self, features: Tensor) -> Tensor:
+        advantages = self.advantage(features)
+        return self.value(features) + advantages - advantages.mean(dim=1, keepdim=True)
+
+
 class QNetwork(nn.Module):
     """Q(s, ·): hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
 
@@ -86,10 +113,13 @@ class QNetwork(nn.Module):
                 layers += [nn.Conv2d(c_in, c_out, kernel, stride), nn.ReLU()]
         layers.append(nn.Flatten())
         width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        for size in (512,) if self.pixels else args.hidden_sizes:
+        sizes = (512,) if self.pixels else args.hidden_sizes
+        num_actions = int(envs.single_action_space.n)
+        for size in sizes[:-1] if args.dueling else sizes:
             layers += [nn.Linear(width, size), nn.ReLU()]
             width = size
-        self.network = nn.Sequential(*layers, nn.Linear(width, int(envs.single_action_space.n)))
+        head = Dueling(width, sizes[-1], num_actions) if args.dueling else nn.Linear(width, num_actions)
+        self.network = nn.Sequential(*layers, head)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs / 255.0 if self.pixels else obs)
@@ -105,16 +135,19 @@ def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
 
 def dqn_loss(
     q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a')."""
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), and the TD errors [B].
+
+    With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
+    """
     with torch.no_grad():
         next_q = target_network(batch.next_obs)
         best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
-        rewards = batch.rewards.sign() if args.clip_rewards else batch.rewards
-        td_target = rewards + args.gamma * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+        td_target = batch.rewards + batch.discounts * next_q.gather(1, best).squeeze(1) * ~batch.terminations
     q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-    loss = F.mse_loss(q, td_target)
-    return loss, {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+    squares = F.mse_loss(q, td_target, reduction="none")
+    loss = (batch.weights * squares if args.prioritized_replay else squares).mean()
+    return loss, (q - td_target).detach(), {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
 
 
 @torch.no_grad()
@@ -131,12 +164,22 @@ def main(args: Args) -> None:
     )
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
+    if args.dueling and not args.hidden_sizes:
+        common.fail("--dueling needs a hidden layer to split: give --hidden-sizes")
     run = common.track(args, device)
 
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
+    replay = common.ReplayBuffer(
+        args.buffer_size,
+        args.num_envs,
+        device,
+        n_step=args.n_step,
+        gamma=args.gamma,
+        frame_stack=envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0,
+        alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
+    )
     run.save_policy(q_network.greedy)
 
     @torch.no_grad()
@@ -148,10 +191,12 @@ def main(args: Args) -> None:
         return actions
 
     def update(batch: SimpleNamespace) -> dict[str, Tensor]:
-        loss, metrics = dqn_loss(q_network, target_network, batch, args)
+        loss, td_errors, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if args.prioritized_replay:
+            replay.update_priorities(batch.indices, td_errors)
         return metrics
 
     train_due = common.Every(args.train_frequency, start=args.learning_starts)
@@ -171,17 +216,19 @@ def main(args: Args) -> None:
         replay.add(
             obs=obs,
             actions=actions,
-            rewards=rewards,
+            rewards=rewards.sign() if args.clip_rewards else rewards,
             next_obs=common.final_obs(next_obs, infos),
             terminations=terminations,
+            truncations=truncations,
         )
         obs = next_obs
 
         last_lr = 0.0 if args.anneal_lr else args.learning_rate
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
+        beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
         for _ in range(train_due(global_step)):
-            metrics = update(replay.sample(args.batch_size))
+            metrics = update(replay.sample(args.batch_size, beta))
         if target_due(global_step):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):

@@ -37,6 +37,8 @@ class Args(common.RunArgs):
     """environment steps to take, over all environments (rounded up to whole rollouts)"""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """units of the hidden layers of each network (flat observations)"""
+    logstd_init: float = 0.0
+    """logarithm of the standard deviation that Box actions are first drawn with"""
     num_envs: int = 8
     """parallel environments"""
     num_steps: int = 32
@@ -125,7 +127,7 @@ class Agent(nn.Module):
         self.register_buffer("absent", absent, persistent=False)
         self.actor = head(num_outputs, std=0.01)
         self.critic = head(1, std=1.0)
-        self.actor_logstd = nn.Parameter(torch.zeros(0 if self.discrete else num_outputs))
+        self.actor_logstd = nn.Parameter(torch.full((0 if self.discrete else num_outputs,), args.logstd_init))
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy and the values, [B], at observations [B, ...]."""

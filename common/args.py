@@ -18,6 +18,7 @@ show_tracebacks = False  # --debug
 # CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
 ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "learning_starts"}
 SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
+SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
 
 
 class HasDebug(Protocol):

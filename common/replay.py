@@ -1,34 +1,75 @@
 """Experience replay: the last `capacity` transitions of any number of environments."""
 
-import math
-from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common.args import fail
+from common.frames import FrameStacks
+from common.memory import require_memory
+from common.priorities import Priorities, SumTree
+
+AT_THE_END = ("next_obs", "terminations", "truncations")  # of a return; other fields are those of its first step
 
 
 class ReplayBuffer:
     """A ring of transitions, allocated by the first `add` from the tensors' own shapes and dtypes.
 
     A fork that needs one more field adds one keyword to `add` and reads it from the sampled batch.
-    Uniform sampling with replacement, as in Mnih et al. (2015), Algorithm 1.
+    Sampling is uniform and with replacement, as in Mnih et al. (2015), Algorithm 1, or prioritized. The keywords
+    combine in any way:
+
+        replay = ReplayBuffer(1_000_000, num_envs, device, n_step=3, gamma=0.99, frame_stack=4, alpha=0.6)
+        replay.add(obs=..., actions=..., rewards=..., next_obs=..., terminations=..., truncations=...)
+        batch = replay.sample(256, beta=0.4)
+        replay.update_priorities(batch.indices, td_errors)
 
     Args:
         capacity: transitions kept, over all environments; rounded down to a multiple of `num_envs`.
         num_envs: length of the first dimension of every tensor added.
         device: where sampled batches are put. The ring itself lies in host memory.
+        n_step: steps of the returns (Sutton, 1988), computed at sampling. A return stops at a termination; at a
+            truncation, and at the newest step stored, it stops and bootstraps from the observation there. So each
+            step is the start of a return, of m <= n_step rewards. Needs the fields rewards (floating point),
+            terminations and truncations (bool), [num_envs] each.
+        gamma: discount factor per step; given with n_step = 1 too, batches hold `discounts`.
+        frame_stack: the number k of frames that obs and next_obs, [num_envs, k, ...] with the newest last, are stacks
+            of: each frame is then stored once, an eighth of the memory for k = 4. 0 stores observations as they are,
+            which is faster for small ones.
+        alpha: prioritized replay (Schaul et al., 2016: https://arxiv.org/abs/1511.05952), the proportional variant
+            with this exponent. None samples uniformly; 0 does so too, by priorities.
     """
 
-    def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        *,
+        n_step: int = 1,
+        gamma: float | None = None,
+        frame_stack: int = 0,
+        alpha: float | None = None,
+    ) -> None:
         if capacity < num_envs:
             raise ValueError(f"capacity {capacity} holds no step of {num_envs} environments")
+        if n_step < 1 or (n_step > 1 and gamma is None):
+            raise ValueError(f"n_step must be 1 or more, and above 1 it needs gamma: not {n_step}, gamma {gamma}")
+        if frame_stack < 0 or (alpha is not None and alpha < 0):
+            raise ValueError(f"frame_stack and alpha cannot be negative: {frame_stack}, {alpha}")
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.device = torch.device(device)
-        self.fields: dict[str, Tensor] = {}
+        self.n_step = n_step
+        self.gamma = gamma
+        self.discounts = (1.0 if gamma is None else gamma) ** np.arange(n_step + 1)
+        self.frame_stack = frame_stack
+        self.alpha = alpha
+        self.fields: dict[str, np.ndarray] = {}
+        self._like: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        self.frames: FrameStacks | None = None
+        self.priorities: Priorities | None = None
         self.pos = 0
         self.full = False
 
@@ -40,63 +81,147 @@ class ReplayBuffer:
         """Copies one step of all environments: each tensor is [num_envs, ...].
 
         Raises:
-            ValueError: names, shapes or dtypes differ from the first step's.
+            ValueError: names, shapes or dtypes differ from the first step's; a field that `n_step` or `frame_stack`
+                needs is missing or of the wrong kind; next_obs is not obs moved on by one frame.
 
         Ends the process with code 2 if the memory that is free does not hold the ring: the system would grant it
         all the same, and kill the process hours later.
         """
-        if not self.fields:
+        if not self._like:
             self._allocate(step)
-        if step.keys() != self.fields.keys():
-            raise ValueError(f"this replay holds {sorted(self.fields)}, not {sorted(step)}")
+        if step.keys() != self._like.keys():
+            raise ValueError(f"this replay holds {sorted(self._like)}, not {sorted(step)}")
         for name, value in step.items():
             shape, dtype = self._like[name]
             if value.shape != shape or value.dtype != dtype:
                 raise ValueError(f"{name} was {dtype} {list(shape)}, now {value.dtype} {list(value.shape)}")
-        for name, value in step.items():
-            self._rows[name][self.pos] = value.numpy(force=True)
+        if self.frames is not None:
+            self.frames.add(step["obs"].numpy(force=True), step["next_obs"].numpy(force=True))
+        for name, field in self.fields.items():
+            field[self.pos] = step[name].numpy(force=True)
+        if self.priorities is not None:
+            start = self.pos * self.num_envs
+            self.priorities.add(np.arange(start, start + self.num_envs))
         self.pos += 1
         if self.pos == self.rows:
             self.pos, self.full = 0, True
 
-    def sample(self, batch_size: int) -> SimpleNamespace:
+    def sample(self, batch_size: int, beta: float = 1.0) -> SimpleNamespace:
         """`batch_size` transitions on `device`, each field [batch_size, ...] under the name given to `add`.
 
-        Draws from torch's global generator.
+        Draws from torch's global generator. Where `gamma` is given, with m the number of steps of each return:
+            rewards: sum of gamma^i r_i over i < m.
+            next_obs, terminations, truncations: those of the m-th step. All other fields are those of the first.
+            discounts: gamma^m, in the dtype of the rewards, so that the target is
+                rewards + discounts * value(next_obs) * ~terminations.
+
+        Where `alpha` is given, transition i is drawn with probability P(i) = p_i^alpha / sum_j p_j^alpha, one from
+        each of batch_size equal parts of the sum (so a batch is in the order of the ring), and there are also:
+            weights: float32, (N P(i))^-beta divided by the largest of the batch, so that they only scale down.
+            indices: int64 in host memory, for `update_priorities`.
+
+        Args:
+            beta: how far the weights make up for the prioritized draws: 0 not at all, 1 fully.
 
         Raises:
             ValueError: nothing has been added yet.
         """
         if len(self) == 0:
             raise ValueError("the replay is empty: add a step before sampling")
-        indices = torch.randint(len(self), (batch_size,))
-        return SimpleNamespace(
-            **{name: flat.index_select(0, indices).to(self.device) for name, flat in self._flat.items()}
-        )
+        batch: dict[str, np.ndarray] = {}
+        if self.priorities is None:
+            indices = torch.randint(len(self), (batch_size,)).numpy()
+        else:
+            indices, batch["weights"] = self.priorities.draw(batch_size, beta)
+        last = indices
+        if self.gamma is not None:
+            batch["rewards"], batch["discounts"], last = self._returns(indices)
+        for name, flat in self._flat.items():
+            if name not in batch:
+                batch[name] = flat.take(last if name in AT_THE_END else indices, 0)
+        if self.frames is not None:
+            batch["obs"], batch["next_obs"] = self.frames.obs(indices), self.frames.next_obs(last)
+        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in batch.items()}
+        if self.priorities is not None:
+            tensors["indices"] = torch.from_numpy(indices)
+        return SimpleNamespace(**tensors)
+
+    def update_priorities(self, indices: Tensor, td_errors: Tensor) -> None:
+        """Gives transitions the priorities |TD error| + 1e-6; what is added gets the highest one seen so far.
+
+        Args:
+            indices: [B], of a batch sampled since the last `add`.
+            td_errors: [B], of either sign, on any device. If one is not finite, nothing changes.
+
+        Raises:
+            ValueError: the replay is uniform or empty, or there is no transition at an index.
+        """
+        if self.priorities is None:
+            raise ValueError("there are priorities only with alpha, and after the first add")
+        places = indices.numpy(force=True)
+        if not 0 <= places.min() <= places.max() < len(self):
+            raise ValueError(f"indices must be from 0 to {len(self) - 1}")
+        self.priorities.update(places, td_errors.numpy(force=True))
+
+    def _returns(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns and gamma^m, [B] each, and the indices [B] of the steps they end with."""
+        rewards = self._flat["rewards"]
+        if self.n_step == 1:
+            return rewards.take(indices), np.full(len(indices), self.gamma, rewards.dtype), indices
+        steps = (indices[:, None] + self.num_envs * np.arange(self.n_step)) % len(rewards)
+        newest = (self.pos - 1) % self.rows
+        ended = self._flat["terminations"].take(steps) | self._flat["truncations"].take(steps)
+        ended |= steps // self.num_envs == newest  # what lies behind the newest step is the oldest one
+        ended[:, -1] = True
+        more = ended.argmax(1)  # steps after the first
+        within = np.arange(self.n_step) <= more[:, None]
+        returns = (rewards.take(steps) * self.discounts[:-1]).sum(1, where=within)
+        last = (indices + more * self.num_envs) % len(rewards)
+        return returns.astype(rewards.dtype), self.discounts[more + 1].astype(rewards.dtype), last
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
         for name, value in step.items():
             if value.ndim == 0 or value.shape[0] != self.num_envs:
                 raise ValueError(f"{name} must be [num_envs={self.num_envs}, ...], not {list(value.shape)}")
-        needed = self.rows * sum(value.nbytes for value in step.values())
-        available = _available_memory()
-        if needed > available:
-            fail(
-                f"a replay of {self.rows * self.num_envs:,} transitions needs {needed / 2**30:.1f} GiB of memory, and "
-                f"{available / 2**30:.1f} GiB are free: lower --buffer-size"
-            )
-        for name, value in step.items():
-            self.fields[name] = torch.zeros((self.rows, *value.shape), dtype=value.dtype)
+        computed = ["discounts"] * (self.gamma is not None) + ["weights", "indices"] * (self.alpha is not None)
+        if step.keys() & set(computed):
+            raise ValueError(f"no field can be called {' or '.join(computed)}: the batch has its own")
+        if self.gamma is not None:
+            self._check_returns(step)
+        arrays = {name: value.numpy(force=True) for name, value in step.items()}
+        stacks = self._check_stacks(arrays) if self.frame_stack else None
+        plain = {name: value for name, value in arrays.items() if stacks is None or name not in ("obs", "next_obs")}
+        size = self.rows * self.num_envs
+        require_memory(
+            self.rows * sum(value.nbytes for value in plain.values())
+            + (0 if stacks is None else FrameStacks.nbytes(self.rows, stacks))
+            + (0 if self.alpha is None else SumTree.nbytes(size)),
+            f"a replay of {size:,} transitions",
+        )
+        if stacks is not None:
+            self.frames = FrameStacks(self.rows, stacks)
+        if self.alpha is not None:
+            self.priorities = Priorities(size, self.alpha)
+        self.fields = {name: np.zeros((self.rows, *value.shape), value.dtype) for name, value in plain.items()}
+        self._flat = {name: field.reshape(size, *field.shape[2:]) for name, field in self.fields.items()}
         self._like = {name: (value.shape, value.dtype) for name, value in step.items()}
-        # NumPy views of the same memory: writing a row through them costs a seventh of torch's indexing.
-        self._rows = {name: storage.numpy() for name, storage in self.fields.items()}
-        self._flat = {name: storage.flatten(0, 1) for name, storage in self.fields.items()}
 
+    def _check_returns(self, step: dict[str, Tensor]) -> None:
+        needed = ["rewards"] + (["terminations", "truncations"] if self.n_step > 1 else [])
+        for name in needed:
+            if name not in step or step[name].ndim != 1:
+                raise ValueError(f"returns of {self.n_step} steps need {name} [num_envs]")
+        if not step["rewards"].is_floating_point():
+            raise ValueError(f"returns need floating-point rewards, not {step['rewards'].dtype}")
+        if any(step[name].dtype != torch.bool for name in needed[1:]):
+            raise ValueError("terminations and truncations must be bool")
 
-def _available_memory() -> float:
-    """Bytes that can be had without swapping; infinity where the system does not say."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return math.inf
+    def _check_stacks(self, step: dict[str, np.ndarray]) -> np.ndarray:
+        obs, next_obs = step.get("obs"), step.get("next_obs")
+        if obs is None or next_obs is None or obs.ndim < 2 or obs.shape[1] != self.frame_stack:
+            raise ValueError(
+                f"frame_stack {self.frame_stack} needs obs and next_obs [num_envs, {self.frame_stack}, ...]"
+            )
+        if obs.shape != next_obs.shape or obs.dtype != next_obs.dtype:
+            raise ValueError("obs and next_obs must be of one shape and dtype")
+        return obs

@@ -175,11 +175,11 @@ class Wandb(Sink):
         return f"W&B offline: upload with  wandb sync {online}{folder}  or look at it with  wandb leet {folder}"
 
     def _mode(self) -> str:
+        self.wandb.setup(self.wandb.Settings(silent=True))  # reads the environment before the lines below change it
         wanted = os.environ.get("WANDB_MODE", "online")
         if wanted != "online":
             return wanted
         errors = self.wandb.errors
-        self.wandb.setup(self.wandb.Settings(silent=True))  # reads the environment before the next line changes it
         before = os.environ.get("WANDB_HTTP_TIMEOUT")
         os.environ["WANDB_HTTP_TIMEOUT"] = str(self.LOGIN_TIMEOUT)
         try:

@@ -2,11 +2,13 @@
 
     python runs/speed.py dqn --peer-python PEER_VENV/bin/python --core 0 --repeats 5
     python runs/speed.py ppo --peer-python PEER_VENV/bin/python --core 0 --repeats 5
+    python runs/speed.py sac --peer-python PEER_VENV/bin/python --core 0 --repeats 5
 
-CartPole-v1 with CleanRL's hyperparameters; ours with its default tracking, Stable-Baselines3 with its default logging.
-dqn: 120-84 network, batch 128, an update every 10 steps. ppo: 4 environments x 128 steps, 4 epochs x 4 minibatches,
-two 64-64 networks. Steady state: between two steps with updates running. The peer's interpreter needs
-stable-baselines3; it may be the same one.
+CleanRL's hyperparameters; ours with its default tracking, Stable-Baselines3 with its default logging.
+dqn, CartPole-v1: 120-84 network, batch 128, an update every 10 steps. ppo, CartPole-v1: 4 environments x 128 steps,
+4 epochs x 4 minibatches, two 64-64 networks. sac, HalfCheetah-v4: three 256-256 networks, batch 256, an update of each
+every step. Steady state: between two steps with updates running. The peer's interpreter needs stable-baselines3 (and
+gymnasium[mujoco]); it may be the same one.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WINDOW = {"dqn": (12_000, 40_000), "ppo": (20_480, 81_920)}
+WINDOW = {"dqn": (12_000, 40_000), "ppo": (20_480, 81_920), "sac": (5_200, 7_200)}
+ENV_ID = {"dqn": "CartPole-v1", "ppo": "CartPole-v1", "sac": "HalfCheetah-v4"}
 OURS = {
     "dqn": {
         "learning-starts": 10_000,
@@ -33,6 +36,7 @@ OURS = {
         "exploration-fraction": 0.5,
         "log-interval": 1000,
         "hidden-sizes": "120 84",
+        "no-anneal-lr": "",
     },
     "ppo": {
         "num-envs": 4,
@@ -45,7 +49,9 @@ OURS = {
         "ent-coef": 0.01,
         "log-interval": 512,
         "clip-vloss": "",
+        "no-anneal-lr": "",
     },
+    "sac": {"learning-starts": 5_000, "policy-lr": 3e-4, "q-lr": 1e-3, "log-interval": 100},
 }
 
 
@@ -56,11 +62,11 @@ def ours(script: str) -> float:
             sys.executable,
             str(ROOT / "algos" / f"{script}.py"),
             "--env-id",
-            "CartPole-v1",
+            ENV_ID[script],
             "--runs-dir",
             folder,
         ]
-        command += ["--no-anneal-lr", "--eval-episodes", "0", "--total-timesteps", str(last)]
+        command += ["--eval-episodes", "0", "--total-timesteps", str(last)]
         command += [word for flag, value in OURS[script].items() for word in (f"--{flag}", *str(value).split())]
         subprocess.run(command, check=True, capture_output=True)
         (log,) = Path(folder).glob("*/metrics.jsonl")
@@ -71,7 +77,7 @@ def ours(script: str) -> float:
 
 def peer(script: str) -> None:
     import torch
-    from stable_baselines3 import DQN, PPO
+    from stable_baselines3 import DQN, PPO, SAC
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -80,7 +86,7 @@ def peer(script: str) -> None:
 
     class Clock(BaseCallback):
         def _on_step(self) -> bool:
-            if script == "dqn" and self.num_timesteps in (first, last):
+            if script != "ppo" and self.num_timesteps in (first, last):
                 print(f"CLOCK {time.perf_counter()}")
             return True
 
@@ -88,10 +94,11 @@ def peer(script: str) -> None:
             if script == "ppo" and self.num_timesteps in (first, last):
                 print(f"CLOCK {time.perf_counter()}")
 
+    model: DQN | PPO | SAC
     if script == "dqn":
         model = DQN(
             "MlpPolicy",
-            "CartPole-v1",
+            ENV_ID[script],
             learning_rate=2.5e-4,
             buffer_size=10_000,
             learning_starts=10_000,
@@ -105,10 +112,12 @@ def peer(script: str) -> None:
             seed=1,
             device="cpu",
         )
+    elif script == "sac":
+        model = SAC("MlpPolicy", ENV_ID[script], learning_starts=5_000, seed=1, device="cpu")
     else:
         model = PPO(
             "MlpPolicy",
-            make_vec_env("CartPole-v1", n_envs=4),
+            make_vec_env(ENV_ID[script], n_envs=4),
             learning_rate=2.5e-4,
             n_steps=128,
             batch_size=128,

@@ -24,7 +24,8 @@ def logged_out(tmp_path_factory, monkeypatch):
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for `worlds:` ids in subprocesses
+    # For `worlds:` ids in subprocesses, and for the `common` beside these tests, whichever is installed.
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{ROOT}")
 
 
 def load(script: Path | str):

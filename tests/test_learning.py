@@ -33,3 +33,12 @@ def test_policy_gradients_solve_cartpole_by_their_defaults(script, seed, tmp_pat
     module = load(script)
     module.main(module.Args(seed=seed, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)))
     assert final_return(tmp_path) >= 475
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [11, 12])
+def test_sac_swings_the_pendulum_up_by_its_defaults(seed, tmp_path):
+    sac = load("sac")
+    sac.main(sac.Args(seed=seed, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)))
+    assert final_return(tmp_path) >= -170

@@ -265,6 +265,13 @@ def test_box_actions_run_and_every_metric_is_logged(tmp_path):
     assert network_of(run).actor_logstd.shape == (1,)
 
 
+def test_box_actions_begin_with_the_deviation_asked_for():
+    torch.manual_seed(0)
+    agent = ppo.Agent(common.make_envs("Sheet-v0", 1), ppo.Args(logstd_init=-1.5))
+    drawn = agent.sample(torch.zeros(20_000, 2, 3))
+    assert torch.allclose(drawn.std(0), torch.full((6,), math.exp(-1.5)), rtol=0.03)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -585,6 +585,12 @@ def test_wandb_mode_disabled_is_respected(tmp_path):
     assert not list(only_run(tmp_path).glob("wandb/*run*"))
 
 
+def test_wandb_mode_offline_says_nothing_of_its_own(tmp_path):
+    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "offline"})
+    assert done.stderr == ""
+    assert list(only_run(tmp_path).glob("wandb/offline-run*"))
+
+
 def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path):
     args = common.RunArgs(runs_dir=str(tmp_path), track=False)
     runs = [common.track(args, torch.device("cpu")) for _ in range(20)]

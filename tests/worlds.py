@@ -21,9 +21,9 @@ class Counter(gym.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, lengths=(3, 5, 2), ends="Tt", dtype=np.float32, render_mode=None):
+    def __init__(self, lengths=(3, 5, 2), ends="Tt", dtype=np.float32, actions=None, render_mode=None):
         self.observation_space = Box(-np.inf, np.inf, (1,), dtype)
-        self.action_space = Discrete(2)
+        self.action_space = actions or Discrete(2)
         self.lengths, self.ends, self.dtype = lengths, ends, dtype
         self.render_mode = render_mode
         self.episode, self.t = -1, 0
@@ -51,12 +51,13 @@ class Probe(gym.Env):
 
     "constant": one step, reward 1. "obs": one step, reward = observation (±1). "discount": two steps, reward 1 at
     the end. "action": one step, reward ±1 by the action. "both": one step, reward ±1 by action and observation.
+    Of Box actions the sign counts.
     """
 
-    def __init__(self, kind="constant"):
+    def __init__(self, kind="constant", actions=None):
         self.kind = kind
         self.observation_space = Box(-1.0, 1.0, (1,), np.float32)
-        self.action_space = Discrete(2)
+        self.action_space = actions or Discrete(2)
 
     def _obs(self):
         return np.array([self.x], np.float32)
@@ -69,7 +70,7 @@ class Probe(gym.Env):
         return self._obs(), {}
 
     def step(self, action):
-        sign = 1.0 if action == 1 else -1.0
+        sign = 1.0 if action > 0 else -1.0
         if self.kind == "discount":
             if self.x == 0.0:
                 self.x = 1.0
@@ -82,9 +83,9 @@ class Probe(gym.Env):
 class Endless(gym.Env):
     """Reward 1 for ever; only a time limit cuts it, so the value is 1 / (1 - gamma) whatever the limit."""
 
-    def __init__(self):
+    def __init__(self, actions=None):
         self.observation_space = Box(-1.0, 1.0, (2,), np.float32)
-        self.action_space = Discrete(2)
+        self.action_space = actions or Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -107,6 +108,45 @@ class Reach(gym.Env):
 
     def step(self, action):
         return np.asarray(action, np.float64), 0.0, False, False, {}
+
+
+class Aim(gym.Env):
+    """One step; the reward is minus the squared distance of the action from (2.2, -0.5), out of [-1, 3] x [-2, 1]."""
+
+    GOAL = np.array([2.2, -0.5])
+
+    def __init__(self):
+        self.observation_space = Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 1.0], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), -float(np.sum((action - self.GOAL) ** 2)), True, False, {}
+
+
+class Push(gym.Env):
+    """The action drags two coordinates about, to be kept at (0.5, -0.5); bounds are centre ± unit.
+
+    Whatever the centre and the unit, the world is the same: only the units of its actions differ.
+    """
+
+    def __init__(self, centre=0.0, unit=1.0):
+        self.centre, self.unit = centre, unit
+        self.observation_space = Box(-2.0, 2.0, (2,), np.float32)
+        self.action_space = Box(centre - unit, centre + unit, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1, 2)
+        return self.x.astype(np.float32), {}
+
+    def step(self, action):
+        drag = (np.asarray(action, np.float64) - self.centre) / self.unit
+        self.x = 0.7 * self.x + 0.3 * drag
+        return self.x.astype(np.float32), -float(np.sum((self.x - (0.5, -0.5)) ** 2)), False, False, {}
 
 
 class Shifted(gym.Env):
@@ -176,9 +216,9 @@ class Switches(Dials):
 class Pixels(gym.Env):
     """uint8 images [2, 36, 40]; the first pixel is bright where action 1 is right."""
 
-    def __init__(self):
+    def __init__(self, actions=None):
         self.observation_space = Box(0, 255, (2, 36, 40), np.uint8)
-        self.action_space = Discrete(2)
+        self.action_space = actions or Discrete(2)
 
     def _obs(self):
         return np.full((2, 36, 40), 255 * self.bright, np.uint8)
@@ -325,7 +365,9 @@ def _register(name: str, entry: Any, **kwargs: Any) -> None:
         gym.register(name, entry_point=entry, **kwargs)
 
 
+BOX = Box(-2.0, 2.0, (1,), np.float32)
 _register("Mixed-v0", Counter)
+_register("Mixed-Box-v0", Counter, kwargs={"actions": BOX})
 _register("Reusing-v0", Reusing)
 _register("Terminating-v0", Counter, kwargs={"ends": "T"})
 _register("Truncating-v0", Counter, kwargs={"ends": "t"})
@@ -334,14 +376,23 @@ _register("Uneven-v0", Counter, kwargs={"lengths": (1, 30, 4)})
 _register("Mixed64-v0", Counter, kwargs={"dtype": np.float64})
 for _kind in ("constant", "obs", "discount", "action", "both"):
     _register(f"Probe-{_kind}-v0", Probe, kwargs={"kind": _kind})
+    _register(f"Probe-{_kind}-Box-v0", Probe, kwargs={"kind": _kind, "actions": BOX})
 _register("Endless-v0", Endless, max_episode_steps=5)
+_register("Endless-Box-v0", Endless, max_episode_steps=5, kwargs={"actions": BOX})
+_register("Unbounded-v0", Endless, kwargs={"actions": Box(-np.inf, np.inf, (1,), np.float32)})
 _register("Reach-v0", Reach)
+_register("Aim-v0", Aim)
+_register("Push-2-v0", Push, max_episode_steps=20, kwargs={"unit": 2.0})
+_register("Push-small-v0", Push, max_episode_steps=20, kwargs={"unit": 2.0**-6})
+_register("Push-0.02-v0", Push, max_episode_steps=20, kwargs={"unit": 0.02})
+_register("Push-shifted-v0", Push, max_episode_steps=20, kwargs={"centre": 0.5, "unit": 0.25})
 _register("Shifted-v0", Shifted)
 _register("Dials-v0", Dials)
 _register("Board-v0", Dials, kwargs={"nvec": [[2, 3], [4, 2]], "start": [[0, 1], [0, 0]], "mark": [[1, 1], [3, 0]]})
 _register("Sheet-v0", Sheet)
 _register("Switches-v0", Switches)
 _register("Pixels-v0", Pixels)
+_register("Pixels-Box-v0", Pixels, kwargs={"actions": BOX})
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)

@@ -1,0 +1,293 @@
+"""Soft actor-critic (SAC) with a learned temperature. Haarnoja et al., 2018: https://arxiv.org/abs/1812.05905
+
+    python algos/sac.py --env-id Pendulum-v1 --cuda
+
+Everything is learnt from actions in [-1, 1], whatever bounds the environment gives each dimension: that is what the
+replay holds, what the critics see, and the space in which the log-probability and the target entropy -dim(A) are taken.
+So they do not depend on the units of the action. The policy converts at the very end.
+
+Differs from the paper:
+1. The change of variables log(1 - tanh(x)^2) is computed as 2 (log 2 - x - softplus(-2x)): exact where tanh saturates.
+2. The policy's log standard deviation is squashed into [-5, 2] by a tanh; the authors' code clamps it to [-20, 2].
+3. Policy and temperature are updated every `--policy-frequency` critic updates, as many times in a row (as in CleanRL,
+   after Fujimoto et al., 2018: https://arxiv.org/abs/1802.09477); 1 is the paper's.
+4. The temperature's logarithm is learnt, so that it stays positive; `--alpha` fixes it.
+5. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
+
+Logged, of the last update: losses/qf1_loss, losses/qf2_loss, losses/qf1_values, losses/qf2_values (mean Q of the
+actions taken), losses/actor_loss, losses/alpha, losses/alpha_loss; charts/learning_rate (the policy's), charts/SPS, and
+the mean of the episodes since the last row as charts/episodic_return and charts/episodic_length;
+eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    env_id: str = "Pendulum-v1"
+    """gymnasium environment id"""
+    total_timesteps: int = 20_000
+    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    buffer_size: int = 1_000_000
+    """transitions kept for replay"""
+    learning_starts: int = 1_000
+    """environment steps with uniformly random actions, before the first update"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """units of the hidden layers of every network"""
+    policy_lr: float = 3e-4
+    """Adam step size of the policy, at the start"""
+    q_lr: float = 1e-3
+    """Adam step size of the critics and of the temperature, at the start"""
+    anneal_lr: bool = False
+    """let the step sizes fall linearly to zero at total_timesteps"""
+    batch_size: int = 256
+    """transitions per update"""
+    gamma: float = 0.99
+    """discount factor"""
+    tau: float = 0.005
+    """share of the critics copied into the target critics (1.0 is a hard copy)"""
+    alpha: float | None = None
+    """temperature, the weight of the entropy beside the reward (default: learnt, starting from 1)"""
+    train_frequency: int = 1
+    """environment steps per critic update"""
+    policy_frequency: int = 2
+    """critic updates between policy updates; there are then as many policy updates in a row"""
+    target_network_frequency: int = 1
+    """critic updates between target network updates"""
+    log_interval: int = 500
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+def mlp(width: int, hidden_sizes: tuple[int, ...], out_dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in hidden_sizes:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, out_dim))
+
+
+class Critic(nn.Module):
+    """Q1(s, a) and Q2(s, a), two networks that share nothing; actions in [-1, 1]."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        width = envs.single_observation_space.shape[0] + math.prod(envs.single_action_space.shape)
+        self.qf1 = mlp(width, args.hidden_sizes, 1)
+        self.qf2 = mlp(width, args.hidden_sizes, 1)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([obs, actions], dim=1)
+        return self.qf1(x).squeeze(1), self.qf2(x).squeeze(1)
+
+
+class Actor(nn.Module):
+    """The policy: a Gaussian squashed into [-1, 1] by a tanh, its dimensions independent of each other."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        space = envs.single_action_space
+        self.network = mlp(envs.single_observation_space.shape[0], args.hidden_sizes, 2 * math.prod(space.shape))
+        self.register_buffer("scale", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
+        self.register_buffer("bias", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before the squashing."""
+        mean, log_std = self.network(obs).chunk(2, dim=1)
+        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
+
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions in [-1, 1], differentiable in the parameters, and their log-probabilities."""
+        mean, log_std = self(obs)
+        return squashed_gaussian(mean, log_std, torch.randn_like(mean))
+
+    def in_env_units(self, actions: Tensor) -> Tensor:
+        """[-1, 1] stretched to the bounds of each dimension."""
+        return actions.view(-1, *self.scale.shape) * self.scale + self.bias
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        mean, _ = self(obs)
+        return self.in_env_units(torch.tanh(mean))
+
+
+class Temperature(nn.Module):
+    """The weight α of the entropy."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(initial).log())
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
+
+
+def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std noise), [B, dim], and its log-density on [-1, 1]^dim, [B], for standard normal noise."""
+    x = mean + log_std.exp() * noise
+    normal_log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_det = 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(x)^2)
+    return torch.tanh(x), (normal_log_prob - log_det).sum(dim=1)
+
+
+def critic_loss(
+    critic: Critic, critic_target: Critic, actor: Actor, alpha: Tensor, batch: SimpleNamespace, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of both Q(s, a) towards r + γ (min Q_target(s', a') - α log π(a'|s')) (equations 5 and 3)."""
+    with torch.no_grad():
+        next_actions, next_log_prob = actor.sample(batch.next_obs)
+        next_value = torch.min(*critic_target(batch.next_obs, next_actions)) - alpha * next_log_prob
+        td_target = batch.rewards + args.gamma * next_value * ~batch.terminations
+    qf1, qf2 = critic(batch.obs, batch.actions)
+    qf1_loss, qf2_loss = F.mse_loss(qf1, td_target), F.mse_loss(qf2, td_target)
+    return qf1_loss + qf2_loss, {
+        "losses/qf1_loss": qf1_loss.detach(),
+        "losses/qf2_loss": qf2_loss.detach(),
+        "losses/qf1_values": qf1.detach().mean(),
+        "losses/qf2_values": qf2.detach().mean(),
+    }
+
+
+def actor_loss(
+    critic: Critic, alpha: Tensor, obs: Tensor, actions: Tensor, log_prob: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """α log π(a|s) - min Q(s, a) for actions of the policy, through which the gradient flows (equation 9)."""
+    loss = (alpha * log_prob - torch.min(*critic(obs, actions))).mean()
+    return loss, {"losses/actor_loss": loss.detach(), "losses/alpha": alpha}
+
+
+def alpha_loss(alpha: Tensor, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Raises α while the entropy is below its target, lowers it above (equation 18)."""
+    loss = -(alpha * (log_prob + target_entropy)).mean()
+    return loss, {"losses/alpha_loss": loss.detach()}
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+@torch.no_grad()
+def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
+    """target ← (1 - τ) target + τ network."""
+    for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+        target_param.lerp_(param, tau)
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.make_envs(
+        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, env_timeout=args.env_timeout
+    )
+    space = envs.single_action_space
+    if not (isinstance(space, Box) and space.is_bounded()):
+        common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")
+    if len(envs.single_observation_space.shape) != 1:
+        common.fail(f"SAC takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+    if args.alpha is not None and args.alpha < 0:
+        common.fail(f"--alpha must be at least 0, not {args.alpha}")
+    run = common.track(args, device)
+
+    actor, critic = Actor(envs, args).to(device), Critic(envs, args).to(device)
+    critic_target = copy.deepcopy(critic).requires_grad_(False)
+    temperature = Temperature(1.0 if args.alpha is None else args.alpha).to(device)
+    actor_optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, fused=True)
+    alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, fused=True)
+    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
+    run.save_policy(actor.greedy)
+    action_dim = math.prod(space.shape)
+
+    @torch.no_grad()
+    def act(obs: Tensor, explore: bool) -> Tensor:
+        """Actions in [-1, 1]."""
+        if explore:
+            return 2 * torch.rand(len(obs), action_dim, device=device) - 1
+        return actor.sample(obs.to(device))[0]
+
+    def update_critic(batch: SimpleNamespace) -> dict[str, Tensor]:
+        loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
+        critic_optimizer.zero_grad()
+        loss.backward()
+        critic_optimizer.step()
+        return metrics
+
+    def update_actor(batch: SimpleNamespace) -> dict[str, Tensor]:
+        actions, log_prob = actor.sample(batch.obs)
+        loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)
+        actor_optimizer.zero_grad()
+        loss.backward(inputs=list(actor.parameters()))  # none for the critics' own weights
+        actor_optimizer.step()
+        if args.alpha is None:
+            loss, alpha_metrics = alpha_loss(temperature(), log_prob.detach(), target_entropy=-action_dim)
+            alpha_optimizer.zero_grad()
+            loss.backward()
+            alpha_optimizer.step()
+            metrics |= alpha_metrics
+        return metrics
+
+    train_due = common.Every(args.train_frequency, start=args.learning_starts)
+    policy_due, target_due = common.Every(args.policy_frequency), common.Every(args.target_network_frequency)
+    log_due, eval_due = common.Every(args.log_interval), common.Every(args.eval_interval)
+    metrics: dict[str, Tensor] = {}
+    num_updates = 0
+    global_step = 0
+
+    obs, _ = envs.reset(seed=args.seed)
+    while global_step < args.total_timesteps:
+        actions = act(obs, explore=global_step < args.learning_starts)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
+        global_step += args.num_envs
+        run.log_episodes(infos, global_step)
+        replay.add(
+            obs=obs,
+            actions=actions,
+            rewards=rewards,
+            next_obs=common.final_obs(next_obs, infos),
+            terminations=terminations,
+        )
+        obs = next_obs
+
+        lr_left = linear_schedule(1.0, 0.0 if args.anneal_lr else 1.0, args.total_timesteps, global_step)
+        actor_optimizer.param_groups[0]["lr"] = lr_left * args.policy_lr
+        critic_optimizer.param_groups[0]["lr"] = alpha_optimizer.param_groups[0]["lr"] = lr_left * args.q_lr
+        for _ in range(train_due(global_step)):
+            batch = replay.sample(args.batch_size)
+            metrics |= update_critic(batch)
+            num_updates += 1
+            if policy_due(num_updates):
+                for _ in range(args.policy_frequency):
+                    metrics |= update_actor(batch)
+            if target_due(num_updates):
+                polyak_update(critic, critic_target, args.tau)
+        if log_due(global_step):
+            run.log({**metrics, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(actor.greedy, args, run, global_step)
+
+    common.evaluate(actor.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)
