@@ -226,7 +226,9 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import, life_loss=True)
+    envs = common.make_envs(
+        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, life_loss=True, env_timeout=args.env_timeout
+    )
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:

@@ -38,6 +38,8 @@ class RunArgs:
     """parallel environments"""
     async_envs: bool = False
     """run each environment in a process of its own: pays off for slow environments on many cores"""
+    env_timeout: float = 600.0
+    """seconds that one step or reset of an environment may take before the run ends (0: for ever)"""
     seed: int = 1
     """seed of every random draw: environments, exploration, network initialisation, sampling"""
     cuda: bool = True
@@ -87,6 +89,8 @@ class RunArgs:
                 least = 0 if field.name in ZERO_MEANS_SOMETHING or field.name.endswith("_interval") else 1
                 if value < least:
                     fail(f"{flag} must be at least {least}, not {value}")
+            if field.name == "env_timeout" and value < 0:
+                fail(f"{flag} must be at least 0, not {value}")
             if field.name in SHARES and not 0 <= value <= 1:
                 fail(f"{flag} must be between 0 and 1, not {value}")
         buffer_size, batch_size = getattr(self, "buffer_size", None), getattr(self, "batch_size", 1)

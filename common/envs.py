@@ -1,14 +1,18 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
+import copy
 import ctypes.util
 import functools
 import importlib
 import importlib.util
+import math
 import os
-import signal
+import random
 import sys
+import time
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +21,10 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from common.args import fail
+from common.args import RunArgs, fail, warn
+from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
+from common.replayed import ReplayedAtari, replayable
+from common.snapshot import restore, snapshot
 
 MAX_ENVS = 4096
 
@@ -34,9 +41,28 @@ class Envs:
         episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps,
             valid where the mask `_episode` (bool [num_envs]) is true. Whole games of an Atari game, whatever
             `life_loss` says.
+
+    An error is one line and the end of the process: code 5 if an environment raises, dies, changes the form of
+    its observations or does not answer for `env_timeout` seconds; 4 if an observation or a reward is not finite
+    as a float32.
+
+    `obs` [num_envs, ...] is what the last reset, step or load_state_dict led to, the observation to act on next.
+
+    Args:
+        vector: with SAME_STEP autoreset.
+        life_loss: report a lost life as a termination, without restarting the game.
+        env_timeout: 0 waits for ever.
+        spare: makes a vector of one such environment, for `check_snapshots`.
     """
 
-    def __init__(self, vector: gym.vector.VectorEnv, life_loss: bool = False) -> None:
+    def __init__(
+        self,
+        vector: gym.vector.VectorEnv,
+        life_loss: bool = False,
+        *,
+        env_timeout: float = 0,
+        spare: Callable[[], gym.vector.VectorEnv] | None = None,
+    ) -> None:
         if vector.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError(f"SAME_STEP autoreset is needed, not {vector.metadata.get('autoreset_mode')}")
         self.vector = vector
@@ -55,18 +81,33 @@ class Envs:
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._lives = np.zeros(self.num_envs, np.int64)
+        self.obs = torch.zeros(0)
+        self.can_be_restored: bool | None = None  # not known yet
+        self.waiting_since = 0.0  # for the watchdog
+        self._watchdog = Watchdog(self, env_timeout) if env_timeout else None
+        self._spare = spare
+        self._seeds: list[int] = []
+        self._steps = 0
 
     def reset(self, seed: int | None = None, role: int = 0) -> tuple[Tensor, dict[str, Any]]:
         """First observations [num_envs, ...]; `seed` and `role` give every environment a seed of its own."""
-        seeds = None if seed is None else env_seeds(seed, self.num_envs, role)
+        return self._reset([] if seed is None else env_seeds(seed, self.num_envs, role))
+
+    def _reset(self, seeds: list[int]) -> tuple[Tensor, dict[str, Any]]:
         vector: Any = self.vector
-        native = not hasattr(vector, "env_fns")  # ALE's own vector environment takes an array of seeds
-        obs, infos = vector.reset(seed=np.array(seeds) if native and seeds else seeds)
+        self._seeds, self._steps = seeds, 0
+        self.waiting_since = time.monotonic()
+        try:
+            obs, infos = vector.reset(seed=seeds or None)
+        except Exception as error:
+            self._failed("reset()", error)
+        self.waiting_since = 0.0
         self._returns[:] = 0
         self._lengths[:] = 0
         if "lives" in infos:
             self._lives = np.array(infos["lives"])
-        return self._tensor(obs), infos
+        self.obs = self._tensor(obs)
+        return self.obs, infos
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """One step of every environment.
@@ -84,18 +125,25 @@ class Envs:
             acts = np.clip(acts, *self._bounds)
         elif self._first_action is not None:
             acts = acts + self._first_action
+        self._steps += 1
+        self.waiting_since = time.monotonic()
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)
         except Exception as error:
-            fail(f"the environment failed in step(): {type(error).__name__}: {error}", code=5)
+            self._failed("step()", error)
+        self.waiting_since = 0.0
         self._returns += rewards
         self._lengths += 1
         next_obs = self._tensor(obs)
+        rewards = rewards.astype(np.float32)
+        if not math.isfinite(rewards.dot(rewards)):
+            self._must_be_finite(rewards, "reward")
         ended = terminations | truncations
-        if ended.any():
+        if np.count_nonzero(ended):  # any() takes 1.5 µs longer
             final = next_obs.clone()
             for i in np.flatnonzero(ended):
                 final[i] = torch.as_tensor(np.asarray(infos["final_obs"][i], self._obs_dtype))
+            self._check(final.numpy(), "last observation")
             infos["final_obs"] = final
             infos["episode"] = {"r": np.where(ended, self._returns, 0.0), "l": np.where(ended, self._lengths, 0)}
             infos["_episode"] = ended
@@ -106,19 +154,160 @@ class Envs:
             # life is told from the counter. The game goes on: only the learner sees a termination.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
+        self.obs = next_obs
         return (
             next_obs,
-            torch.from_numpy(rewards.astype(np.float32)),
+            torch.from_numpy(rewards),
             torch.from_numpy(terminations),
             torch.from_numpy(truncations),
             infos,
         )
 
     def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop.set()
         self.vector.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what comes next, between two steps; `torch.load(weights_only=True)` accepts it.
+
+        Of environments that cannot be restored it has the statistics only.
+        """
+        if self.can_be_restored is None:
+            self.check_snapshots()
+        vector: Any = self.vector
+        return {
+            "snapshots": _snapshots(vector) if self.can_be_restored else None,
+            "spaces": snapshot((vector.action_space, self.single_action_space)),
+            "obs": self.obs.clone(),
+            "returns": torch.tensor(self._returns),
+            "lengths": torch.tensor(self._lengths),
+            "lives": torch.tensor(self._lives),
+            "seeds": self._seeds,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, in place of `reset`; the observation to act on is `self.obs` afterwards.
+
+        Where the environments could not be saved, new episodes begin, with seeds that are not those of the first
+        ones. Ends the process with code 3 if `state` is of other environments.
+        """
+        if len(state["obs"]) != self.num_envs:
+            fail(f"the checkpoint has {len(state['obs'])} environments, not {self.num_envs}", code=3)
+        if state["snapshots"] is None:
+            rng = np.random.default_rng([state["steps"], *state["seeds"]])
+            seeds = [s for s in rng.integers(2**31, size=2 * self.num_envs).tolist() if s not in state["seeds"]]
+            self._reset(seeds[: self.num_envs])
+            self._steps = state["steps"]
+            return
+        vector: Any = self.vector
+        try:
+            _restore(vector, state["snapshots"], state["obs"].numpy())
+            for space, saved in zip((vector.action_space, self.single_action_space), state["spaces"][1], strict=True):
+                restore(space, saved)
+        except Exception as error:
+            fail(f"the environments of the checkpoint cannot be restored: {error}", code=3)
+        self.obs = state["obs"].clone()
+        self._returns = np.array(state["returns"])
+        self._lengths = np.array(state["lengths"])
+        self._lives = np.array(state["lives"])
+        self._seeds, self._steps = state["seeds"], state["steps"]
+
+    def check_snapshots(self) -> bool:
+        """Whether these environments can be restored exactly, found out once by trying it; one warning if not.
+
+        A second environment, restored from a snapshot of the first, must hand out the same for 50 steps. Both are
+        new ones, and random generators are put back, so that training goes on as if it had not happened.
+        """
+        if self.can_be_restored is None:
+            random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they say, they have said when they were made
+                reason = "" if self._spare is None else _first_difference(self._spare)
+            random.setstate(random_states[0])
+            np.random.set_state(random_states[1])  # noqa: NPY002
+            self.can_be_restored = self._spare is not None and not reason
+            if not self.can_be_restored:
+                reason = reason or "it was not made by make_envs"
+                warn(f"the environment cannot be restored exactly ({reason}): resume will start new episodes")
+        return self.can_be_restored
+
     def _tensor(self, obs: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(obs, self._obs_dtype))  # a copy: the vector environment reuses its array
+        array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
+        self._check(array, "observation")
+        return torch.from_numpy(array)
+
+    def _check(self, obs: Any, what: str) -> None:
+        if self._obs_dtype is np.float32:
+            # The sum of squares is the cheapest question (0.4 µs) that no NaN or infinity passes, and comes first.
+            flat = obs.ravel()
+            if not math.isfinite(flat.dot(flat)):
+                self._must_be_finite(obs, what)
+
+    def _must_be_finite(self, values: np.ndarray, what: str) -> None:
+        """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
+        rows = values.reshape(self.num_envs, -1)
+        for i in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
+            bad = rows[i][~np.isfinite(rows[i])][0]
+            fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
+
+    def _failed(self, where: str, error: Exception) -> NoReturn:
+        named = isinstance(error, EnvError)
+        fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
+
+
+def _snapshots(vector: Any) -> list[Any]:
+    return vector.snapshots() if isinstance(vector, ReplayedAtari) else list(vector.call("snapshot"))
+
+
+def _restore(vector: Any, states: list[Any], obs: np.ndarray) -> None:
+    """Puts a vector environment into the state that `_snapshots` took; with SAME_STEP it has none of its own.
+
+    Raises ValueError if that is impossible; `obs` is what it led to.
+    """
+    if not isinstance(vector, ReplayedAtari):
+        vector.set_attr("restored", states)
+    elif not np.array_equal(vector.restore(states), obs):
+        raise ValueError("a game, played again, leads elsewhere: is it another version of ale-py?")
+
+
+def _first_difference(make: Callable[[], gym.vector.VectorEnv]) -> str:
+    """How two environments differ after one was restored from the other; empty if they do not."""
+    vectors: list[Any] = []
+    try:
+        vectors += [make(), make()]
+        saved, other = vectors
+        actions = copy.deepcopy(saved.action_space)
+        actions.seed(1)
+        saved.reset(seed=[1])
+        for _ in range(25):
+            saved.step(actions.sample())
+        saved.reset()  # the second episode: one that depends on the first is found out
+        obs = None
+        for _ in range(25):
+            obs = saved.step(actions.sample())[0]
+        state = _snapshots(saved), np.array(obs)
+        other.reset(seed=[2])
+        _restore(other, *state)
+        for t in range(50):
+            action = actions.sample()
+            results = [_bytes(vector.step(action)) for vector in vectors]
+            if results[0] != results[1]:
+                return f"a restored one goes another way after {t + 1} steps"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for vector in vectors:
+            vector.close()
+    return ""
+
+
+def _bytes(result: Any) -> list[bytes]:
+    """What a step handed out, the last observation of an episode too, to the bit."""
+    *arrays, infos = result
+    final = [array for array in infos.get("final_obs", ()) if array is not None]
+    return [np.asarray(array).tobytes() for array in (*arrays, *final)]
 
 
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
@@ -142,6 +331,7 @@ def make_envs(
     *,
     life_loss: bool = False,
     first: Callable[[], gym.Env] | None = None,
+    env_timeout: float = RunArgs.env_timeout,
 ) -> Envs:
     """`num_envs` copies of a gymnasium environment; Atari games (`ALE/...-v5`) in ALE's native vector environment.
 
@@ -154,6 +344,7 @@ def make_envs(
         allow_import: import the module of an id of the form module:Env-v0.
         life_loss: report a lost life as a termination, without restarting the game.
         first: makes the first environment, if it is to be another than the rest (one that is filmed, say).
+        env_timeout: seconds that a step or reset may take; 0 waits for ever.
 
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported.
     """
@@ -164,13 +355,17 @@ def make_envs(
     if num_envs > MAX_ENVS:
         fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
     _draw_in_memory()
+    # Envs reports an overflow itself, as an error that names the environment.
+    warnings.filterwarnings("ignore", "overflow encountered in (cast|dot)")
     try:
         module, _, env_id = env_id.rpartition(":")
         if module:
             importlib.import_module(module)
         if env_id.startswith("ALE/"):
+            spare: Callable[[], gym.vector.VectorEnv] = functools.partial(_atari, env_id, 1)
             vector = _atari(env_id, num_envs)
         else:
+            spare = functools.partial(_gymnasium, env_id, 1, False, None)
             vector = _gymnasium(env_id, num_envs, async_envs, first)
     except gym.error.UnregisteredEnv as error:
         fail(f"--env-id {env_id}: {error}")
@@ -178,6 +373,8 @@ def make_envs(
         fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
     except SystemExit:
         raise
+    except EnvError as error:
+        fail(f"{env_id} cannot be made: {error}", code=5)
     except Exception as error:
         fail(f"{env_id} cannot be made: {type(error).__name__}: {error}", code=5)
     space = vector.single_observation_space
@@ -194,7 +391,7 @@ def make_envs(
             "channels first, at least 36 x 36: wrap it with gymnasium.wrappers.ResizeObservation, "
             "GrayscaleObservation and FrameStackObservation"
         )
-    return Envs(vector, life_loss=life_loss)
+    return Envs(vector, life_loss, env_timeout=env_timeout, spare=spare)
 
 
 def _gymnasium(
@@ -209,24 +406,17 @@ def _gymnasium(
     env_fns: list[Callable[[], gym.Env]] = [functools.partial(gym.make, env_id)] * num_envs
     if first is not None:
         env_fns[0] = first
-    env_fns = [functools.partial(_finished, make, async_envs) for make in env_fns]
+    made: list[Callable[[], gym.Env]] = [
+        functools.partial(_guarded, make, i, os.getpid()) for i, make in enumerate(env_fns)
+    ]
     if async_envs:
-        return gym.vector.AsyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    return gym.vector.SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        return Workers(made)
+    return gym.vector.SyncVectorEnv(made, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def _finished(make: Callable[[], gym.Env], in_worker: bool) -> gym.Env:
-    if in_worker:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the trainer decides
-    return _OwnArrays(make())
-
-
-class _OwnArrays(gym.Wrapper):
-    """Copies each observation: an environment that fills the same array anew in `reset` would change its final_obs."""
-
-    def step(self, action: Any) -> Any:
-        obs, *rest = self.env.step(action)
-        return np.array(obs), *rest
+def _guarded(make: Callable[[], gym.Env], index: int, trainer: int) -> gym.Env:
+    prepare_worker(trainer)
+    return Guarded(replayable(make()), index)
 
 
 def has_screen() -> bool:
@@ -246,7 +436,7 @@ def _atari(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
     import ale_py
 
     gym.register_envs(ale_py)
-    return gym.make_vec(
+    vector = gym.make_vec(
         env_id,
         num_envs=num_envs,
         vectorization_mode="vector_entry_point",
@@ -254,6 +444,7 @@ def _atari(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
         reward_clipping=False,
         repeat_action_probability=0.0,
     )
+    return ReplayedAtari(vector)
 
 
 def _what_to_install(env_id: str, reason: str) -> str:

@@ -39,7 +39,14 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: RunArgs, run: Run, step: 
     began = time.monotonic()
     video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
     returns, lengths = play(
-        policy, args.env_id, args.eval_episodes, args.seed, video, args.allow_env_import, lambda: run.stop_requested
+        policy,
+        args.env_id,
+        args.eval_episodes,
+        args.seed,
+        video,
+        args.allow_env_import,
+        stop=lambda: run.stop_requested,
+        env_timeout=args.env_timeout,
     )
     if run.stop_requested:
         run.stop(step, run.checkpoint is not None and run.checkpoint.write(step, evaluation_missed=True))
@@ -61,6 +68,7 @@ def play(
     allow_import: bool = False,
     stop: Callable[[], bool] = lambda: False,
     human: bool = False,
+    env_timeout: float = RunArgs.env_timeout,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns and lengths of `episodes` episodes, float64 and int64 [episodes], in a fixed order.
 
@@ -80,7 +88,7 @@ def play(
             first = functools.partial(gym.make, name, render_mode="human")
         elif video is not None:
             first = functools.partial(camera.film, name)
-        envs = make_envs(env_id, num_envs, allow_import=allow_import, first=first)
+        envs = make_envs(env_id, num_envs, allow_import=allow_import, first=first, env_timeout=env_timeout)
         obs, _ = envs.reset(seed=seed, role=1)
         while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
             if env_id.startswith("ALE/") and not played[0] and camera.due():

@@ -503,7 +503,8 @@ def test_integers_may_be_written_as_people_write_them(tmp_path):
 def test_an_environment_that_breaks_is_exit_5(tmp_path):
     flags = ["--env-id", "worlds:Broken-v0", "--allow-env-import", "--runs-dir", tmp_path, "--eval-episodes", 0]
     done = run_script(*flags, check=5)
-    assert done.stderr == "error: the environment failed in step(): OSError: the simulator went away\n"
+    named = r"error: environment 0 failed in step\(\): OSError: the simulator went away \(worlds\.py:\d+\)\n"
+    assert re.fullmatch(named, done.stderr)
     run_dir = only_run(tmp_path)
     assert (run_dir / "policy.pt").exists()
     _, records = wandb_records(run_dir)

@@ -1,5 +1,9 @@
 """Environments whose right answers are known. Registered by importing this module (also as `worlds:Name-v0`)."""
 
+import faulthandler
+import itertools
+import os
+import signal
 import time
 from typing import Any, ClassVar
 
@@ -273,6 +277,79 @@ class Stuck(Broken):
         return super().step(action)
 
 
+class Faulty(gym.Env):
+    """Environment 1 of several does what `kind` says in its fifth step; the others are blameless.
+
+    It knows its number from its seed, of which common.envs gives each environment one of its own.
+    """
+
+    def __init__(self, kind, dtype=np.float32):
+        self.kind, self.dtype = kind, dtype
+        self.observation_space = Box(-np.inf, np.inf, (2,), dtype)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.number = seed % 4096
+        self.t = 0
+        return np.zeros(2, self.dtype), {}
+
+    def step(self, action):
+        self.t += 1
+        obs, reward, over = np.array([self.t, 0], self.dtype), 1.0, False
+        if self.t == 5 and self.number == 1:
+            if self.kind == "raises":
+                raise OSError("the simulator\nwent away")
+            if self.kind == "raises what cannot be sent":
+                raise type("Odd", (Exception,), {})("no pickle")
+            if self.kind == "hangs":
+                time.sleep(60)
+            if self.kind == "exits":
+                os._exit(7)
+            if self.kind == "segfaults":
+                faulthandler.disable()  # pytest's would print a page
+                os.kill(os.getpid(), signal.SIGSEGV)
+            obs, reward, over = {
+                "nan": (np.array([0, np.nan], self.dtype), 1.0, False),
+                "infinite": (np.array([-np.inf, 0], self.dtype), 1.0, False),
+                "cancelling": (np.array([np.inf, -np.inf], self.dtype), 1.0, False),
+                "too large": (np.array([1e300, 0]).astype(self.dtype), 1.0, False),
+                "large": (np.array([3e38, 3e38], self.dtype), 3e38, False),
+                "nan at the end": (np.array([0, np.nan], self.dtype), 1.0, True),
+                "nan reward": (obs, np.nan, False),
+                "too large a reward": (obs, -1e300, False),
+                "longer": (np.zeros(3, self.dtype), 1.0, False),
+                "shorter": (np.zeros(1, self.dtype), 1.0, False),
+                "other type": (np.zeros(2, np.int64), 1.0, False),
+            }.get(self.kind, (obs, reward, over))
+        return obs, reward, over, False, {}
+
+
+class Hidden(gym.Env):
+    """Keeps its time where nobody can look: in an object without attributes. Its first observation is drawn."""
+
+    def __init__(self):
+        self.observation_space = Box(0, np.inf, (1,), np.float64)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = itertools.count()
+        return self.np_random.uniform(size=1), {}
+
+    def step(self, action):
+        return np.array([float(next(self.clock))]), 1.0, False, False, {}
+
+
+class Slow(Counter):
+    """A tenth of a second a step."""
+
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)
+
+
 class Reusing(Counter):
     """Counter that hands out the same array every time."""
 
@@ -319,3 +396,11 @@ _register("Pixels-Box-v0", Pixels, kwargs={"actions": BOX})
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)
+_register("Hidden-v0", Hidden)
+_register("Slow-v0", Slow)
+for _kind in (
+    *("raises", "raises what cannot be sent", "hangs", "exits", "segfaults", "nan", "infinite", "cancelling", "large"),
+    *("nan at the end", "nan reward", "too large a reward", "longer", "shorter", "other type"),
+):
+    _register(f"Faulty-{_kind.replace(' ', '-')}-v0", Faulty, kwargs={"kind": _kind})
+_register("Faulty-too-large-v0", Faulty, kwargs={"kind": "too large", "dtype": np.float64})

@@ -1,0 +1,174 @@
+"""Environments that cannot be saved, but led again to where they were: Box2D worlds and ALE's vector environment.
+
+What is noted is a few numbers for each step of the running episode. Going there again is checked: the last
+observation must be the same to the bit.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import wrappers
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+_NO_DRAWS = (wrappers.PassiveEnvChecker, wrappers.OrderEnforcing, wrappers.TimeLimit)  # gym.make adds them
+
+
+def replayable(env: gym.Env) -> gym.Env:
+    """`env`, with a `Replayed` around its innermost part if that is a Box2D world; put in place, under all wrappers."""
+    base = env.unwrapped
+    if not any(type(value).__module__.startswith("Box2D") for value in vars(base).values()):
+        return env
+    if env is base:
+        return Replayed(env)
+    outer: Any = env
+    own_draws = False
+    while True:
+        own_draws |= not isinstance(outer, _NO_DRAWS)
+        if outer.env is base:
+            break
+        outer = outer.env
+    outer.env = Replayed(base, own_draws)
+    return env
+
+
+class Replayed(gym.Wrapper):
+    """Notes what leads to the present state of a Box2D environment: the random state at its reset, and the actions.
+
+    Restoring costs what playing the episode so far did (30 µs a step in LunarLander), noting 0.5 µs a step.
+
+    gymnasium's BipedalWalker and CarRacing use one world for all episodes, and in 26 of 40 episodes of
+    BipedalWalker the trajectory depended, in the last bits, on what had been played before
+    (https://github.com/Farama-Foundation/Gymnasium/issues/728 is the same fault in LunarLander, corrected there by
+    a new world for each episode). So they get a new world at each reset here too, in all training.
+
+    Args:
+        own_draws: whether wrappers may draw from the environment's generator (theirs is the same) between its steps.
+    """
+
+    def __init__(self, env: gym.Env, own_draws: bool = False) -> None:
+        super().__init__(env)
+        self.own_draws = own_draws
+        self.beginning: tuple[Any, ...] = (None, None, None)
+        self.actions: list[np.ndarray] = []
+        self.draws: dict[int, Any] = {}  # generator states found before a step that its last step had not left
+        self.left: Any = None
+        self.last_obs: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        base: Any = self.env.unwrapped
+        if type(base).__name__ in ("BipedalWalker", "CarRacing"):
+            import Box2D
+
+            base._destroy()
+            if type(base).__name__ == "BipedalWalker":
+                base.world = Box2D.b2World()
+            else:
+                base.world = Box2D.b2World((0, 0), contactListener=base.contactListener_keepref)
+        self.beginning = (seed, options, base.np_random.bit_generator.state if seed is None else None)
+        self.actions, self.draws = [], {}
+        self.last_obs, info = self.env.reset(seed=seed, options=options)
+        if self.own_draws:
+            self.left = base.np_random.bit_generator.state
+        return self.last_obs, info
+
+    def step(self, action: Any) -> Any:
+        if self.own_draws:
+            found = self.np_random.bit_generator.state
+            if found != self.left:
+                self.draws[len(self.actions)] = found
+        self.actions.append(np.array(action))
+        result = self.env.step(action)
+        self.last_obs = result[0]
+        if self.own_draws:
+            self.left = self.np_random.bit_generator.state
+        return result
+
+    def history(self) -> tuple[Any, ...]:
+        actions = np.stack(self.actions) if self.actions else None
+        last_obs = None if self.last_obs is None else np.array(self.last_obs)
+        return (*self.beginning, actions, self.draws, last_obs, self.np_random.bit_generator.state)
+
+    def replay(self, seed: Any, options: Any, start: Any, actions: Any, draws: Any, last_obs: Any, end: Any) -> None:
+        base: Any = self.env.unwrapped
+        if start is not None:
+            base.np_random.bit_generator.state = start
+        self.reset(seed=seed, options=options)
+        for t, action in enumerate(() if actions is None else actions):
+            if t in draws:
+                base.np_random.bit_generator.state = draws[t]
+            self.step(action if action.ndim else action[()])
+        base.np_random.bit_generator.state = end
+        if last_obs is not None and np.asarray(self.last_obs).tobytes() != last_obs.tobytes():
+            raise ValueError("the episode, played again, leads elsewhere: is it another version of Box2D?")
+
+
+class ReplayedAtari(VectorWrapper):
+    """ALE's vector environment, with notes that lead to the present state of each game.
+
+    Its emulators cannot be saved: nothing but reset, send and recv of them is within reach. But a seeded reset
+    loads the game anew, whatever went before, and without sticky actions the start of the k-th episode after it
+    depends on the seed and on k alone. So the notes are the seed, k, and the actions of the running episode; and
+    restoring costs k resets (5 ms each) and the actions (0.4 ms each) per game.
+
+    To bound k, a game is seeded anew after every `EPISODES_PER_SEED` episodes, which takes 0.1 s.
+    """
+
+    EPISODES_PER_SEED = 64
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.seeds = [0] * env.num_envs
+        self.resets = [0] * env.num_envs
+        self.actions = [bytearray() for _ in range(env.num_envs)]  # ALE has 18 actions
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        if seed is None:
+            seed = np.random.default_rng().integers(2**31, size=self.num_envs)
+        self.seeds, self.resets = [int(s) for s in seed], [0] * self.num_envs
+        self.actions = [bytearray() for _ in range(self.num_envs)]
+        vector: Any = self.env  # takes an array of seeds
+        return vector.reset(seed=np.array(seed))
+
+    def step(self, actions: Any) -> Any:
+        for mine, action in zip(self.actions, actions.tolist(), strict=True):
+            mine.append(action)
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        for i in np.flatnonzero(terminations | truncations):
+            self.actions[i].clear()
+            self.resets[i] += 1
+            if self.resets[i] >= self.EPISODES_PER_SEED:
+                seed = int(np.random.default_rng(self.seeds[i]).integers(2**31))
+                infos["final_obs"] = np.array(infos["final_obs"])
+                obs, begun = self._reset_one(int(i), seed)
+                infos["lives"] = begun["lives"]
+        return obs, rewards, terminations, truncations, infos
+
+    def _reset_one(self, i: int, seed: int | None) -> Any:
+        """Observations and infos of all; only the `i`-th is another than before."""
+        self.resets[i] += 1
+        if seed is not None:
+            self.seeds[i], self.resets[i] = seed, 0
+        options = {"reset_mask": np.arange(self.num_envs) == i}
+        vector: Any = self.env
+        return vector.reset(seed=None if seed is None else np.array([seed]), options=options)
+
+    def snapshots(self) -> list[Any]:
+        return [list(state) for state in zip(self.seeds, self.resets, map(list, self.actions), strict=True)]
+
+    def restore(self, states: list[Any]) -> np.ndarray:
+        """Observations [num_envs, ...] of the restored games. Games with a shorter way to go start later."""
+        longest = max(len(actions) for _, _, actions in states)
+        obs, _ = self.reset(seed=np.zeros(self.num_envs, np.int64))
+        for t in range(longest + 1):
+            for i, (seed, resets, actions) in enumerate(states):
+                if t == longest - len(actions):
+                    self.actions[i].clear()
+                    obs, _ = self._reset_one(i, seed)
+                    for _ in range(resets):
+                        obs, _ = self._reset_one(i, None)
+            if t < longest:
+                waiting = [len(actions) < longest - t for _, _, actions in states]
+                row = [0 if wait else a[t - longest] for wait, (_, _, a) in zip(waiting, states, strict=True)]
+                obs = self.step(np.array(row))[0]
+        return obs
