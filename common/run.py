@@ -12,7 +12,6 @@ import platform
 import random
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from common.args import RunArgs, fail, read_facts, warn
+from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
@@ -89,6 +89,7 @@ def track(args: RunArgs, device: torch.device) -> "Run":
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
         }
+        facts = redact(facts)
         (path / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         fail(f"cannot write the run directory {path}: {error.strerror}; choose another with --runs-dir", code=6)
@@ -103,6 +104,10 @@ def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
     facts = read_facts(str(path))
     lock = _lock(path)
     now = json.loads(json.dumps(dataclasses.asdict(args)))
+    for name, value in now.items():
+        if isinstance(value, str) and REDACTED in value and not name.startswith("wandb_"):
+            fail(f"--{name.replace('_', '-')} was not kept, as it is a secret: give it again")
+    now = redact(now)
     differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
     if facts["script"] != script.stem or differ:
         was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
@@ -116,7 +121,7 @@ def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
             raise SystemExit(0)
         (path / "finished.json").unlink()
     saved_script = path / "source" / script.name
-    if not saved_script.exists() or saved_script.read_bytes() != script.read_bytes():
+    if not saved_script.exists() or saved_script.read_text("utf-8") != redact(script.read_text("utf-8")):
         warn(f"{script} has changed since the run began; the source it began with is in {saved_script}")
     then = {"device": facts["device"], "threads": facts["threads"], **facts["versions"]}
     today = {"device": _device_name(device), "threads": torch.get_num_threads(), **_versions()}
@@ -397,9 +402,12 @@ def _read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
 
 
 def _snapshot(script: Path, target: Path) -> str | None:
-    """Copies the script as it runs, and the repository's commit and uncommitted changes if it is in one."""
+    """Copies the script as it runs, and the repository's commit and uncommitted changes if it is in one.
+
+    Secrets written into the code are left out of the copies.
+    """
     target.mkdir()
-    shutil.copy2(script, target / script.name)
+    (target / script.name).write_text(redact(script.read_text("utf-8")), "utf-8")
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -408,7 +416,7 @@ def _snapshot(script: Path, target: Path) -> str | None:
 
     try:
         commit = git("rev-parse", "HEAD").strip()
-        (target / "uncommitted.diff").write_text(git("diff", "HEAD"))
+        (target / "uncommitted.diff").write_text(redact(git("diff", "HEAD")), "utf-8")
     except (OSError, subprocess.SubprocessError):
         return None
     return commit

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import RunArgs
+from common.redact import redact, redact_argv
 
 
 class Sink:
@@ -129,16 +130,18 @@ class Wandb(Sink):
                 project=args.wandb_project,
                 entity=args.wandb_entity,
                 group=args.wandb_group,
-                name=args.wandb_name or path.name,
-                tags=list(args.wandb_tags),
-                notes=args.wandb_notes,
+                name=redact(args.wandb_name) or path.name,
+                tags=redact(list(args.wandb_tags)),
+                notes=redact(args.wandb_notes),
                 job_type="train",
                 config=facts,
                 dir=path,
                 mode=mode,
-                save_code=True,
-                settings=wandb.Settings(
+                save_code=False,  # what it would save, and its diff of uncommitted changes, may hold secrets:
+                settings=wandb.Settings(  # source/ is uploaded below, without them
                     silent=True,
+                    disable_git=True,
+                    git_commit=facts["git_commit"],
                     console="off",
                     init_timeout=self.INIT_TIMEOUT,
                     finish_timeout=self.FINISH_TIMEOUT,
@@ -147,6 +150,7 @@ class Wandb(Sink):
                 ),
             )
 
+        argv, sys.argv = sys.argv, redact_argv(sys.argv)  # W&B keeps the command line
         try:
             self.run = init(self.mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -156,10 +160,11 @@ class Wandb(Sink):
             wandb.teardown(1)  # a failed init keeps its id in use
             self.mode = "offline"
             self.run = init(self.mode)
+        finally:
+            sys.argv = argv
         sys.excepthook = hook  # wandb's own prints every traceback, whatever the user asked for
         self.run.define_metric("global_step")
         self.run.define_metric("*", step_metric="global_step")
-        # save_code finds no script that lies outside of the current folder
         self.run.save(str(path / "source" / "*"), base_path=str(path), policy="now")
         self.artifact = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
 
