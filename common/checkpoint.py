@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,7 +96,9 @@ class Checkpoint:
         weights that are not finite.
         """
         if self.due(step) or self.run.stop_requested:
+            began = time.monotonic()
             written = self.write(step)
+            self.run.leave_out(time.monotonic() - began)
             if self.run.stop_requested:
                 self.run.stop(step, written)
 

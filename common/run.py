@@ -258,6 +258,8 @@ class Run:
     def stop(self, step: int, resumable: bool = False) -> None:
         """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
         number = self._signal
+        if resumable:
+            self._episodes.clear()  # the checkpoint has them, and the next row will
         self._close(exit_code=128 + number)
         how = f"go on with --resume {self.dir}" if resumable else f"what it learnt is in {self.dir}"
         fail(f"stopped by {signal.Signals(number).name} at step {step}; {how}", 128 + number)
@@ -284,6 +286,10 @@ class Run:
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
         self._last_log, self._paused = (last_step, now - ago), 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """charts/SPS is that of training: `seconds` of something else do not count."""
+        self._paused += seconds
 
     @property
     def policy(self) -> Callable[[Tensor], Tensor]:

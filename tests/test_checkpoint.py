@@ -87,6 +87,14 @@ def test_a_broken_segment_breaks_the_checkpoints_that_need_it(tmp_path, capsys):
     assert load_latest(tmp_path)["step"] == 100
 
 
+def test_a_checkpoint_of_another_format_is_not_read(tmp_path, capsys):
+    write_file(tmp_path / f"step-{1:012d}.pt", {"format": 2, "step": 1, "segments": {}})
+    with pytest.raises(SystemExit) as stop:
+        load_latest(tmp_path)
+    assert stop.value.code == 3
+    assert "format 2, and this version reads 1" in capsys.readouterr().err
+
+
 def test_if_all_are_broken_the_run_does_not_begin_again(tmp_path, capsys):
     for step in (100, 200):
         (tmp_path / f"step-{step:012d}.pt").write_bytes(b"x" * 100)
@@ -196,16 +204,21 @@ class FakeRun:
     def resumed(self):
         pass
 
+    def leave_out(self, seconds):
+        pass
+
 
 class FakeEnvs:
+    obs = torch.ones(1)
+
     def check_snapshots(self):
         return True
 
     def state_dict(self):
-        return {"obs": torch.ones(1)}
+        return {}
 
     def load_state_dict(self, state):
-        return state["obs"]
+        pass
 
     def reset(self, seed):
         return torch.zeros(1), {}

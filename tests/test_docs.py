@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, load
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "runs").glob("*.md"), *(ROOT / "runs").glob("*.sh")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "runs").glob("*.md"), *(ROOT / "runs").glob("*.sh"), *(ROOT / "docs").glob("*.md")]
 
 
 def commands(text):
@@ -76,6 +76,18 @@ def test_scripts_import_nothing_but_the_libraries_and_common():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= allowed
+
+
+def test_every_fault_has_its_test():
+    there = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        there |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    lines = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.count("|") == 5]
+    assert len(lines) > 45
+    for line in lines:
+        named = set(re.findall(r"`(test_\w+)`", line))
+        assert named <= there, named - there
+        assert named or line.startswith(("|---", "| what goes wrong")), line
 
 
 def test_nothing_is_unpickled():

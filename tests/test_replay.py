@@ -1,5 +1,6 @@
 """The ring against an unbounded list, byte for byte, in every combination of what it can do (P5-P9, P15)."""
 
+import copy
 import collections
 import importlib.util
 import itertools
@@ -186,6 +187,58 @@ def assert_true(batch, story, n_step, gamma):
         assert drawn.tobytes() == expected.tobytes(), name
 
 
+def restored(replay, other):
+    """`other`, given what a checkpoint saves of `replay`."""
+    other.load_state_dict(copy.deepcopy(replay.state_dict()))
+    rings, steps = replay.rings()
+    for (name, ring), (other_name, other_ring) in zip(rings.items(), other.rings()[0].items(), strict=True):
+        assert name == other_name
+        assert not np.shares_memory(ring, other_ring)
+        rows = np.arange(max(0, steps - len(ring)), steps) % len(ring)
+        other_ring[rows] = ring[rows]
+    return other
+
+
+def test_a_restored_replay_draws_the_same():
+    story, replay, again = Story(np.random.default_rng(1), 3, 2), prioritized_replay(), prioritized_replay()
+    for _ in range(100):
+        replay.add(**story.step())
+        torch.manual_seed(1)
+        batch = replay.sample(8)
+        replay.update_priorities(batch.indices, torch.arange(8.0))
+    again = restored(replay, again)
+    for one, other in zip(replay.priorities.tree.levels, again.priorities.tree.levels, strict=True):
+        assert one.tobytes() == other.tobytes()
+    step = story.step()
+    for r in (replay, again):
+        r.add(**step)
+    torch.manual_seed(2)
+    batch = replay.sample(500, 0.5)
+    torch.manual_seed(2)
+    for name, value in vars(again.sample(500, 0.5)).items():
+        assert torch.equal(value, getattr(batch, name)), name
+
+
+def prioritized_replay():
+    return ReplayBuffer(30_000, 3, n_step=3, gamma=0.9, frame_stack=2, alpha=0.6)
+
+
+def test_a_replay_made_with_other_arguments_is_refused():
+    story, replay = Story(np.random.default_rng(1), 3, 2), prioritized_replay()
+    replay.add(**story.step())
+    state = replay.state_dict()
+    for other, missing in (
+        (ReplayBuffer(30_000, 3, n_step=3, gamma=0.9, frame_stack=2), "priorities"),
+        (ReplayBuffer(30_000, 3, n_step=3, gamma=0.9, alpha=0.6), "frames"),
+    ):
+        with pytest.raises(ValueError, match=missing):
+            other.load_state_dict(state)
+    with pytest.raises(ValueError, match="num_envs=1"):
+        ReplayBuffer(30_000, 1, n_step=3, gamma=0.9, frame_stack=2, alpha=0.6).load_state_dict(state)
+    with pytest.raises(ValueError, match="shape"):
+        ReplayBuffer(3_000, 3, n_step=3, gamma=0.9, frame_stack=2, alpha=0.6).load_state_dict(state)
+
+
 @settings(max_examples=250, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -196,15 +249,20 @@ def assert_true(batch, story, n_step, gamma):
     n_step=st.integers(1, 5),
     prioritized=st.booleans(),
     dtype=st.sampled_from([np.uint8, np.float32, np.float64]),
+    saved_at=st.sets(st.integers(0, 39), max_size=3),
 )
 def test_every_combination_gives_what_an_unbounded_list_gives(
-    seed, num_envs, rows, steps, stack, n_step, prioritized, dtype
+    seed, num_envs, rows, steps, stack, n_step, prioritized, dtype, saved_at
 ):
     story = Story(np.random.default_rng(seed), num_envs, stack, dtype)
     capacity = rows * num_envs + seed % num_envs  # does not always divide
     gamma = 0.5  # with whole rewards, exact in float32
     alpha, beta = (0.7, 0.3) if prioritized else (None, 1.0)
-    replay = ReplayBuffer(capacity, num_envs, n_step=n_step, gamma=gamma, frame_stack=stack, alpha=alpha)
+
+    def new():
+        return ReplayBuffer(capacity, num_envs, n_step=n_step, gamma=gamma, frame_stack=stack, alpha=alpha)
+
+    replay = new()
     torch.manual_seed(seed)
     priorities, highest = {}, 1.0
     for t in range(steps):
@@ -215,6 +273,8 @@ def test_every_combination_gives_what_an_unbounded_list_gives(
         priorities |= dict.fromkeys(range(t * num_envs, (t + 1) * num_envs), highest)
         alive = range(max(0, t + 1 - rows) * num_envs, (t + 1) * num_envs)
         assert len(replay) == len(alive)
+        if t in saved_at:
+            replay = restored(replay, new())
         if t % 3 and t != steps - 1:
             continue
         batch = replay.sample(30 * len(alive), beta)

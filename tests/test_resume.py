@@ -117,10 +117,13 @@ CASES = {
     "sac Pendulum": ("sac", [*QUICK, "--total-timesteps", 2500, "--learning-starts", 200, "--save-interval", 200]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
-IN_CI = ("dqn CartPole, prioritized, 3-step, full ring", "ppo CartPole")
+IN_CI = {
+    "dqn": [*DQN, *REPLAY[:-1], 1500, "--total-timesteps", 4000, "--eval-interval", 2000],
+    "ppo": [*PPO, "--total-timesteps", 8000, "--save-interval", 250],
+}
 
 
-def check(script, flags, tmp_path, numbers, seed, least):
+def check(script, flags, tmp_path, numbers, seed, least, delay=1.0):
     needs = {"LunarLander": "Box2D", "HalfCheetah": "mujoco", "Ant": "mujoco", "ALE": "ale_py"}
     for name, module in needs.items():
         if any(name in str(flag) for flag in flags):
@@ -128,7 +131,7 @@ def check(script, flags, tmp_path, numbers, seed, least):
     finish(start(script, [*flags, "--runs-dir", tmp_path / "whole"]))
     whole = only_run(tmp_path / "whole")
     began = time.monotonic()
-    stopped, stops = interrupted(script, flags, tmp_path / "stopped", numbers, random.Random(seed))
+    stopped, stops = interrupted(script, flags, tmp_path / "stopped", numbers, random.Random(seed), delay)
     print(f"{stops} stops in {time.monotonic() - began:.0f} s")
     assert stops >= least
     assert (whole / "chain").read_text() == (stopped / "chain").read_text()
@@ -137,9 +140,9 @@ def check(script, flags, tmp_path, numbers, seed, least):
     assert tensorboard(whole) == tensorboard(stopped)
 
 
-@pytest.mark.parametrize("case", IN_CI)
-def test_two_kills_change_nothing(case, tmp_path):
-    check(*CASES[case], tmp_path, [signal.SIGKILL] * 2, seed=1, least=1)
+@pytest.mark.parametrize("script", IN_CI)
+def test_two_kills_change_nothing(script, tmp_path):
+    check(script, IN_CI[script], tmp_path, [signal.SIGKILL] * 2, seed=1, least=1, delay=0.2)
 
 
 @pytest.mark.slow
@@ -152,8 +155,41 @@ def test_six_kills_change_nothing(case, tmp_path):
 def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     # Half of the time is evaluation, so that some of the signals fall into one.
-    flags = [*DQN, "--eval-interval", 1000, "--eval-episodes", 40, "--total-timesteps", 8000]
-    check("dqn", flags, tmp_path, numbers, seed=3, least=3)
+    flags = [*DQN, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
+    check("dqn", flags, tmp_path, numbers, seed=3, least=3, delay=0.5)
+
+
+def test_the_same_wandb_run_goes_on(tmp_path):
+    flags = ["--eval-episodes", 1, "--total-timesteps", 3000, "--save-interval", 500, "--log-interval", 100]
+    run_dir, stops = interrupted("dqn", flags, tmp_path, [signal.SIGKILL] * 2, random.Random(4), delay=0.2)
+    assert stops == 2
+    segments = []
+    for folder in sorted((run_dir / "wandb").glob("offline-run-*")):
+        inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
+        records = [json.loads(x) for x in subprocess.run(inspect, capture_output=True, text=True).stdout.splitlines()]
+        by_kind = {kind: [r[kind] for r in records if r["type"] == kind] for kind in ("run", "history")}
+        segments.append((by_kind["run"][0]["run_id"], by_kind["history"]))
+    assert len({run_id for run_id, _ in segments}) == 1
+    logged = [read_history(history) for _, history in segments]
+    for steps in logged:
+        assert list(steps) == sorted(steps)
+    everything = {}
+    for steps in logged:
+        for step, row in steps.items():  # what both processes logged is the same, so that W&B may keep either
+            assert everything.setdefault(step, row) == row
+    assert [row["global_step"] for row in rows(run_dir) if "losses/td_loss" in row] == [
+        step for step in sorted(everything) if "losses/td_loss" in everything[step]
+    ]
+
+
+def read_history(history):
+    steps = {}
+    for record in history:
+        row = {".".join(i.get("nested_key", [i.get("key")])): json.loads(i["value_json"]) for i in record["item"]}
+        step = row["global_step"]
+        mine = {k: v for k, v in row.items() if k in ("global_step", "losses/td_loss", "losses/q_values")}
+        steps.setdefault(step, {}).update(mine)
+    return steps
 
 
 def quick_run(tmp_path, *more, script="dqn"):
