@@ -6,7 +6,7 @@
 It shows how a trainer of your own meets this project's storage and runs. Lightning's Trainer draws batches from a
 DataLoader over the live replay, steps the optimizer, and calls back after each update; then the game goes on, up to
 where the next update is due. The algorithm is that of dqn.py, and so are its departures from the paper: to the bit the
-same weights come out for the same flags. Left out are images, `--dueling` and `--clip-rewards`.
+same weights come out for the same flags. Left out are images, dueling networks and clipped rewards.
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
