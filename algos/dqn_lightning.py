@@ -141,8 +141,9 @@ class DQN(lightning.LightningModule):
     def __init__(self, envs: common.Envs, args: Args, run: common.Run, device: torch.device) -> None:
         super().__init__()
         self.envs, self.args, self.run = envs, args, run
-        self.q_network = QNetwork(envs, args).to(device)
+        self.q_network = QNetwork(envs, args)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
+        self.to(device)  # Lightning would do so in fit(), which is after the first steps
         self.optimizer = torch.optim.Adam(self.q_network.parameters(), lr=args.learning_rate, fused=True)
         alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
         self.replay = common.ReplayBuffer(

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import operator
 import os
 import signal
 import subprocess
@@ -96,6 +97,16 @@ def test_budget_updates_and_targets_follow_environment_steps(learning_starts, nu
     assert counts["update"] == counts["adam"] == max(taken - learning_starts, 0) // 4
     assert counts["target"] == max(taken - learning_starts, 0) // 50
     assert len([row for row in rows(run) if "charts/SPS" in row]) == 4
+
+
+def test_the_networks_are_on_the_device_before_the_first_steps():
+    """Lightning moves a module only in fit(); a device that no machine lacks stands for the GPU."""
+    envs = common.make_envs("CartPole-v1", 1)
+    module = script.DQN(envs, script.Args(), None, torch.device("meta"))
+    envs.close()
+    assert module.device.type == "meta"
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert all(map(operator.is_, module.optimizer.param_groups[0]["params"], module.q_network.parameters()))
 
 
 @pytest.mark.parametrize("env_id", ["Probe-discount-v0", "Probe-both-v0"])
