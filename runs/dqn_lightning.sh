@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reference runs of algos/dqn_lightning.py: CartPole-v1, 5 seeds. About 4 minutes on one core.
+# The reference runs of algos/dqn_lightning.py: CartPole-v1, 5 seeds.
 # Results land in $OUT (default: runs/reference_dqn_lightning); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
