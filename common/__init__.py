@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from common.args import RunArgs as RunArgs
     from common.args import fail as fail
     from common.args import parse as parse
+    from common.dataset import ReplayDataset as ReplayDataset
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
@@ -24,6 +25,7 @@ _HOME = {
     "RunArgs": "args",
     "fail": "args",
     "parse": "args",
+    "ReplayDataset": "dataset",
     "Envs": "envs",
     "final_obs": "envs",
     "make_envs": "envs",

@@ -300,7 +300,7 @@ def _snapshot(script: Path, target: Path) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d")
+    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning")
     found = {"python": platform.python_version()}
     for name in names:
         try:
