@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from common.args import fail as fail
     from common.args import parse as parse
     from common.checkpoint import Checkpoint as Checkpoint
+    from common.dataset import ReplayDataset as ReplayDataset
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
@@ -26,6 +27,7 @@ _HOME = {
     "fail": "args",
     "parse": "args",
     "Checkpoint": "checkpoint",
+    "ReplayDataset": "dataset",
     "Envs": "envs",
     "final_obs": "envs",
     "make_envs": "envs",

@@ -447,7 +447,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d")
+    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning")
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -3,10 +3,11 @@
     PYTHONPATH=. PEER_VENV/bin/python runs/replay_bench.py speed --core 0
     python runs/replay_bench.py memory
 
-speed: 256 of 100,000 transitions of 17 + 6 + 1 + 17 + 1 floats, in host memory. "uniform" is one sample; "prioritized"
-is one sample with weights and the update of its priorities. All libraries in turn in one process, on one thread; the
-figures are processor time, which is the time on an idle core. Ours, TorchRL and Stable-Baselines3 return tensors, cpprb
-and Tianshou NumPy arrays. The interpreter needs torch and any of stable-baselines3, cpprb, tianshou, torchrl.
+speed: 256 of 100,000 transitions of 17 + 6 + 1 + 17 + 1 floats, in host memory. "uniform" is one sample; "loader" is
+one sample through a DataLoader, of ours alone; "prioritized" is one sample with weights and the update of its
+priorities. All libraries in turn in one process, on one thread; the figures are processor time, which is the time on
+an idle core. Ours, TorchRL and Stable-Baselines3 return tensors, cpprb and Tianshou NumPy arrays. The interpreter
+needs torch and any of stable-baselines3, cpprb, tianshou, torchrl.
 
 memory: resident memory of 1,000,000 Atari transitions, 84 x 84 x 4 with next observations, 3-step returns and
 priorities, with a game ending every 175 steps (as in Breakout at random), after every place was filled and sampled.
@@ -21,8 +22,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from common import ReplayBuffer
+from common import ReplayBuffer, ReplayDataset
 
 CAPACITY, BATCH, ALPHA, BETA = 100_000, 256, 0.6, 0.4
 Calls = dict[str, Callable[[], object]]
@@ -46,7 +48,13 @@ def plainrl(data: dict[str, np.ndarray], priorities: np.ndarray) -> Calls:
         batch = prioritized.sample(BATCH, BETA)
         prioritized.update_priorities(batch.indices, errors)
 
-    return {"uniform": lambda: uniform.sample(BATCH), "prioritized": cycle, "add": lambda: uniform.add(**step)}
+    batches = iter(DataLoader(ReplayDataset(uniform, BATCH), batch_size=None))
+    return {
+        "uniform": lambda: uniform.sample(BATCH),
+        "loader": lambda: next(batches),
+        "prioritized": cycle,
+        "add": lambda: uniform.add(**step),
+    }
 
 
 def stable_baselines3(data: dict[str, np.ndarray], priorities: np.ndarray) -> Calls:
@@ -76,7 +84,13 @@ def cpprb(data: dict[str, np.ndarray], priorities: np.ndarray) -> Calls:
         batch = prioritized.sample(BATCH, beta=BETA)
         prioritized.update_priorities(batch["indexes"], errors)
 
-    return {"uniform": lambda: uniform.sample(BATCH), "prioritized": cycle, "add": lambda: uniform.add(**step)}
+    batches = iter(DataLoader(ReplayDataset(uniform, BATCH), batch_size=None))
+    return {
+        "uniform": lambda: uniform.sample(BATCH),
+        "loader": lambda: next(batches),
+        "prioritized": cycle,
+        "add": lambda: uniform.add(**step),
+    }
 
 
 def tianshou(data: dict[str, np.ndarray], priorities: np.ndarray) -> Calls:
@@ -161,7 +175,7 @@ def speed(core: int, repeats: int) -> None:
                     call()
                 if repeat:
                     times.setdefault((what, name), []).append((time.process_time() - start) / 300 * 1e6)
-    for what in ("add", "uniform", "prioritized"):
+    for what in ("add", "uniform", "loader", "prioritized"):
         medians = {name: statistics.median(v) for (w, name), v in times.items() if w == what}
         print(f"\n{what}, microseconds: median of {repeats} (lowest to highest), and ours over it")
         for name, median in medians.items():

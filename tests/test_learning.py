@@ -17,6 +17,15 @@ def test_dqn_solves_cartpole_by_its_defaults(seed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+def test_dqn_under_lightning_solves_cartpole_by_its_defaults(seed, tmp_path):
+    pytest.importorskip("lightning")
+    module = load("dqn_lightning")
+    module.main(module.Args(seed=seed, track=False, eval_episodes=100, capture_video=False, runs_dir=str(tmp_path)))
+    assert final_return(tmp_path) >= 475
+
+
+@pytest.mark.slow
 def test_dqn_solves_acrobot_by_its_defaults(tmp_path):
     dqn = load("dqn")
     args = dqn.Args(

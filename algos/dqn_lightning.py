@@ -1,0 +1,278 @@
+"""Deep Q-learning (Mnih et al., 2015: https://doi.org/10.1038/nature14236) with PyTorch Lightning as the trainer.
+
+    pip install -e ".[lightning]"
+    python algos/dqn_lightning.py --env-id CartPole-v1 --cuda
+
+It shows how a trainer of your own meets this project's storage and runs. Lightning's Trainer draws batches from a
+DataLoader over the live replay, steps the optimizer, and calls back after each update; then the game goes on, up to
+where the next update is due. The algorithm is that of dqn.py, and so are its departures from the paper: to the bit the
+same weights come out for the same flags. Left out are images, dueling networks and clipped rewards.
+
+Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
+charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
+charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import copy
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 50_000
+    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    eval_interval: int = 25_000
+    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    buffer_size: int = 100_000
+    """transitions kept for replay"""
+    learning_starts: int = 1_000
+    """environment steps before the first update"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """units of the hidden layers"""
+    learning_rate: float = 2.3e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    batch_size: int = 64
+    """transitions per update"""
+    gamma: float = 0.99
+    """discount factor"""
+    train_frequency: int = 2
+    """environment steps per update"""
+    target_network_frequency: int = 128
+    """environment steps between target network updates"""
+    tau: float = 1.0
+    """share of the online network copied into the target (1.0 is a hard copy)"""
+    start_e: float = 1.0
+    """exploration rate at the start"""
+    end_e: float = 0.1
+    """exploration rate at the end"""
+    exploration_fraction: float = 0.3
+    """share of total_timesteps over which the exploration rate falls"""
+    double: bool = True
+    """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    n_step: int = 1
+    """rewards added up before the target network's value"""
+    prioritized_replay: bool = False
+    """draw transitions in proportion to their last |TD error|, to the power of prioritized_replay_alpha"""
+    prioritized_replay_alpha: float = 0.6
+    """how far priorities decide what is drawn (0 is uniform)"""
+    prioritized_replay_beta: float = 0.4
+    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
+    log_interval: int = 500
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+try:
+    import lightning
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+except ImportError:
+    common.fail('PyTorch Lightning is not installed: pip install -e ".[lightning]"')
+
+
+class QNetwork(nn.Module):
+    """Q(s, ·) of flat observations."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        width = math.prod(envs.single_observation_space.shape)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size in args.hidden_sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        self.network = nn.Sequential(*layers, nn.Linear(width, int(envs.single_action_space.n)))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.network(obs)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self(obs).argmax(dim=1)
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def dqn_loss(
+    q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), and the TD errors [B].
+
+    With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
+    """
+    with torch.no_grad():
+        next_q = target_network(batch.next_obs)
+        best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
+        td_target = batch.rewards + batch.discounts * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+    q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    squares = F.mse_loss(q, td_target, reduction="none")
+    loss = (batch.weights * squares if args.prioritized_replay else squares).mean()
+    return loss, (q - td_target).detach(), {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+
+
+@torch.no_grad()
+def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
+    """target ← (1 - τ) target + τ network."""
+    for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+        target_param.lerp_(param, tau)
+
+
+class DQN(lightning.LightningModule):
+    """Learns from the batches that Lightning hands it, and plays between them."""
+
+    def __init__(self, envs: common.Envs, args: Args, run: common.Run, device: torch.device) -> None:
+        super().__init__()
+        self.envs, self.args, self.run = envs, args, run
+        self.q_network = QNetwork(envs, args)
+        self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
+        self.to(device)  # Lightning would do so in fit(), which is after the first steps
+        self.optimizer = torch.optim.Adam(self.q_network.parameters(), lr=args.learning_rate, fused=True)
+        alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
+        self.replay = common.ReplayBuffer(
+            args.buffer_size, args.num_envs, device, n_step=args.n_step, gamma=args.gamma, alpha=alpha
+        )
+        self.data = common.ReplayDataset(self.replay, args.batch_size)
+        self.metrics: dict[str, Tensor] = {}
+        self.checkpoint = common.Checkpoint(
+            run,
+            envs,
+            q_network=self.q_network,
+            target_network=self.target_network,
+            optimizer=self.optimizer,
+            replay=self.replay,
+            metrics=self.metrics,
+        )
+        self.env_step = 0  # `global_step` is Lightning's name for the number of updates
+        self.playing = self.play()
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)  # that of `run`
+
+    def train_dataloader(self) -> DataLoader:
+        # the generator of its own keeps the loader from drawing a worker seed, that nobody uses, from ours
+        return DataLoader(self.data, batch_size=None, generator=torch.Generator())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def on_train_start(self) -> None:
+        signal.signal(signal.SIGTERM, self.on_sigterm)  # Lightning's own would end the run between two checkpoints
+
+    def training_step(self, batch: SimpleNamespace, batch_idx: int) -> Tensor:
+        loss, td_errors, metrics = dqn_loss(self.q_network, self.target_network, batch, self.args)
+        self.metrics |= metrics
+        if self.args.prioritized_replay:
+            self.replay.update_priorities(batch.indices, td_errors)
+        return loss
+
+    def on_train_batch_end(self, outputs: object, batch: SimpleNamespace, batch_idx: int) -> None:
+        next(self.playing, None)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, epsilon: float) -> Tensor:
+        explore = torch.rand(len(obs)) < epsilon
+        actions = torch.randint(self.envs.single_action_space.n, (len(obs),))
+        if not explore.all():  # the network is asked only where it decides
+            actions = torch.where(explore, actions, self.q_network.greedy(obs.to(self.device)).cpu())
+        return actions
+
+    def play(self) -> Iterator[None]:
+        """The loop of dqn.py; where an update is due, it waits for one."""
+        args, run, envs = self.args, self.run, self.envs
+        obs, self.env_step = self.checkpoint.start(args.seed)
+        train_due = common.Every(args.train_frequency, start=args.learning_starts, now=self.env_step)
+        target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=self.env_step)
+        log_due = common.Every(args.log_interval, now=self.env_step)
+        eval_due = common.Every(args.eval_interval, now=self.env_step)
+        exploration_steps = args.exploration_fraction * args.total_timesteps
+        env_steps = math.ceil(args.total_timesteps / args.num_envs) * args.num_envs
+        updates = max((env_steps - args.learning_starts) // args.train_frequency, 0)
+        self.data.num_batches = updates - train_due.passed
+
+        while self.env_step < args.total_timesteps:
+            epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, self.env_step)
+            actions = self.act(obs, epsilon)
+            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+            self.env_step += args.num_envs
+            run.log_episodes(infos, self.env_step)
+            self.replay.add(
+                obs=obs,
+                actions=actions,
+                rewards=rewards,
+                next_obs=common.final_obs(next_obs, infos),
+                terminations=terminations,
+                truncations=truncations,
+            )
+            obs = next_obs
+
+            last_lr = 0.0 if args.anneal_lr else args.learning_rate
+            lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, self.env_step)
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.data.beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, self.env_step)
+            for _ in range(train_due(self.env_step)):
+                yield
+            if target_due(self.env_step):
+                polyak_update(self.q_network, self.target_network, args.tau)
+            if log_due(self.env_step):
+                run.log({**self.metrics, "charts/epsilon": epsilon, "charts/learning_rate": lr}, self.env_step)
+            if eval_due(self.env_step) and self.env_step < args.total_timesteps:
+                common.evaluate(self.q_network.greedy, args, run, self.env_step)
+            self.checkpoint.save(self.env_step)
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.make_envs(
+        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, env_timeout=args.env_timeout
+    )
+    if not isinstance(envs.single_action_space, Discrete):
+        common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
+    if len(envs.single_observation_space.shape) == 3:
+        common.fail(f"this script takes flat observations; {args.env_id} has images, for which there is dqn.py")
+    run = common.track(args, device)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips between our lines
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__`")  # matters to loaders with workers,
+    warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")  # which replay refuses
+    dqn = DQN(envs, args, run, device)
+    run.save_policy(dqn.q_network.greedy)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator=device.type,
+        devices=1,
+        logger=False,  # rows go to `run`
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    next(dqn.playing, None)  # to the first update
+    try:
+        trainer.fit(dqn)
+    except SIGTERMException:  # Lightning looks out for signals too, and would exit with code 0
+        run.stop(dqn.env_step)
+
+    common.evaluate(dqn.q_network.greedy, args, run, dqn.env_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)
