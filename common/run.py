@@ -272,6 +272,7 @@ class Run:
         return {
             "metrics_size": self._json.position() if self._json in self.sinks else 0,
             "step": self._step,
+            "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
             "episodes": [list(episode) for episode in self._episodes],
             "recent": list(self._recent),
             "seconds": self._time(),
@@ -281,6 +282,8 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = time.monotonic()
         self._step = state["step"]
+        for row, at in state["wandb_rows"]:
+            self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
         self._episodes = [(r, length) for r, length in state["episodes"]]
         self._recent.extend(state["recent"])
         self.started = now - state["seconds"]

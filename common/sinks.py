@@ -1,5 +1,6 @@
 """Where metrics go: plain JSON lines, TensorBoard, Weights & Biases. One method each for rows and for videos."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -109,6 +110,7 @@ class Wandb(Sink):
     LOGIN_TIMEOUT = 5  # seconds; unreachable networks are found out by this
     INIT_TIMEOUT = 20
     FINISH_TIMEOUT = 60  # what has not been uploaded by then stays on disk
+    FLUSH_INTERVAL = 2  # wandb's own 15 are what a killed run would lose
 
     def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any]) -> None:
         # Files of artifacts wait for their upload in the run directory, not in the user's home.
@@ -119,6 +121,7 @@ class Wandb(Sink):
         logging.raiseExceptions = False  # a log file of wandb's on a full disk is not worth a page of traceback
         self.wandb = wandb
         self.late = False
+        self.recent: collections.deque[tuple[float, dict[str, float], int]] = collections.deque()  # perhaps not on disk
         self.path = path
         self.mode = self._mode()
 
@@ -145,8 +148,7 @@ class Wandb(Sink):
                     console="off",
                     init_timeout=self.INIT_TIMEOUT,
                     finish_timeout=self.FINISH_TIMEOUT,
-                    # wandb's own 15 seconds are what a killed run would lose
-                    x_transaction_log_flush_interval=2,
+                    x_transaction_log_flush_interval=self.FLUSH_INTERVAL,
                 ),
             )
 
@@ -169,6 +171,10 @@ class Wandb(Sink):
         self.artifact = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
 
     def log(self, row: dict[str, float], step: int, seconds: float) -> None:
+        now = time.monotonic()
+        while self.recent and self.recent[0][0] < now - 2 * self.FLUSH_INTERVAL:
+            self.recent.popleft()
+        self.recent.append((now, row, step))
         self.run.log({**row, "global_step": step}, step=step)
 
     def video(self, path: Path, step: int) -> None:
