@@ -35,8 +35,8 @@ class Checkpoint:
             checkpoint.save(global_step)
 
     A part has `state_dict` and `load_state_dict`, or is a dict. Everything learned or accumulated has to be one; what
-    follows from the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those, a
-    checkpoint writes only what is new since the last one, to a file of its own.
+    follows from the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those,
+    a checkpoint writes only what is new since the last one, to a file of its own.
 
     Files, in `checkpoints/` of the run directory: written beside their place, flushed to the disk, renamed; with a
     SHA-256 at the end, because torch.load notices next to no flipped bits; loadable with `weights_only=True`.

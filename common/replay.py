@@ -176,7 +176,10 @@ class ReplayBuffer:
         Raises:
             ValueError: it was made with others.
         """
-        like = {name: (shape, getattr(torch, dtype.removeprefix("torch."))) for name, (shape, dtype) in state["like"].items()}
+        like = {
+            name: (shape, getattr(torch, dtype.removeprefix("torch.")))
+            for name, (shape, dtype) in state["like"].items()
+        }
         if like:
             self._allocate({name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in like.items()})
         for name, part in (("frames", self.frames), ("priorities", self.priorities)):

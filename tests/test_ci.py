@@ -26,7 +26,10 @@ def test_an_audit_that_could_ask_nobody_does_not_pass_for_one(answer, code, expe
     fake.chmod(0o755)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [ROOT / ".ci" / "audit"], env={**os.environ, "PIP_AUDIT": str(fake), "PATH": path}, capture_output=True, text=True
+        [ROOT / ".ci" / "audit"],
+        env={**os.environ, "PIP_AUDIT": str(fake), "PATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == expected
     assert says in done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """The ring against an unbounded list, byte for byte, in every combination of what it can do (P5-P9, P15)."""
 
-import copy
 import collections
+import copy
 import importlib.util
 import itertools
 

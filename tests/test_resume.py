@@ -125,7 +125,13 @@ IN_CI = {
 
 
 def check(script, flags, tmp_path, numbers, seed, least, delay=1.0):
-    needs = {"LunarLander": "Box2D", "HalfCheetah": "mujoco", "Ant": "mujoco", "ALE": "ale_py", "lightning": "lightning"}
+    needs = {
+        "LunarLander": "Box2D",
+        "HalfCheetah": "mujoco",
+        "Ant": "mujoco",
+        "ALE": "ale_py",
+        "lightning": "lightning",
+    }
     for name, module in needs.items():
         if any(name in str(word) for word in [script, *flags]):
             pytest.importorskip(module)

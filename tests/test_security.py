@@ -29,7 +29,12 @@ def git(folder, *words):
 def fork(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fork")
     source = Path(ROOT, "algos", "dqn.py").read_text()
-    mine = 'class Args(common.RunArgs):\n    service_api_key: str = ""\n    """of a service"""\n    notes_file: str = ""\n    """unused"""\n'
+    mine = """class Args(common.RunArgs):
+    service_api_key: str = ""
+    '''of a service'''
+    notes_file: str = ""
+    '''of no use'''
+"""
     source = source.replace("class Args(common.RunArgs):\n", mine)
     (folder / "fork.py").write_text(source + f'\nSERVICE_TOKEN = "{PLANTED["committed code"]}"\n')
     git(folder, "init", "-q")
