@@ -79,7 +79,7 @@ class Envs:
         self._first_action = first if np.any(first) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
         self._returns = np.zeros(self.num_envs, np.float64)
-        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._began = np.zeros(self.num_envs, np.int64)  # steps before the running episode
         self._lives = np.zeros(self.num_envs, np.int64)
         self.obs = torch.zeros(0)
         self.can_be_restored: bool | None = None  # not known yet
@@ -103,7 +103,7 @@ class Envs:
             self._failed("reset()", error)
         self.waiting_since = 0.0
         self._returns[:] = 0
-        self._lengths[:] = 0
+        self._began[:] = 0
         if "lives" in infos:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
@@ -133,22 +133,23 @@ class Envs:
             self._failed("step()", error)
         self.waiting_since = 0.0
         self._returns += rewards
-        self._lengths += 1
         next_obs = self._tensor(obs)
         rewards = rewards.astype(np.float32)
         if not math.isfinite(rewards.dot(rewards)):
             self._must_be_finite(rewards, "reward")
         ended = terminations | truncations
         if np.count_nonzero(ended):  # any() takes 1.5 µs longer
-            final = next_obs.clone()
+            final = np.array(next_obs)
             for i in np.flatnonzero(ended):
-                final[i] = torch.as_tensor(np.asarray(infos["final_obs"][i], self._obs_dtype))
-            self._check(final.numpy(), "last observation")
-            infos["final_obs"] = final
-            infos["episode"] = {"r": np.where(ended, self._returns, 0.0), "l": np.where(ended, self._lengths, 0)}
+                final[i] = infos["final_obs"][i]
+            infos["final_obs"] = self._tensor(final, "last observation")
+            infos["episode"] = {
+                "r": np.where(ended, self._returns, 0.0),
+                "l": np.where(ended, self._steps - self._began, 0),
+            }
             infos["_episode"] = ended
             self._returns[ended] = 0
-            self._lengths[ended] = 0
+            self._began[ended] = self._steps
         if self.life_loss and "lives" in infos:
             # ale-py 0.12's own life_loss_info hands out wrong final observations under SAME_STEP, so a lost
             # life is told from the counter. The game goes on: only the learner sees a termination.
@@ -181,7 +182,7 @@ class Envs:
             "spaces": snapshot((vector.action_space, self.single_action_space)),
             "obs": self.obs.clone(),
             "returns": torch.tensor(self._returns),
-            "lengths": torch.tensor(self._lengths),
+            "began": torch.tensor(self._began),
             "lives": torch.tensor(self._lives),
             "seeds": self._seeds,
             "steps": self._steps,
@@ -200,6 +201,7 @@ class Envs:
             seeds = [s for s in rng.integers(2**31, size=2 * self.num_envs).tolist() if s not in state["seeds"]]
             self._reset(seeds[: self.num_envs])
             self._steps = state["steps"]
+            self._began[:] = self._steps
             return
         vector: Any = self.vector
         try:
@@ -210,7 +212,7 @@ class Envs:
             fail(f"the environments of the checkpoint cannot be restored: {error}", code=3)
         self.obs = state["obs"].clone()
         self._returns = np.array(state["returns"])
-        self._lengths = np.array(state["lengths"])
+        self._began = np.array(state["began"])
         self._lives = np.array(state["lives"])
         self._seeds, self._steps = state["seeds"], state["steps"]
 
@@ -233,17 +235,14 @@ class Envs:
                 warn(f"the environment cannot be restored exactly ({reason}): resume will start new episodes")
         return self.can_be_restored
 
-    def _tensor(self, obs: np.ndarray) -> Tensor:
+    def _tensor(self, obs: Any, what: str = "observation") -> Tensor:
         array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
-        self._check(array, "observation")
-        return torch.from_numpy(array)
-
-    def _check(self, obs: Any, what: str) -> None:
         if self._obs_dtype is np.float32:
+            flat = array.ravel()
             # The sum of squares is the cheapest question (0.4 µs) that no NaN or infinity passes, and comes first.
-            flat = obs.ravel()
             if not math.isfinite(flat.dot(flat)):
-                self._must_be_finite(obs, what)
+                self._must_be_finite(array, what)
+        return torch.from_numpy(array)
 
     def _must_be_finite(self, values: np.ndarray, what: str) -> None:
         """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""

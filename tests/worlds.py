@@ -396,7 +396,7 @@ _register("Pixels-Box-v0", Pixels, kwargs={"actions": BOX})
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)
-_register("Hidden-v0", Hidden)
+_register("Hidden-v0", Hidden, max_episode_steps=35)
 _register("Slow-v0", Slow)
 for _kind in (
     *("raises", "raises what cannot be sent", "hangs", "exits", "segfaults", "nan", "infinite", "cancelling", "large"),
