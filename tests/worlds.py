@@ -3,12 +3,14 @@
 import faulthandler
 import itertools
 import os
+import random
 import signal
 import time
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 
@@ -350,6 +352,21 @@ class Hidden(gym.Env):
         return time if self.when == "step" else np.zeros(1), 1.0, False, False, {}
 
 
+class Global(gym.Env):
+    """Observes draws of the generators that everything in the process shares."""
+
+    def __init__(self):
+        self.observation_space = Box(0, 1, (3,), np.float64)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([random.random(), np.random.random(), float(torch.rand(()))]), {}  # noqa: NPY002
+
+    def step(self, action):
+        return self.reset()[0], 1.0, False, False, {}
+
+
 class Slow(Counter):
     """A tenth of a second a step."""
 
@@ -406,6 +423,7 @@ _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)
 _register("Hidden-v0", Hidden, max_episode_steps=35)
 _register("Hidden-at-reset-v0", Hidden, kwargs={"when": "reset"})
+_register("Global-v0", Global)
 _register("Slow-v0", Slow)
 for _kind in (
     *("raises", "raises what cannot be sent", "hangs", "exits", "segfaults", "nan", "infinite", "cancelling", "large"),
