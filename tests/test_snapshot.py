@@ -34,8 +34,7 @@ MUJOCO = [f"{name}-{v}" for name in f"{MUJOCO} Walker2d".split() for v in ("v4",
 # (id, extra, steps before the snapshot and after it): episodes end in both parts, unless they take 1000 steps.
 CLASSIC = [("CartPole-v1", 60), ("MountainCar-v0", 230), ("MountainCarContinuous-v0", 1030), ("Pendulum-v1", 230)]
 BOX2D = [("LunarLander-v3", 250), ("LunarLanderContinuous-v3", 250), ("BipedalWalker-v3", 1650)]
-ATARI = ["ALE/Breakout-v5", "ALE/SpaceInvaders-v5", "ALE/Freeway-v5"]
-GAMES = [(game, "atari", 330) for game in ATARI]
+GAMES = [("ALE/Breakout-v5", "atari", 330), ("ALE/SpaceInvaders-v5", "atari", 1030), ("ALE/Freeway-v5", "atari", 2100)]
 EVERY = [(i, None, n) for i, n in [*CLASSIC, ("Acrobot-v1", 530)]] + [(i, "box2d", n) for i, n in BOX2D]
 EVERY += [(i, "mujoco", 1030) for i in MUJOCO] + [("BipedalWalkerHardcore-v3", "box2d", 2050)] + GAMES
 QUICK = [
