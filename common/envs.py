@@ -1,13 +1,11 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
-import copy
 import ctypes.util
 import functools
 import importlib
 import importlib.util
 import math
 import os
-import random
 import sys
 import time
 import warnings
@@ -24,6 +22,7 @@ from torch import Tensor
 from common.args import RunArgs, fail, warn
 from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
 from common.replayed import ReplayedAtari, replayable
+from common.restoring import first_difference, restore_all, snapshots
 from common.snapshot import restore, snapshot
 
 MAX_ENVS = 4096
@@ -79,7 +78,7 @@ class Envs:
         self._first_action = first if np.any(first) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
         self._returns = np.zeros(self.num_envs, np.float64)
-        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._began = np.zeros(self.num_envs, np.int64)  # steps before the running episode
         self._lives = np.zeros(self.num_envs, np.int64)
         self.obs = torch.zeros(0)
         self.can_be_restored: bool | None = None  # not known yet
@@ -103,7 +102,7 @@ class Envs:
             self._failed("reset()", error)
         self.waiting_since = 0.0
         self._returns[:] = 0
-        self._lengths[:] = 0
+        self._began[:] = 0
         if "lives" in infos:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
@@ -133,22 +132,23 @@ class Envs:
             self._failed("step()", error)
         self.waiting_since = 0.0
         self._returns += rewards
-        self._lengths += 1
         next_obs = self._tensor(obs)
         rewards = rewards.astype(np.float32)
         if not math.isfinite(rewards.dot(rewards)):
             self._must_be_finite(rewards, "reward")
         ended = terminations | truncations
         if np.count_nonzero(ended):  # any() takes 1.5 µs longer
-            final = next_obs.clone()
+            final = np.array(next_obs)
             for i in np.flatnonzero(ended):
-                final[i] = torch.as_tensor(np.asarray(infos["final_obs"][i], self._obs_dtype))
-            self._check(final.numpy(), "last observation")
-            infos["final_obs"] = final
-            infos["episode"] = {"r": np.where(ended, self._returns, 0.0), "l": np.where(ended, self._lengths, 0)}
+                final[i] = infos["final_obs"][i]
+            infos["final_obs"] = self._tensor(final, "last observation")
+            infos["episode"] = {
+                "r": np.where(ended, self._returns, 0.0),
+                "l": np.where(ended, self._steps - self._began, 0),
+            }
             infos["_episode"] = ended
             self._returns[ended] = 0
-            self._lengths[ended] = 0
+            self._began[ended] = self._steps
         if self.life_loss and "lives" in infos:
             # ale-py 0.12's own life_loss_info hands out wrong final observations under SAME_STEP, so a lost
             # life is told from the counter. The game goes on: only the learner sees a termination.
@@ -177,11 +177,11 @@ class Envs:
             self.check_snapshots()
         vector: Any = self.vector
         return {
-            "snapshots": _snapshots(vector) if self.can_be_restored else None,
+            "snapshots": snapshots(vector) if self.can_be_restored else None,
             "spaces": snapshot((vector.action_space, self.single_action_space)),
             "obs": self.obs.clone(),
             "returns": torch.tensor(self._returns),
-            "lengths": torch.tensor(self._lengths),
+            "began": torch.tensor(self._began),
             "lives": torch.tensor(self._lives),
             "seeds": self._seeds,
             "steps": self._steps,
@@ -200,50 +200,38 @@ class Envs:
             seeds = [s for s in rng.integers(2**31, size=2 * self.num_envs).tolist() if s not in state["seeds"]]
             self._reset(seeds[: self.num_envs])
             self._steps = state["steps"]
+            self._began[:] = self._steps
             return
         vector: Any = self.vector
         try:
-            _restore(vector, state["snapshots"], state["obs"].numpy())
+            restore_all(vector, state["snapshots"], state["obs"].numpy())
             for space, saved in zip((vector.action_space, self.single_action_space), state["spaces"][1], strict=True):
                 restore(space, saved)
         except Exception as error:
             fail(f"the environments of the checkpoint cannot be restored: {error}", code=3)
         self.obs = state["obs"].clone()
         self._returns = np.array(state["returns"])
-        self._lengths = np.array(state["lengths"])
+        self._began = np.array(state["began"])
         self._lives = np.array(state["lives"])
         self._seeds, self._steps = state["seeds"], state["steps"]
 
     def check_snapshots(self) -> bool:
-        """Whether these environments can be restored exactly, found out once by trying it; one warning if not.
-
-        A second environment, restored from a snapshot of the first, must hand out the same for 50 steps. Both are
-        new ones, and random generators are put back, so that training goes on as if it had not happened.
-        """
+        """Whether these environments can be restored exactly, found out once by trying it; one warning if not."""
         if self.can_be_restored is None:
-            random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what they say, they have said when they were made
-                reason = "" if self._spare is None else _first_difference(self._spare)
-            random.setstate(random_states[0])
-            np.random.set_state(random_states[1])  # noqa: NPY002
-            self.can_be_restored = self._spare is not None and not reason
-            if not self.can_be_restored:
-                reason = reason or "it was not made by make_envs"
+            reason = first_difference(self._spare) if self._spare else "it was not made by make_envs"
+            self.can_be_restored = not reason
+            if reason:
                 warn(f"the environment cannot be restored exactly ({reason}): resume will start new episodes")
         return self.can_be_restored
 
-    def _tensor(self, obs: np.ndarray) -> Tensor:
+    def _tensor(self, obs: Any, what: str = "observation") -> Tensor:
         array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
-        self._check(array, "observation")
-        return torch.from_numpy(array)
-
-    def _check(self, obs: Any, what: str) -> None:
         if self._obs_dtype is np.float32:
+            flat = array.ravel()
             # The sum of squares is the cheapest question (0.4 µs) that no NaN or infinity passes, and comes first.
-            flat = obs.ravel()
             if not math.isfinite(flat.dot(flat)):
-                self._must_be_finite(obs, what)
+                self._must_be_finite(array, what)
+        return torch.from_numpy(array)
 
     def _must_be_finite(self, values: np.ndarray, what: str) -> None:
         """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
@@ -255,59 +243,6 @@ class Envs:
     def _failed(self, where: str, error: Exception) -> NoReturn:
         named = isinstance(error, EnvError)
         fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
-
-
-def _snapshots(vector: Any) -> list[Any]:
-    return vector.snapshots() if isinstance(vector, ReplayedAtari) else list(vector.call("snapshot"))
-
-
-def _restore(vector: Any, states: list[Any], obs: np.ndarray) -> None:
-    """Puts a vector environment into the state that `_snapshots` took; with SAME_STEP it has none of its own.
-
-    Raises ValueError if that is impossible; `obs` is what it led to.
-    """
-    if not isinstance(vector, ReplayedAtari):
-        vector.set_attr("restored", states)
-    elif not np.array_equal(vector.restore(states), obs):
-        raise ValueError("a game, played again, leads elsewhere: is it another version of ale-py?")
-
-
-def _first_difference(make: Callable[[], gym.vector.VectorEnv]) -> str:
-    """How two environments differ after one was restored from the other; empty if they do not."""
-    vectors: list[Any] = []
-    try:
-        vectors += [make(), make()]
-        saved, other = vectors
-        actions = copy.deepcopy(saved.action_space)
-        actions.seed(1)
-        saved.reset(seed=[1])
-        for _ in range(25):
-            saved.step(actions.sample())
-        saved.reset()  # the second episode: one that depends on the first is found out
-        obs = None
-        for _ in range(25):
-            obs = saved.step(actions.sample())[0]
-        state = _snapshots(saved), np.array(obs)
-        other.reset(seed=[2])
-        _restore(other, *state)
-        for t in range(50):
-            action = actions.sample()
-            results = [_bytes(vector.step(action)) for vector in vectors]
-            if results[0] != results[1]:
-                return f"a restored one goes another way after {t + 1} steps"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        for vector in vectors:
-            vector.close()
-    return ""
-
-
-def _bytes(result: Any) -> list[bytes]:
-    """What a step handed out, the last observation of an episode too, to the bit."""
-    *arrays, infos = result
-    final = [array for array in infos.get("final_obs", ()) if array is not None]
-    return [np.asarray(array).tobytes() for array in (*arrays, *final)]
 
 
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:

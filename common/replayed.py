@@ -8,10 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import wrappers
 from gymnasium.vector import VectorEnv, VectorWrapper
-
-_NO_DRAWS = (wrappers.PassiveEnvChecker, wrappers.OrderEnforcing, wrappers.TimeLimit)  # gym.make adds them
 
 
 def replayable(env: gym.Env) -> gym.Env:
@@ -22,13 +19,9 @@ def replayable(env: gym.Env) -> gym.Env:
     if env is base:
         return Replayed(env)
     outer: Any = env
-    own_draws = False
-    while True:
-        own_draws |= not isinstance(outer, _NO_DRAWS)
-        if outer.env is base:
-            break
+    while outer.env is not base:
         outer = outer.env
-    outer.env = Replayed(base, own_draws)
+    outer.env = Replayed(base)
     return env
 
 
@@ -42,17 +35,14 @@ class Replayed(gym.Wrapper):
     (https://github.com/Farama-Foundation/Gymnasium/issues/728 is the same fault in LunarLander, corrected there by
     a new world for each episode). So they get a new world at each reset here too, in all training.
 
-    Args:
-        own_draws: whether wrappers may draw from the environment's generator (theirs is the same) between its steps.
+    A wrapper that draws from the environment's generator between its steps, as StickyAction does, leads the replay
+    elsewhere, which is an error.
     """
 
-    def __init__(self, env: gym.Env, own_draws: bool = False) -> None:
+    def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self.own_draws = own_draws
         self.beginning: tuple[Any, ...] = (None, None, None)
         self.actions: list[np.ndarray] = []
-        self.draws: dict[int, Any] = {}  # generator states found before a step that its last step had not left
-        self.left: Any = None
         self.last_obs: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -66,37 +56,27 @@ class Replayed(gym.Wrapper):
             else:
                 base.world = Box2D.b2World((0, 0), contactListener=base.contactListener_keepref)
         self.beginning = (seed, options, base.np_random.bit_generator.state if seed is None else None)
-        self.actions, self.draws = [], {}
+        self.actions = []
         self.last_obs, info = self.env.reset(seed=seed, options=options)
-        if self.own_draws:
-            self.left = base.np_random.bit_generator.state
         return self.last_obs, info
 
     def step(self, action: Any) -> Any:
-        if self.own_draws:
-            found = self.np_random.bit_generator.state
-            if found != self.left:
-                self.draws[len(self.actions)] = found
         self.actions.append(np.array(action))
         result = self.env.step(action)
         self.last_obs = result[0]
-        if self.own_draws:
-            self.left = self.np_random.bit_generator.state
         return result
 
     def history(self) -> tuple[Any, ...]:
         actions = np.stack(self.actions) if self.actions else None
         last_obs = None if self.last_obs is None else np.array(self.last_obs)
-        return (*self.beginning, actions, self.draws, last_obs, self.np_random.bit_generator.state)
+        return (*self.beginning, actions, last_obs, self.np_random.bit_generator.state)
 
-    def replay(self, seed: Any, options: Any, start: Any, actions: Any, draws: Any, last_obs: Any, end: Any) -> None:
+    def replay(self, seed: Any, options: Any, start: Any, actions: Any, last_obs: Any, end: Any) -> None:
         base: Any = self.env.unwrapped
         if start is not None:
             base.np_random.bit_generator.state = start
         self.reset(seed=seed, options=options)
-        for t, action in enumerate(() if actions is None else actions):
-            if t in draws:
-                base.np_random.bit_generator.state = draws[t]
+        for action in () if actions is None else actions:
             self.step(action if action.ndim else action[()])
         base.np_random.bit_generator.state = end
         if last_obs is not None and np.asarray(self.last_obs).tobytes() != last_obs.tobytes():

@@ -207,11 +207,15 @@ def test_no_worker_survives_a_trainer_that_is_killed(env_id):
     time.sleep(0.3)  # into the step: worker 1 hangs in it, or all are at work
     assert len(alive(pids)) == 3
     process.kill()
-    process.communicate()
+    process.wait()  # communicate() would wait for the workers too, which hold its pipes
     deadline = time.monotonic() + 3
     while alive(pids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert alive(pids) == []
+    left = alive(pids)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    assert left == []
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")

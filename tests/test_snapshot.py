@@ -19,10 +19,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load, same, train_with, weights
 from gymnasium import wrappers
 
-from common import final_obs, make_envs
+from common import Envs, final_obs, make_envs
 from common.replayed import ReplayedAtari, replayable
 from common.snapshot import restore, snapshot
 
@@ -33,11 +33,10 @@ MUJOCO = (
 MUJOCO = [f"{name}-{v}" for name in f"{MUJOCO} Walker2d".split() for v in ("v4", "v5") if (name, v) != ("Pusher", "v4")]
 # (id, extra, steps before the snapshot and after it): episodes end in both parts, unless they take 1000 steps.
 CLASSIC = [("CartPole-v1", 60), ("MountainCar-v0", 230), ("MountainCarContinuous-v0", 1030), ("Pendulum-v1", 230)]
-BOX2D = [("LunarLander-v3", 250), ("LunarLanderContinuous-v3", 250), ("BipedalWalker-v3", 330)]
-ATARI = ["ALE/Breakout-v5", "ALE/SpaceInvaders-v5", "ALE/Freeway-v5"]
-GAMES = [(game, "atari", 330) for game in ATARI]
+BOX2D = [("LunarLander-v3", 250), ("LunarLanderContinuous-v3", 250), ("BipedalWalker-v3", 1650)]
+GAMES = [("ALE/Breakout-v5", "atari", 330), ("ALE/SpaceInvaders-v5", "atari", 1030), ("ALE/Freeway-v5", "atari", 2100)]
 EVERY = [(i, None, n) for i, n in [*CLASSIC, ("Acrobot-v1", 530)]] + [(i, "box2d", n) for i, n in BOX2D]
-EVERY += [(i, "mujoco", 1030) for i in MUJOCO] + [("BipedalWalkerHardcore-v3", "box2d", 330)] + GAMES
+EVERY += [(i, "mujoco", 1030) for i in MUJOCO] + [("BipedalWalkerHardcore-v3", "box2d", 2050)] + GAMES
 QUICK = [
     *((i, None, n, num_envs, way) for i, n in CLASSIC[:2] for num_envs, way in [(1, "sync"), (3, "async")]),
     ("Acrobot-v1", None, 530, 1, "sync"),
@@ -214,14 +213,14 @@ def test_flags_of_the_wrappers_gymnasium_adds():
     other.step(0)
 
 
-def test_box2d_under_wrappers_that_change_the_action():
+def test_box2d_under_a_wrapper_that_draws_from_its_generator_is_found_out(capfd):
     pytest.importorskip("Box2D")
-
-    def make():
-        return replayable(wrappers.StickyAction(gym.make("LunarLander-v3"), 0.5))
-
-    env, other = restored(make, 230)
-    follow(env, other, 300, seed=9)
+    sticky = wrappers.StickyAction.wrapper_spec(repeat_action_probability=0.5)
+    entry_point = gym.spec("LunarLander-v3").entry_point
+    if "Sticky-v0" not in gym.registry:
+        gym.register("Sticky-v0", entry_point, max_episode_steps=1000, additional_wrappers=(sticky,))
+    assert not make_envs("Sticky-v0", 1).check_snapshots()
+    assert "leads elsewhere" in capfd.readouterr().err
 
 
 def test_bipedal_walker_does_not_depend_on_what_was_played_before():
@@ -305,10 +304,14 @@ def test_a_life_lost_before_the_snapshot_is_not_lost_again():
     assert ends == [False, False, True, False, False, False, True]
 
 
-def test_taking_a_snapshot_changes_nothing():
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "Global-v0"])
+def test_taking_a_snapshot_changes_nothing(env_id):
+    if env_id == "LunarLander-v3":
+        pytest.importorskip("Box2D")
+
     def run(saving):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)  # noqa: NPY002
-        vector = make_envs("LunarLander-v3" if there("box2d") else "CartPole-v1", 2)
+        vector = make_envs(env_id, 2)
         vector.reset(seed=1)
         vector.vector.action_space.seed(1)
         lines = []
@@ -348,10 +351,37 @@ def test_hidden_state_is_found_out_and_new_episodes_begin(capfd, async_envs):
     assert not set(other.obs.flatten().tolist()) & set(first.flatten().tolist())
     assert len(set(other.obs.flatten().tolist())) == 3
     assert torch.equal(other.obs, again.obs)  # a run resumed twice from the same place goes on in the same way
-    _, _, _, _, infos = other.step(torch.zeros(3, dtype=torch.int64))
-    assert other._lengths.tolist() == [1, 1, 1]
+    for _ in range(35):
+        _, _, _, _, infos = other.step(torch.zeros(3, dtype=torch.int64))
+    assert infos["episode"]["l"].tolist() == [35, 35, 35]  # of the new episodes only
+    assert infos["episode"]["r"].tolist() == [35, 35, 35]
     for each in (vector, other, again):
         each.close()
+
+
+def test_state_that_shows_only_when_an_episode_begins_is_found_out(capfd):
+    assert not make_envs("Hidden-at-reset-v0", 1).check_snapshots()
+    assert "the next episode of a restored one begins otherwise" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("script", "env_id"), [("dqn", "CartPole-v1"), ("reinforce_rollout", "Hidden-v0")])
+def test_the_self_test_and_snapshots_leave_training_as_it_was(script, env_id, tmp_path, monkeypatch):
+    module, taken = load(script), []
+
+    class Saving(Envs):
+        def step(self, actions):
+            if self._steps % 50 == 0:
+                taken.append(self.state_dict())
+            return super().step(actions)
+
+    flags = {"learning_starts": 100} if script == "dqn" else {}
+    flags |= {"env_id": env_id, "total_timesteps": 1000, "num_envs": 2}
+    plain = weights(train_with(module, tmp_path, **flags))
+    other_seed = weights(train_with(module, tmp_path, **flags, seed=2))
+    monkeypatch.setattr("common.envs.Envs", Saving)
+    assert same(plain, weights(train_with(module, tmp_path, **flags)))
+    assert len(taken) >= 10
+    assert not same(plain, other_seed)
 
 
 def test_an_environment_that_fails_its_self_test_is_one_warning(capfd):
@@ -394,12 +424,14 @@ class Zoo:
         self.numbers = (np.float64(0.5), np.int16(3), np.bool_(False))
         self.array = np.zeros((2, 3))
         self.view = self.array[1, ::2]
+        self.fortran = np.asfortranarray(np.zeros((3, 40)))
+        self.column = self.fortran[:, 1]
         self.empty, self.flags = np.zeros((0, 2)), np.zeros(3, bool)
         self.names = np.array(["a", "b"])
         self.target = CONSTANT
         self.queue = collections.deque([1, 2], maxlen=3)
         self.counts: collections.defaultdict = collections.defaultdict(int)
-        self.bag, self.bytes = {1}, bytearray(b"ab")
+        self.bag = {1}
         self.colour = Colour.RED
         self.parts = [Part(), Part(), Part()]
         self.chosen = self.parts[0]
@@ -427,6 +459,7 @@ class Zoo:
         self.big += 1
         self.numbers = (np.float64(1 / 3), np.int16(-4), np.bool_(True))
         self.array[:] = np.arange(6).reshape(2, 3) / 7
+        self.fortran[:] = np.random.default_rng(0).normal(size=(3, 40))
         self.flags[1] = True
         self.names = np.array(["cc", "d"])
         self.target = np.ones(3)
@@ -434,7 +467,6 @@ class Zoo:
         self.queue.append(10)
         self.counts["x"] += 5
         self.bag.add((2, 3))
-        self.bytes += b"c"
         self.keyed[1, "a"].append(self.parts[2])
         self.keyed[np.int64(3)] = Colour.BLUE
         self.colour = Colour.BLUE
@@ -456,11 +488,14 @@ def test_every_kind_of_attribute():
     assert (other.big, np.isnan(other.nan)) == (2**100 + 1, True)
     assert other.numbers == zoo.numbers
     assert list(map(type, other.numbers)) == [np.float64, np.int16, np.bool_]
-    for name in ("array", "view", "empty", "flags", "names", "target"):
+    for name in ("array", "view", "fortran", "column", "empty", "flags", "names", "target"):
         one, two = getattr(zoo, name), getattr(other, name)
         assert (one.dtype, one.shape, one.tobytes()) == (two.dtype, two.shape, two.tobytes()), name
     other.array[1, 2] = 5.0
     assert other.view[1] == 5.0  # still a view
+    assert other.fortran.strides == (8, 24)
+    other.fortran[2, 1] = 5.0
+    assert other.column[2] == 5.0
     assert other.new[0] is other.array
     assert CONSTANT.tolist() == [0, 0, 0]
     assert list(other.queue) == [2, 9, 10]
@@ -468,7 +503,6 @@ def test_every_kind_of_attribute():
     assert other.counts == {"x": 5}
     assert other.counts["missing"] == 0
     assert other.bag == {1, (2, 3)}
-    assert other.bytes == b"abc"
     assert other.keyed[np.int64(3)] is other.colour is Colour.BLUE
     assert [part.value for part in other.parts] == [1, 2, 3]
     assert other.chosen is other.parts[2] is other.keyed[1, "a"][1]

@@ -3,12 +3,14 @@
 import faulthandler
 import itertools
 import os
+import random
 import signal
 import time
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 
@@ -327,19 +329,42 @@ class Faulty(gym.Env):
 
 
 class Hidden(gym.Env):
-    """Keeps its time where nobody can look: in an object without attributes. Its first observation is drawn."""
+    """Keeps its time where nobody can look, in an object without attributes, and shows it.
 
-    def __init__(self):
+    Either at every step, and its first observation is drawn; or only by the first observation of an episode.
+    """
+
+    def __init__(self, when="step"):
+        self.when = when
+        self.clock = itertools.count()
         self.observation_space = Box(0, np.inf, (1,), np.float64)
         self.action_space = Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.clock = itertools.count()
-        return self.np_random.uniform(size=1), {}
+        return self.np_random.uniform(size=1) if self.when == "step" else self.show(), {}
+
+    def show(self):
+        return np.array([float(next(self.clock))])
 
     def step(self, action):
-        return np.array([float(next(self.clock))]), 1.0, False, False, {}
+        time = self.show()
+        return time if self.when == "step" else np.zeros(1), 1.0, False, False, {}
+
+
+class Global(gym.Env):
+    """Observes draws of the generators that everything in the process shares."""
+
+    def __init__(self):
+        self.observation_space = Box(0, 1, (3,), np.float64)
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([random.random(), np.random.random(), float(torch.rand(()))]), {}  # noqa: NPY002
+
+    def step(self, action):
+        return self.reset()[0], 1.0, False, False, {}
 
 
 class Slow(Counter):
@@ -396,7 +421,9 @@ _register("Pixels-Box-v0", Pixels, kwargs={"actions": BOX})
 _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)
-_register("Hidden-v0", Hidden)
+_register("Hidden-v0", Hidden, max_episode_steps=35)
+_register("Hidden-at-reset-v0", Hidden, kwargs={"when": "reset"})
+_register("Global-v0", Global)
 _register("Slow-v0", Slow)
 for _kind in (
     *("raises", "raises what cannot be sent", "hangs", "exits", "segfaults", "nan", "infinite", "cancelling", "large"),
