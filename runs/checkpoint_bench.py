@@ -3,7 +3,7 @@
     python runs/checkpoint_bench.py --core 1
 
 Each script trains for a while at its defaults. Before every checkpoint the replay gets as many more transitions as the
-default interval brings (of zeros: nothing is learnt here), so that a checkpoint writes what it would write; sac's replay
+default interval brings (zeros: nothing is learnt here), so that a checkpoint writes what it would write; sac's replay
 of a million is full before the first. Needs the extra mujoco.
 """
 
@@ -19,13 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 
 from common.checkpoint import Checkpoint
 
+ROOT = Path(__file__).resolve().parent.parent
 MUJOCO_PPO = {"norm_obs": True, "norm_reward": True, "num_envs": 16, "num_steps": 128, "num_minibatches": 16}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("dqn CartPole-v1", "dqn", {"env_id": "CartPole-v1", "total_timesteps": 20_000, "save_interval": 4_000}),
