@@ -89,13 +89,12 @@ class Checkpoint:
         return self.envs.obs, step
 
     def save(self, step: int) -> None:
-        """Call it at the end of each iteration: writes when it is due, and when a signal asks for the run to stop.
+        """Call it at the end of each iteration: writes when due, at the last step, and when a signal asks to stop.
 
         A checkpoint that cannot be written is one warning: training goes on, the last one is kept. It ends the process
-        with 128 + n after signal n (6 if that checkpoint could not be written), and with code 4 instead of writing
-        weights that are not finite.
+        with 128 + n after signal n, and with code 4 instead of writing weights that are not finite.
         """
-        if self.due(step) or self.run.stop_requested:
+        if self.due(step) or self.run.stop_requested or step >= self.run.args.total_timesteps:
             began = time.monotonic()
             written = self.write(step)
             self.run.leave_out(time.monotonic() - began)

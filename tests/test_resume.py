@@ -216,7 +216,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path):
-    run_dir = quick_run(tmp_path)
+    run_dir = quick_run(tmp_path, "--save-interval", 250)
     done = run_script("--resume", run_dir, "--total-timesteps", 1000)
     assert "from step 600" in done.stdout
     assert json.loads((run_dir / "finished.json").read_text())["global_step"] == 1000
