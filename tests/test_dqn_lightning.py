@@ -99,10 +99,13 @@ def test_budget_updates_and_targets_follow_environment_steps(learning_starts, nu
     assert len([row for row in rows(run) if "charts/SPS" in row]) == 4
 
 
-def test_the_networks_are_on_the_device_before_the_first_steps():
+def test_the_networks_are_on_the_device_before_the_first_steps(tmp_path):
     """Lightning moves a module only in fit(); a device that no machine lacks stands for the GPU."""
     envs = common.make_envs("CartPole-v1", 1)
-    module = script.DQN(envs, script.Args(), None, torch.device("meta"))
+    args = script.Args(track=False, runs_dir=str(tmp_path))
+    run = common.track(args, torch.device("cpu"))
+    module = script.DQN(envs, args, run, torch.device("meta"))
+    run.finish()
     envs.close()
     assert module.device.type == "meta"
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
@@ -144,7 +147,8 @@ def test_the_command_prints_and_leaves_what_dqn_does(command):
     assert sum("greedy evaluation" in line for line in lines) == 2
     assert "done in" in lines[-2] and "wandb sync" in lines[-1]
     names = {"events.out.tfevents" if "tfevents" in path.name else path.name for path in run.iterdir()}
-    assert names == {"args.json", "metrics.jsonl", "events.out.tfevents", "wandb", "videos", "policy.pt", "source"}
+    files = {"args.json", "metrics.jsonl", "events.out.tfevents", "finished.json", ".lock", "policy.pt"}
+    assert names == files | {"wandb", "videos", "source", "checkpoints"}
     assert len(list((run / "videos").glob("*.mp4"))) == 2
     assert list((run / "wandb").glob("offline-run-*"))
     assert run.name.startswith("CartPole-v1__dqn_lightning__1__")

@@ -294,6 +294,7 @@ def test_budget_and_updates_follow_environment_steps(
     train(
         tmp_path,
         **{**SMALL, "total_timesteps": 200, "hidden_sizes": (4,), "batch_size": 4},
+        save_interval=0,  # the trial of snapshots steps environments of its own
         num_envs=num_envs,
         train_frequency=train_frequency,
         policy_frequency=policy_frequency,
