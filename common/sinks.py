@@ -203,8 +203,13 @@ class Wandb(Sink):
         if self.mode == "online" and not self.late:
             return f"W&B: {self.run.url}"
         online = "--include-online " if self.mode == "online" else ""
-        folder = shlex.quote(str(self.path / "wandb" / Path(self.run.settings.sync_dir).name))
-        return f"W&B offline: upload with  wandb sync {online}{folder}  or look at it with  wandb leet {folder}"
+        # One folder for each time the run was begun or resumed; wandb uploads them in their order.
+        found = sorted((self.path / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
+        folders = [shlex.quote(str(path)) for path in found]
+        return (
+            f"W&B offline: upload with  wandb sync {online}{' '.join(folders)}  "
+            f"or look at it with  wandb leet {folders[-1]}"
+        )
 
     def _mode(self) -> str:
         self.wandb.setup(self.wandb.Settings(silent=True))  # reads the environment before the lines below change it

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import only_run, rows, run_script, same, weights
+from fake_wandb import FakeWandb
 
 CHAINED = str(Path(__file__).parent / "chained.py")
 TIMEOUT = 300
@@ -188,6 +191,18 @@ def test_the_same_wandb_run_goes_on(tmp_path):
     assert {row["global_step"]: row["losses/td_loss"] for row in rows(run_dir) if "losses/td_loss" in row} == {
         step: row["losses/td_loss"] for step, row in everything.items() if "losses/td_loss" in row
     }
+
+    printed = finish(start("dqn", ["--resume", run_dir, "--total-timesteps", 3100]))
+    words = shlex.split(re.search(r"(wandb sync .*?)  or", printed).group(1))
+    assert len(words) == 2 + stops + 2
+    server = FakeWandb()
+    try:
+        environment = {**os.environ, **server.env}
+        subprocess.run([sys.executable, "-m", *words], env=environment, check=True, capture_output=True, timeout=60)
+        (history,) = server.history.values()
+    finally:
+        server.close()
+    assert {row["global_step"] for row in history if "losses/td_loss" in row} >= {1100, 2000, 3000, 3100}
 
 
 def read_history(history):
