@@ -15,6 +15,8 @@ import pytest
 from conftest import only_run, rows, run_script, same, weights
 from fake_wandb import FakeWandb
 
+from common.sinks import TensorBoard
+
 CHAINED = str(Path(__file__).parent / "chained.py")
 TIMEOUT = 300
 
@@ -98,7 +100,8 @@ def tensorboard(run_dir):
     }
 
 
-QUICK = ["--no-track", "--no-capture-video", "--eval-episodes", 3]
+# Rows are not due where checkpoints are: the episodes since the last one are part of the state.
+QUICK = ["--no-track", "--no-capture-video", "--eval-episodes", 3, "--log-interval", 700]
 DQN = [*QUICK, "--total-timesteps", 12_000, "--save-interval", 500, "--learning-starts", 500, "--eval-interval", 4000]
 PPO = [*QUICK, "--save-interval", 500, "--eval-interval", 4000, "--num-envs", 2]
 REPLAY = ["--prioritized-replay", "--n-step", 3, "--buffer-size", 3000]
@@ -122,7 +125,7 @@ CASES = {
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
 IN_CI = {
-    "dqn": [*DQN, *REPLAY[:-1], 1500, "--total-timesteps", 4000, "--eval-interval", 2000],
+    "dqn": [*DQN, *REPLAY[:-1], 600, "--total-timesteps", 4000, "--eval-interval", 2000],
     "ppo": [*PPO, "--total-timesteps", 8000, "--save-interval", 250],
 }
 
@@ -167,6 +170,18 @@ def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
     # Half of the time is evaluation, so that some of the signals fall into one.
     flags = [*DQN, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
     check("dqn", flags, tmp_path, numbers, seed=3, least=3, delay=0.5)
+
+
+def test_tensorboard_has_each_step_once(tmp_path):
+    before = TensorBoard(tmp_path, {})
+    for step in range(1, 11):
+        before.log({"a": float(step)}, step, 0.0)
+    before.flush()  # and killed: five of them came after the checkpoint
+    after = TensorBoard(tmp_path, {}, resumed_at=5)
+    for step in range(6, 13):
+        after.log({"a": float(step)}, step, 0.0)
+    after.close(0)
+    assert tensorboard(tmp_path) == {"a": [(step, float(step)) for step in range(1, 13)]}
 
 
 def test_the_same_wandb_run_goes_on(tmp_path):
