@@ -203,13 +203,12 @@ class Wandb(Sink):
         if self.mode == "online" and not self.late:
             return f"W&B: {self.run.url}"
         online = "--include-online " if self.mode == "online" else ""
-        # One folder for each time the run was begun or resumed; wandb uploads them in their order.
+        # One folder for each time the run was begun or resumed. Each needs a command of its own: given several, wandb
+        # stops at the first that a killed process left incomplete.
         found = sorted((self.path / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
         folders = [shlex.quote(str(path)) for path in found]
-        return (
-            f"W&B offline: upload with  wandb sync {online}{' '.join(folders)}  "
-            f"or look at it with  wandb leet {folders[-1]}"
-        )
+        upload = "; ".join(f"wandb sync {online}{folder}" for folder in folders)
+        return f"W&B offline: upload with  {upload}  or look at it with  wandb leet {folders[-1]}"
 
     def _mode(self) -> str:
         self.wandb.setup(self.wandb.Settings(silent=True))  # reads the environment before the lines below change it
