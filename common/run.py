@@ -49,6 +49,10 @@ MAY_CHANGE = {
 
 def setup(args: RunArgs) -> torch.device:
     """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on."""
+    if args.compile:
+        from common.compilation import require_compiler
+
+        require_compiler()
     random.seed(args.seed)
     np.random.seed(args.seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
     torch.manual_seed(args.seed)
