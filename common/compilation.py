@@ -81,6 +81,8 @@ class _TracedAdam:
             lr = torch.zeros((), dtype=torch.float64, device=group["params"][0].device)
             self.groups.append((lr, *group["betas"], group["eps"], group["params"]))
             self.params += group["params"]
+        if any(p.ndim == 0 and p.dtype == torch.float64 for p in self.params):
+            fail("--compile cannot learn a float64 scalar (torch 2.13 loses what a graph writes to it): use float32")
         self.take_state()
         optimizer.register_load_state_dict_post_hook(lambda _: self.take_state())
         optimizer.step = self.step  # type: ignore[method-assign, assignment]
