@@ -209,7 +209,7 @@ def main(args: Args) -> None:
 
     actor, critic = Actor(envs, args).to(device), Critic(envs, args).to(device)
     critic_target = copy.deepcopy(critic).requires_grad_(False)
-    temperature = Temperature(1.0 if args.alpha is None else args.alpha).to(device)
+    temperature = Temperature(1.0 if args.alpha is None else args.alpha).to(device).requires_grad_(args.alpha is None)
     actor_optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, fused=True)
     alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, fused=True)

@@ -106,7 +106,8 @@ class Checkpoint:
         if self.run.args.save_interval == 0:
             return False
         for name, part in self.parts.items():
-            if isinstance(part, nn.Module) and not all(bool(p.isfinite().all()) for p in part.parameters()):
+            learnt = [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
+            if not all(bool(p.isfinite().all()) for p in learnt):
                 fail(f"{name} is not finite at step {step}; the last checkpoint is kept", code=4)
         try:
             self.folder.mkdir(exist_ok=True)
