@@ -200,14 +200,13 @@ def main(args: Args) -> None:
             actions = torch.where(explore, actions, q_network.greedy(obs.to(device)).cpu())
         return actions
 
-    def update(batch: SimpleNamespace) -> dict[str, Tensor]:
+    @common.compiled(args, optimizer)
+    def update(batch: SimpleNamespace) -> tuple[Tensor, dict[str, Tensor]]:
         loss, td_errors, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if args.prioritized_replay:
-            replay.update_priorities(batch.indices, td_errors)
-        return metrics
+        return td_errors, metrics
 
     obs, global_step = checkpoint.start(args.seed)
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
@@ -236,7 +235,11 @@ def main(args: Args) -> None:
         optimizer.param_groups[0]["lr"] = lr
         beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
         for _ in range(train_due(global_step)):
-            metrics |= update(replay.sample(args.batch_size, beta))
+            batch = replay.sample(args.batch_size, beta)
+            td_errors, losses = update(batch)
+            metrics |= losses
+            if args.prioritized_replay:
+                replay.update_priorities(batch.indices, td_errors)
         if target_due(global_step):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):

@@ -246,6 +246,8 @@ def main(args: Args) -> None:
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:
         common.fail(f"this script takes flat observations; {args.env_id} has images, for which there is dqn.py")
+    if args.compile:
+        common.fail("--compile is for dqn.py: here the update is Lightning's")
     run = common.track(args, device)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips between our lines

@@ -244,6 +244,7 @@ def main(args: Args) -> None:
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
     run.save_policy(agent.greedy)
 
+    @common.compiled(args, optimizer)
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
         loss, metrics = ppo_loss(agent, mb, args)
         optimizer.zero_grad()

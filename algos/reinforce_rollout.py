@@ -175,6 +175,7 @@ def main(args: Args) -> None:
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer)
     run.save_policy(agent.greedy)
 
+    @common.compiled(args, optimizer)
     def update(returns: Tensor) -> dict[str, Tensor]:
         loss, metrics = reinforce_loss(agent, rollout.obs, rollout.actions, returns, args)
         optimizer.zero_grad()

@@ -238,6 +238,7 @@ def main(args: Args) -> None:
             return 2 * torch.rand(len(obs), action_dim, device=device) - 1
         return actor.sample(obs.to(device))[0]
 
+    @common.compiled(args, critic_optimizer)
     def update_critic(batch: SimpleNamespace) -> dict[str, Tensor]:
         loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
         critic_optimizer.zero_grad()
@@ -245,6 +246,7 @@ def main(args: Args) -> None:
         critic_optimizer.step()
         return metrics
 
+    @common.compiled(args, actor_optimizer, alpha_optimizer)
     def update_actor(batch: SimpleNamespace) -> dict[str, Tensor]:
         actions, log_prob = actor.sample(batch.obs)
         loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)

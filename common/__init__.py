@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from common.args import fail as fail
     from common.args import parse as parse
     from common.checkpoint import Checkpoint as Checkpoint
+    from common.compilation import compiled as compiled
     from common.dataset import ReplayDataset as ReplayDataset
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
@@ -27,6 +28,7 @@ _HOME = {
     "fail": "args",
     "parse": "args",
     "Checkpoint": "checkpoint",
+    "compiled": "compilation",
     "ReplayDataset": "dataset",
     "Envs": "envs",
     "final_obs": "envs",

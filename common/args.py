@@ -48,6 +48,8 @@ class RunArgs:
     """choose deterministic GPU kernels over the fastest ones"""
     torch_threads: int = 1
     """CPU threads of torch; more pay off for images or layers wider than about 512 units"""
+    compile: bool = False
+    """make one compiled graph of each update: faster, after a start that takes up to half a minute the first time"""
     track: bool = True
     """log to Weights & Biases: online when logged in and the server answers, else offline"""
     wandb_project: str = "plainrl"

@@ -49,6 +49,10 @@ MAY_CHANGE = {
 
 def setup(args: RunArgs) -> torch.device:
     """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on."""
+    if args.compile:
+        from common.compilation import require_compiler
+
+        require_compiler()
     random.seed(args.seed)
     np.random.seed(args.seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
     torch.manual_seed(args.seed)
@@ -282,6 +286,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = time.monotonic()
         self._step = state["step"]
+        self._console.first_step = self._step
         for row, at in state["wandb_rows"]:
             self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
         self._episodes = [(r, length) for r, length in state["episodes"]]
@@ -374,6 +379,7 @@ class _Console:
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.first_step = 0  # of this process
         self.terminal = sys.stdout.isatty()
         self.started = time.monotonic()
         self.last_time = -math.inf
@@ -385,7 +391,8 @@ class _Console:
         if now - self.last_time < 0.5 if self.terminal else tenth == self.last_tenth:
             return
         self.last_time, self.last_tenth = now, tenth
-        left = (self.total - step) / max(step, 1) * (now - self.started)
+        # The last step may lie beyond the total, where that is no multiple of num_envs.
+        left = max(self.total - step, 0) / max(step - self.first_step, 1) * (now - self.started)
         parts = [f"{step:>9,}/{self.total:,} steps", f"{sps:,.0f} steps/s", f"{_clock(left)} left"]
         if mean_return is not None:
             parts.insert(1, f"return {mean_return:.1f}")

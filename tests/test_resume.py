@@ -107,11 +107,13 @@ REPLAY = ["--prioritized-replay", "--n-step", 3, "--buffer-size", 3000]
 NORMALISED = ["--norm-obs", "--norm-reward", "--num-steps", 128, "--num-minibatches", 4, "--update-epochs", 4]
 MUJOCO = [*PPO, *NORMALISED, "--total-timesteps", 16_000]
 ATARI = ["--env-id", "ALE/Breakout-v5", "--total-timesteps", 3000, "--save-interval", 300, "--batch-size", 8]
+SHORT = ["--total-timesteps", 2500]
 
 CASES = {
     "dqn CartPole": ("dqn", DQN),
     "dqn CartPole, prioritized, 3-step, full ring": ("dqn", [*DQN, *REPLAY]),
     "dqn CartPole, 2 threads": ("dqn", [*DQN, "--torch-threads", 2]),
+    "dqn CartPole, compiled": ("dqn", [*DQN, "--compile"]),
     "dqn CartPole, 3 environments in processes": ("dqn", [*DQN, "--num-envs", 3, "--async-envs"]),
     "dqn_lightning CartPole": ("dqn_lightning", [*DQN, *REPLAY]),
     "dqn LunarLander": ("dqn", [*DQN, "--env-id", "LunarLander-v3"]),
@@ -120,7 +122,8 @@ CASES = {
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
     "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
-    "sac Pendulum": ("sac", [*QUICK, "--total-timesteps", 2500, "--learning-starts", 200, "--save-interval", 200]),
+    "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
+    "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
 IN_CI = {

@@ -20,6 +20,7 @@ from conftest import ROOT, load, only_run, rows, run_script, weights
 from fake_wandb import FakeWandb
 
 import common
+from common.run import _Console
 
 SMALL = ["--env-id", "CartPole-v1", "--total-timesteps", 1500, "--learning-starts", 200, "--eval-episodes", 3]
 KEYS = {
@@ -653,6 +654,15 @@ def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
     assert len(progress) >= 2
     assert not any("\n" in part.rstrip("\n") for part in progress)
     assert "left" in progress[0]
+
+
+def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):
+    console = _Console(1000)
+    console.first_step, console.started = 500, time.monotonic() - 10  # 100 steps in 10 s
+    console.progress(600, 10.0, None)
+    assert "0:00:40 left" in capsys.readouterr().out
+    console.progress(1007, 10.0, None)
+    assert "0:00:00 left" in capsys.readouterr().out
 
 
 def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
