@@ -13,7 +13,6 @@ import random
 import re
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from common.args import RunArgs, fail, read_facts, warn
+from common.provenance import keep_source
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
@@ -82,14 +82,14 @@ def track(args: RunArgs, device: torch.device) -> "Run":
     try:
         path.mkdir(parents=True)
         lock = _lock(path)
-        commit = _snapshot(script, path / "source")
+        source = keep_source(script, path / "source")
         facts = {
             **dataclasses.asdict(args),
             "script": script.stem,
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
             "versions": _versions(),
-            "git_commit": commit,
+            **source,
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
         }
@@ -415,27 +415,6 @@ def _read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         mine = {key: tensor for key, tensor in tensors.items() if tensor.device == device}
         values.update(zip(mine, torch.stack(list(mine.values())).tolist(), strict=True))
     return {key: float(value) for key, value in values.items()}
-
-
-def _snapshot(script: Path, target: Path) -> str | None:
-    """Copies the script as it runs, and the repository's commit and uncommitted changes if it is in one.
-
-    Secrets written into the code are left out of the copies.
-    """
-    target.mkdir()
-    (target / script.name).write_text(redact(script.read_text("utf-8")), "utf-8")
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=script.parent, capture_output=True, text=True, check=True, timeout=5
-        ).stdout
-
-    try:
-        commit = git("rev-parse", "HEAD").strip()
-        (target / "uncommitted.diff").write_text(redact(git("diff", "HEAD")), "utf-8")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit
 
 
 def _lock(path: Path) -> Any:
