@@ -28,7 +28,9 @@ def patched(parent, diff, tmp_path):
     folder = tmp_path / "patched"
     (folder / "algos").mkdir(parents=True)
     shutil.copy(parent, folder / "algos")
-    diff = diff.replace(f"--- algos/{parent.name}\n+++ fork.py", f"--- a/algos/{parent.name}\n+++ b/algos/{parent.name}")
+    diff = diff.replace(
+        f"--- algos/{parent.name}\n+++ fork.py", f"--- a/algos/{parent.name}\n+++ b/algos/{parent.name}"
+    )
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(["git", "apply", "-"], cwd=folder, input=diff, text=True, check=True)
     return (folder / "algos" / parent.name).read_text()
