@@ -97,3 +97,53 @@ def test_every_fault_has_its_test():
 def test_nothing_is_unpickled():
     for path in [*(ROOT / "common").rglob("*.py"), *(ROOT / "algos").glob("*.py")]:
         assert not re.search(r"weights_only=False|pickle\.loads?\(", path.read_text()), path
+
+
+def words_in_code(text):
+    return {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.split(r"[\s;]+", span)}
+
+
+def test_the_page_for_cleanrl_users_names_flags_and_metrics_that_exist():
+    text = (ROOT / "docs" / "from-cleanrl.md").read_text().split("## Another name")[0]
+    fields = set().union(*({field.name for field in dataclasses.fields(load(script).Args)} for script in LOADABLE))
+    sources = [path.read_text() for folder in ("algos", "common") for path in (ROOT / folder).glob("*.py")]
+    flags = {word for word in words_in_code(text) if word.startswith("--")}
+    keys = {word for word in words_in_code(text) if re.match(r"(charts|losses)/", word)}
+    assert len(flags) > 30
+    assert len(keys) > 18
+    assert {flag[2:].replace("-", "_") for flag in flags} <= fields
+    for key in keys:
+        assert any(f'"{key}"' in source for source in sources), key
+
+
+def test_the_page_of_the_six_parts_names_what_exists():
+    import common
+
+    text = (ROOT / "docs" / "parts.md").read_text()
+    ours = [line.split("|")[3:] for line in text.splitlines() if line.startswith("| ")]
+    words = words_in_code("\n".join("|".join(cells) for cells in ours)) | words_in_code(text.split("What follows")[1])
+    defined = {
+        node.name
+        for path in [*(ROOT / "algos").glob("*.py"), *(ROOT / "common").glob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    checked = 0
+    for word in words:
+        if match := re.match(r"common\.(\w+)", word):
+            assert hasattr(common, match[1]), word
+        elif re.fullmatch(r"(common|algos)/\w+\.py", word):
+            assert (ROOT / word).exists(), word
+        elif re.fullmatch(r"[A-Z]\w+|\w+_loss|gae|act|update", word) and "." not in word:
+            assert word in defined or word == "SimpleNamespace", word
+        else:
+            continue
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", path.read_text()):
+        target = target[0] or target[1]
+        assert re.match(r"https?://|mailto:", target) or (path.parent / target).exists(), target
