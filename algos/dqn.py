@@ -18,6 +18,7 @@ Differs from the paper:
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
 charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -243,7 +244,9 @@ def main(args: Args) -> None:
         if target_due(global_step):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
-            run.log({**metrics, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
+            health = common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
+            health["health/replay_age"] = replay.mean_age()
+            run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(q_network.greedy, args, run, global_step)
         checkpoint.save(global_step)

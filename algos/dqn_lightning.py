@@ -11,6 +11,7 @@ same weights come out for the same flags. Left out are images, dueling networks 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
 charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -231,7 +232,10 @@ class DQN(lightning.LightningModule):
             if target_due(self.env_step):
                 polyak_update(self.q_network, self.target_network, args.tau)
             if log_due(self.env_step):
-                run.log({**self.metrics, "charts/epsilon": epsilon, "charts/learning_rate": lr}, self.env_step)
+                health = common.vitals(self.q_network, self.replay.spread(256).obs, self.env_step, self.optimizer)
+                health["health/replay_age"] = self.replay.mean_age()
+                charts = {"charts/epsilon": epsilon, "charts/learning_rate": lr}
+                run.log({**self.metrics, **health, **charts}, self.env_step)
             if eval_due(self.env_step) and self.env_step < args.total_timesteps:
                 common.evaluate(self.q_network.greedy, args, run, self.env_step)
             self.checkpoint.save(self.env_step)

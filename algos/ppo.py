@@ -20,6 +20,7 @@ losses/approx_kl, losses/old_approx_kl, losses/clipfrac; for the whole rollout: 
 (mean predicted value); charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as
 charts/episodic_return and charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length,
 videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -305,7 +306,8 @@ def main(args: Args) -> None:
         if log_due(global_step):
             explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
             whole = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
-            run.log({**metrics, **whole, "charts/learning_rate": lr}, global_step)
+            health = common.vitals(agent, mb.obs, global_step, optimizer)
+            run.log({**metrics, **whole, **health, "charts/learning_rate": lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(agent.greedy, args, run, global_step)
         checkpoint.save(global_step)

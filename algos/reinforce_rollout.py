@@ -15,6 +15,7 @@ Logged for each row's last rollout: losses/policy_loss, losses/value_loss, losse
 value), losses/explained_variance (1 is a perfect baseline), charts/learning_rate; charts/SPS, and the mean of the
 episodes since the last row as charts/episodic_return and charts/episodic_length; eval/episodic_return,
 eval/episodic_return_std, eval/episodic_length, videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -216,9 +217,10 @@ def main(args: Args) -> None:
             )
 
         metrics = update(returns)
-        rollout.clear()
         if log_due(global_step):
-            run.log({**metrics, "charts/learning_rate": lr}, global_step)
+            health = common.vitals(agent.actor, rollout.obs.flatten(0, 1), global_step, optimizer)
+            run.log({**metrics, **health, "charts/learning_rate": lr}, global_step)
+        rollout.clear()
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(agent.greedy, args, run, global_step)
         checkpoint.save(global_step)

@@ -18,6 +18,7 @@ Logged, of the last update: losses/qf1_loss, losses/qf2_loss, losses/qf1_values,
 actions taken), losses/actor_loss, losses/alpha, losses/alpha_loss; charts/learning_rate (the policy's), charts/SPS, and
 the mean of the episodes since the last row as charts/episodic_return and charts/episodic_length;
 eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -295,7 +296,12 @@ def main(args: Args) -> None:
             if target_due(num_updates):
                 polyak_update(critic, critic_target, args.tau)
         if log_due(global_step):
-            run.log({**metrics, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
+            sample, newest = replay.spread(256), replay.newest(256)
+            inputs = sample.obs, sample.actions
+            health = common.vitals(critic, inputs, global_step, critic_optimizer, actor_optimizer, alpha_optimizer)
+            health["health/replay_age"] = replay.mean_age()
+            health["health/action_saturation"] = (newest.actions.abs() > 0.99).float().mean().item()
+            run.log({**metrics, **health, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
         if eval_due(global_step) and global_step < args.total_timesteps:
             common.evaluate(actor.greedy, args, run, global_step)
         checkpoint.save(global_step)

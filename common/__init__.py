@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
     from common.evaluation import evaluate as evaluate
+    from common.health import vitals as vitals
     from common.normalize import RewardScaler as RewardScaler
     from common.normalize import RunningMeanStd as RunningMeanStd
     from common.replay import ReplayBuffer as ReplayBuffer
@@ -34,6 +35,7 @@ _HOME = {
     "final_obs": "envs",
     "make_envs": "envs",
     "evaluate": "evaluation",
+    "vitals": "health",
     "RewardScaler": "normalize",
     "RunningMeanStd": "normalize",
     "ReplayBuffer": "replay",

@@ -1,5 +1,6 @@
 """Experience replay: the last `capacity` transitions of any number of environments."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,11 +127,46 @@ class ReplayBuffer:
         """
         if len(self) == 0:
             raise ValueError("the replay is empty: add a step before sampling")
-        batch: dict[str, np.ndarray] = {}
         if self.priorities is None:
-            indices = torch.randint(len(self), (batch_size,)).numpy()
-        else:
-            indices, batch["weights"] = self.priorities.draw(batch_size, beta)
+            return self._batch(torch.randint(len(self), (batch_size,)).numpy(), {})
+        indices, weights = self.priorities.draw(batch_size, beta)
+        return self._batch(indices, {"weights": weights})
+
+    def newest(self, batch_size: int) -> SimpleNamespace:
+        """The transitions added last, up to `batch_size`, newest first; without weights. Draws nothing.
+
+        Raises:
+            ValueError: nothing has been added yet.
+        """
+        if len(self) == 0:
+            raise ValueError("the replay is empty: add a step first")
+        places = self.steps * self.num_envs - 1 - np.arange(min(batch_size, len(self)))
+        return self._batch(places % (self.rows * self.num_envs), {})
+
+    def spread(self, batch_size: int) -> SimpleNamespace:
+        """`batch_size` transitions at even distances over all that are held, the same ones at each call.
+
+        Without weights. Draws nothing.
+
+        Raises:
+            ValueError: nothing has been added yet.
+        """
+        if len(self) == 0:
+            raise ValueError("the replay is empty: add a step first")
+        return self._batch(np.arange(batch_size) * len(self) // batch_size, {})
+
+    def mean_age(self) -> float:
+        """Environment steps since a transition was added, on average over those that `sample` would draw now."""
+        rows = len(self) // self.num_envs
+        if rows == 0:
+            return math.nan
+        ages = (self.steps - 1 - np.arange(rows)) % self.rows * self.num_envs
+        if self.priorities is None:
+            return float(ages.mean())
+        weights = self.priorities.tree.levels[0][: len(self)].reshape(rows, self.num_envs).sum(1)
+        return float(ages @ weights / weights.sum())
+
+    def _batch(self, indices: np.ndarray, batch: dict[str, np.ndarray]) -> SimpleNamespace:
         last = indices
         if self.gamma is not None:
             batch["rewards"], batch["discounts"], last = self._returns(indices)

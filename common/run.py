@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from common.args import RunArgs, fail, read_facts, warn
+from common.health import Alarms
 from common.provenance import keep_source
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
@@ -176,6 +177,7 @@ class Run:
         self._last_log = (0, time.monotonic())
         self._paused = 0.0
         self._console = _Console(args.total_timesteps)
+        self._alarms = Alarms(args.total_timesteps, args.num_envs)
         self._step = 0
         self._signal = 0
         self._finished = False
@@ -204,6 +206,9 @@ class Run:
         values["charts/SPS"] = (step - last_step) / max(now - last_time - self._paused, 1e-9)
         self._last_log, self._paused = (step, now), 0.0
         self._write(values, step)
+        for line in self._alarms.look(values, step):
+            self._console.line("")
+            warn(line)
         mean_return = sum(self._recent) / len(self._recent) if self._recent else None
         self._console.progress(step, values["charts/SPS"], mean_return)
 
@@ -220,6 +225,7 @@ class Run:
                 r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
                 self._episodes.append((r, length))
                 self._recent.append(r)
+                self._alarms.episodes = True
                 row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
                 self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, self._time())
         if self._signal and self.checkpoint is None:
@@ -279,6 +285,7 @@ class Run:
             "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
             "episodes": [list(episode) for episode in self._episodes],
             "recent": list(self._recent),
+            "alarms": self._alarms.state_dict(),
             "seconds": self._time(),
             "last_log": (last_step, time.monotonic() - last_time - self._paused),
         }
@@ -291,6 +298,7 @@ class Run:
             self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
         self._episodes = [(r, length) for r, length in state["episodes"]]
         self._recent.extend(state["recent"])
+        self._alarms.load_state_dict(state["alarms"])
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
         self._last_log, self._paused = (last_step, now - ago), 0.0

@@ -1,0 +1,124 @@
+"""Signs that learning goes wrong, measured when a row is logged and at no other time. They draw and change nothing."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+CUT_OFF = (nn.ReLU, nn.ReLU6)  # gradient 0 below 0
+SQUASHED = (nn.Tanh, nn.Sigmoid)  # gradient next to 0 at both ends
+SATURATED = 0.99
+
+
+def vitals(network: nn.Module, inputs: Tensor | tuple[Tensor, ...], step: int, *optimizers: Adam) -> dict[str, float]:
+    """health/grad_norm, health/dead_units and health/updates_per_step, as docs/health.md describes them.
+
+    Args:
+        inputs: what `network` is called with, some hundred observations [B, ...] or (observations, actions).
+        step: environment steps so far.
+        optimizers: those of the network first; the others' gradients count in the norm.
+    """
+    updates = [float(state["step"]) for state in optimizers[0].state.values()]
+    return {
+        "health/grad_norm": grad_norm(*optimizers),
+        "health/dead_units": dead_units(network, *(inputs if isinstance(inputs, tuple) else (inputs,))),
+        "health/updates_per_step": max(updates, default=0.0) / step,
+    }
+
+
+@torch.no_grad()
+def dead_units(network: nn.Module, *inputs: Tensor) -> float:
+    """Share of the units behind an activation that pass no gradient on for any of the inputs [B, ...]; NaN without any.
+
+    A ReLU's unit is dead where it is 0 for the whole batch (Sokar et al., 2023: https://arxiv.org/abs/2302.12902, with
+    tau = 0), one of a tanh or sigmoid where it stays beyond 0.99 of its range, on one side. Of convolutions a
+    unit is a channel. The network is called once more, as it is.
+    """
+    dead: list[Tensor] = []
+
+    def look(module: nn.Module, _: object, out: Tensor) -> None:
+        units = out.transpose(0, 1).flatten(1)  # [units, batch and places]
+        if isinstance(module, CUT_OFF):
+            dead.append((units <= 0).all(1))
+        else:
+            low = 0.0 if isinstance(module, nn.Sigmoid) else -1.0
+            share = (units - low) / (1 - low)  # of the range
+            low_end, high_end = (1 - SATURATED) / 2, (1 + SATURATED) / 2
+            dead.append((share < low_end).all(1) | (share > high_end).all(1))
+
+    hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, CUT_OFF + SQUASHED)]
+    try:
+        network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(dead).float().mean().item() if dead else math.nan
+
+
+def grad_norm(*optimizers: Adam) -> float:
+    """Root mean square of the gradient's norm over the last 1 / (1 - beta2) updates or so, as Adam's moments tell it.
+
+    With v the running mean of squared gradients, corrected for its start at 0: sqrt(sum(v)). It is what the optimizer
+    saw, so after clipping. NaN before the first update.
+    """
+    total, seen = 0.0, False
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                state = optimizer.state.get(p, {})
+                if state and state["step"] > 0:
+                    seen = True
+                    correction = 1 - group["betas"][1] ** float(state["step"])
+                    total += float(state["exp_avg_sq"].sum()) / correction
+    return math.sqrt(total) if seen else math.nan
+
+
+class Alarms:
+    """One line, once a run, for each thing in the rows that a person would stop the run for."""
+
+    ENTROPY = 0.01  # of its first value
+    NO_EPISODE = 5000  # steps of each environment
+    DEAD = 0.9  # half of a wide ReLU network's units are silent in runs that learn well
+    SATURATED = 0.9
+
+    def __init__(self, total_timesteps: int, num_envs: int) -> None:
+        self.total = total_timesteps
+        self.num_envs = num_envs
+        self.raised: set[str] = set()
+        self.first_entropy = math.nan
+        self.episodes = False
+
+    def look(self, row: Mapping[str, float], step: int) -> list[str]:
+        """What is newly wrong, as lines for a person; `row` holds what is logged at `step`."""
+        early = step < self.total / 2
+        entropy = row.get("losses/entropy", math.nan)
+        if math.isnan(self.first_entropy):
+            self.first_entropy = entropy
+        # A Box action's entropy may be negative, and then says nothing by its size.
+        collapsed = early and 0 <= entropy < self.ENTROPY * self.first_entropy
+        dead = row.get("health/dead_units", 0.0)
+        saturated = row.get("health/action_saturation", 0.0)
+        found = {
+            "episode": not self.episodes
+            and step >= self.NO_EPISODE * self.num_envs
+            and f"no episode has ended in {step:,} steps: there is no return to log yet; does the task end, or have a "
+            "time limit?",
+            "entropy": collapsed
+            and f"the policy's entropy has fallen from {self.first_entropy:.3g} to {entropy:.3g} at step {step:,}: it "
+            "hardly explores any more; a lower learning rate or more entropy bonus may help",
+            "dead": dead > self.DEAD
+            and f"{dead:.0%} of the units pass no gradient on at step {step:,}: a lower learning rate may help",
+            "saturated": saturated > self.SATURATED
+            and f"{saturated:.0%} of the actions are at the bounds at step {step:,}: the policy has stopped to choose",
+        }
+        new = [line for name, line in found.items() if line and name not in self.raised]
+        self.raised |= {name for name, line in found.items() if line}
+        return new
+
+    def state_dict(self) -> dict[str, object]:
+        return {"raised": sorted(self.raised), "first_entropy": self.first_entropy, "episodes": self.episodes}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.__dict__ |= {**state, "raised": set(state["raised"])}  # type: ignore[call-overload]
