@@ -205,13 +205,14 @@ class Bench:
             if python := getattr(args, f"{part}_python", None):
                 self.pythons[part] = python
         self.result = {"job": args.job, **machine(args.core), "versions": {}, **result}
+        self.save()  # a file that cannot be written is known before minutes are spent
 
     def parts(self, number: int) -> list[str]:
         """All parts, each round beginning with another one."""
         parts = [part for part in PARTS if part in self.pythons]
         return parts[number % len(parts) :] + parts[: number % len(parts)]
 
-    def run(self, job: str, part: str, work: str, *words: str, limit: float = 600) -> dict[str, Any]:
+    def run(self, job: str, part: str, work: str, *words: str, limit: float = 1200) -> dict[str, Any]:
         """One process; what it said. One that fails is one warning, and says what it said until then."""
         command = [self.pythons[part], str(ROOT / "runs" / "speed_parts.py"), job, part, work, *words]
         if part == "cleanrl":
@@ -230,7 +231,12 @@ class Bench:
             late = True
             os.killpg(process.pid, signal.SIGKILL)
             stdout, stderr = process.communicate()
-        if process.returncode != 0 and not late:
+        except BaseException:  # Ctrl-C does not reach a session of its own
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if late and job != "solved":
+            warn(f"{job} {part} {work}: killed after {limit:,.0f} seconds")
+        elif process.returncode != 0 and not late:
             warn(f"{job} {part} {work}: exit code {process.returncode}: {(stderr.strip().splitlines() or ['?'])[-1]}")
         said = read(stdout)
         self.result["versions"].setdefault(part, said.get("VERSIONS"))
@@ -238,8 +244,11 @@ class Bench:
 
     def save(self) -> None:
         self.result["load_at_end"] = os.getloadavg()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(self.result, indent=1) + "\n")
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(self.result, indent=1) + "\n")
+        except OSError as error:
+            fail(f"cannot write {self.out}: {error.strerror}; name another file with --out", code=6)
 
     def show(self) -> None:
         self.save()
@@ -404,4 +413,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("interrupted; what was measured before is in the result file", code=130)

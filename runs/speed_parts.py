@@ -89,14 +89,14 @@ SAC: dict[str, float | bool] = {
     "target-network-frequency": 1,
 }
 WORKS = {
-    "dqn": Work("dqn", "dqn", "CartPole-v1", (12_000, 40_000), DQN, ("--no-anneal-lr",), (120, 84)),
+    "dqn": Work("dqn", "dqn", "CartPole-v1", (12_000, 32_000), DQN, ("--no-anneal-lr",), (120, 84)),
     "ppo": Work("ppo", "ppo", "CartPole-v1", (10_240, 40_960), PPO),
-    "ppo-64": Work("ppo", "ppo", "CartPole-v1", (20_480, 122_880), PPO | {"num-envs": 64, "num-steps": 32}),
+    "ppo-64": Work("ppo", "ppo", "CartPole-v1", (20_480, 61_440), PPO | {"num-envs": 64, "num-steps": 32}),
     "ppo-mujoco": Work(
         "ppo", "ppo_continuous_action", "HalfCheetah-v4", (4_096, 12_288), MUJOCO, ("--norm-obs", "--norm-reward"),
         normalise=True,
     ),
-    "sac": Work("sac", "sac_continuous_action", "HalfCheetah-v4", (1_500, 2_500), SAC, hidden_sizes=(256, 256)),
+    "sac": Work("sac", "sac_continuous_action", "HalfCheetah-v4", (1_500, 2_000), SAC, hidden_sizes=(256, 256)),
 }  # fmt: skip
 OURS, PEERS = ("eager", "compiled"), ("sb3", "sbx", "cleanrl")
 

@@ -372,6 +372,15 @@ def test_bad_input_is_one_line(words, error, capsys):
     assert line.startswith("error: ") and error in line
 
 
+def test_a_result_that_cannot_be_written_is_known_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        speed.Bench(speed.argparse.Namespace(job="steps", core=0), tmp_path / "file" / "steps.json")
+    assert stop.value.code == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write")
+
+
 def test_a_peer_that_fails_is_one_warning_and_the_rest_goes_on(tmp_path, capsys):
     args = speed.argparse.Namespace(job="steps", core=0, sb3_python=sys.executable, cleanrl=None)
     bench = speed.Bench(args, tmp_path / "steps.json")
