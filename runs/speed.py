@@ -103,7 +103,9 @@ def ratios(mine: list[float | None], other: list[float | None]) -> list[float]:
 
 
 def spread(values: list[float], form: str = ",.0f") -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})" if values else "-"
+    """Median and range."""
+    middle = f"{statistics.median(values):{form}}" if values else "-"
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else middle
 
 
 def present(values: list[float | None]) -> list[float]:
@@ -145,18 +147,22 @@ def phases_table(result: dict[str, Any]) -> list[str]:
 
 
 def solved_table(result: dict[str, Any]) -> list[str]:
-    """Markdown of what `solved` found; a run that did not get there counts as infinitely long."""
-    lines = ["| | solved | steps | seconds | processor seconds | of the best peer's |", "|---" * 6 + "|"]
-    median = {}
-    for part, rows in result["rounds"].items():
-        median[part] = statistics.median([row["wall"] if row["solved"] else float("inf") for row in rows])
-    best = min((median[part] for part in PEERS if part in median), default=float("inf"))
-    for part, rows in result["rounds"].items():
+    """Markdown of what `solved` found; in the shares a run that did not get there counts as infinitely long."""
+    lines = ["| | solved | steps | seconds | of the best peer's | processor seconds | of the best peer's |"]
+    lines.append("|---" * 7 + "|")
+    rounds = result["rounds"]
+
+    def median(part: str, name: str) -> float:
+        return statistics.median([row[name] if row["solved"] else float("inf") for row in rounds[part]])
+
+    for part, rows in rounds.items():
         got = [row for row in rows if row["solved"]]
-        cells = [f"{len(got)} of {len(rows)}", *(spread([row[key] for row in got]) for key in ("steps",))]
-        cells += [spread([row[key] for row in got], ".1f") for key in CLOCKS]
-        share = median[part] / best if best < float("inf") else float("nan")
-        lines.append(f"| {NAMES[part]} | " + " | ".join(cells) + f" | {share:.2f} |")
+        cells = [f"{len(got)} of {len(rows)}", spread([row["steps"] for row in got])]
+        for name in CLOCKS:
+            best = min((median(peer, name) for peer in PEERS if peer in rounds), default=float("inf"))
+            share = f"{median(part, name) / best:.2f}" if best < float("inf") else "-"
+            cells += [spread([row[name] for row in got], ".1f"), share]
+        lines.append(f"| {NAMES[part]} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -323,21 +329,21 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     flags = [flag for flag in SWEEPS if any(point["flag"] == flag for point in result["points"])]
-    figure, axes = plt.subplots(2, len(flags), figsize=(3.2 * len(flags), 4.6), sharex="col", squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(flags), figsize=(3.2 * len(flags), 4.6), sharex="col", sharey="row", squeeze=False
+    )
     for column, flag in enumerate(flags):
         points = [point for point in result["points"] if point["flag"] == flag and point["memory"]]
-        for row, (key, label) in enumerate(
-            (("processor", "environment steps a second"), ("memory", "peak memory, MB"))
-        ):
+        for row, (key, label) in enumerate((("processor", "steps a processor second"), ("memory", "peak memory, MB"))):
             ax = axes[row][column]
             ax.plot([point["value"] for point in points], [point[key] for point in points], "o-")
             ax.set_xscale("log")
             ax.set_yscale("log" if row == 0 else "linear")
-            ax.set_ylim(None if row == 0 else 0)
             ax.grid(alpha=0.3, which="both")
             if column == 0:
                 ax.set_ylabel(label)
         axes[1][column].set_xlabel(f"--{flag}")
+    axes[1][0].set_ylim(bottom=0)
     figure.suptitle(f"{result['script']} on {result['env_id']}, one core")
     figure.tight_layout()
     figure.savefig(path, dpi=80)

@@ -218,8 +218,8 @@ def sb3_model(library: str, work: Work, seed: int = 1, defaults: bool = False) -
     words, num_envs = ({}, 1) if defaults else sb3_arguments(work)
     if library == "sb3":
         words["device"] = "cpu"
-    elif work.script == "ppo":
-        words.pop("clip_range_vf", None)  # SBX has none
+    else:  # SBX clips no values, and its SAC's targets follow at every update, as they do here
+        words.pop({"ppo": "clip_range_vf", "sac": "target_update_interval"}.get(work.script, ""), None)
     envs = make_vec_env(work.env_id, n_envs=num_envs, seed=seed)
     if work.normalise:
         envs = VecNormalize(envs)

@@ -43,7 +43,7 @@ def test_rows_are_told_from_everything_else_a_script_prints():
 
 
 def test_speed_is_measured_between_the_outermost_rows_of_the_window_by_each_clock():
-    rows = [(90, 1.0, 1.0), (100, 2.0, 1.5), (150, 3.0, 2.0), (300, 6.0, 3.5), (310, 9.0, 9.0)]
+    rows = [(90, 1.0, 1.0), (100, 2.0, 1.5), (150, 2.5, 1.75), (300, 6.0, 3.5), (310, 9.0, 9.0)]
     assert speed.rates(rows, (100, 305)) == {"wall": 50.0, "processor": 100.0}
     assert speed.rates(rows, (100, 300)) == {"wall": 50.0, "processor": 100.0}
     with pytest.raises(ValueError, match="1 rows between steps 301 and 320"):
@@ -70,7 +70,7 @@ def test_ratios_are_between_runs_of_the_same_round():
 def test_spread():
     assert speed.spread([3.0, 1.0, 1000.0]) == "3 (1 to 1,000)"
     assert speed.spread([1.0, 2.0], ".2f") == "1.50 (1.00 to 2.00)"
-    assert speed.spread([]) == "-"
+    assert speed.spread([2.0]) == "2" and speed.spread([]) == "-"
 
 
 # --- tables and files -----------------------------------------------------------------------------------------------
@@ -105,10 +105,10 @@ def test_the_table_of_steps():
         cells(line) for line in speed.steps_table(STEPS) if line.startswith(("| dqn |", "| dqn, eager"))
     )
     assert wall == [
-        "dqn", "150 (100 to 200)", "400 (400 to 400)", "100 (100 to 100)", "-", "45 (40 to 50)",
-        "Stable-Baselines3", "1.50 (1.00 to 2.00)", "4.00 (4.00 to 4.00)",
+        "dqn", "150 (100 to 200)", "400", "100 (100 to 100)", "-", "45 (40 to 50)",
+        "Stable-Baselines3", "1.50 (1.00 to 2.00)", "4.00",
     ]  # fmt: skip
-    assert processor[6:] == ["CleanRL", "2.25 (1.50 to 3.00)", "6.00 (6.00 to 6.00)"]
+    assert processor[6:] == ["CleanRL", "2.25 (1.50 to 3.00)", "6.00"]
     assert phases == ["dqn, eager", "5.0", "250.0", "255.0"]
 
 
@@ -119,7 +119,7 @@ def test_a_table_without_peers_has_no_ratio():
 
 def test_a_run_that_did_not_solve_the_task_counts_as_infinitely_long():
     def row(solved, wall):
-        return {"solved": solved, "steps": 5000, "wall": wall, "processor": wall / 2}
+        return {"solved": solved, "steps": 5000, "wall": wall, "processor": wall / 3}
 
     result = {
         "rounds": {
@@ -129,9 +129,13 @@ def test_a_run_that_did_not_solve_the_task_counts_as_infinitely_long():
         }
     }
     lines = [cells(line) for line in speed.solved_table(result)[2:-1]]
-    assert lines[0] == ["ours", "3 of 3", "5,000 (5,000 to 5,000)", "3.0 (2.0 to 4.0)", "1.5 (1.0 to 2.0)", "0.25"]
-    assert lines[1][1] == "2 of 3" and lines[1][-1] == "1.00"
-    assert lines[2][1] == "1 of 3" and lines[2][-1] == "inf"
+    assert lines[0] == [
+        "ours", "3 of 3", "5,000 (5,000 to 5,000)", "3.0 (2.0 to 4.0)", "0.25", "1.0 (0.7 to 1.3)", "0.25",
+    ]  # fmt: skip
+    assert lines[1][1] == "2 of 3" and lines[1][-1] == lines[1][-3] == "1.00"
+    assert lines[2][1] == "1 of 3" and lines[2][-1] == lines[2][-3] == "inf"
+    del result["rounds"]["sb3"], result["rounds"]["cleanrl"]
+    assert cells(speed.solved_table(result)[2])[-1] == "-"
 
 
 def test_the_result_file_makes_the_same_table(tmp_path, capsys):
