@@ -280,6 +280,7 @@ def steps(args: argparse.Namespace) -> None:
         for part in OURS:
             if phases := bench.run("phases", part, work).get("PHASES"):
                 found["phases"][part] = phases
+        bench.save()
     bench.show()
 
 

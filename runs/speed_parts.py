@@ -89,7 +89,7 @@ SAC: dict[str, float | bool] = {
     "target-network-frequency": 1,
 }
 WORKS = {
-    "dqn": Work("dqn", "dqn", "CartPole-v1", (12_000, 32_000), DQN, ("--no-anneal-lr",), (120, 84)),
+    "dqn": Work("dqn", "dqn", "CartPole-v1", (12_000, 32_000), DQN, ("--no-anneal-lr", "--no-double"), (120, 84)),
     "ppo": Work("ppo", "ppo", "CartPole-v1", (10_240, 40_960), PPO),
     "ppo-64": Work("ppo", "ppo", "CartPole-v1", (20_480, 61_440), PPO | {"num-envs": 64, "num-steps": 32}),
     "ppo-mujoco": Work(

@@ -151,6 +151,45 @@ def test_the_result_file_makes_the_same_table(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == speed.steps_table(STEPS)
 
 
+def test_steps_writes_down_every_round_and_the_phases(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def said(bench, job, part, work):
+        seen.append((job, part, work))
+        if job == "phases":
+            return {"PHASES": {"steps": 1000, "seconds": {part: 0.5}}}
+        if part == "compiled" and seen.count(("steps", "compiled", "dqn")) == 2:
+            return {"CLOCK": []}  # it failed
+        return {"CLOCK": [(12_000, 1.0, 1.0), (32_000, 3.0, 2.0)]}
+
+    monkeypatch.setattr(speed.Bench, "run", said)
+    core = str(min(os.sched_getaffinity(0)))
+    speed.main(["steps", "dqn", "--core", core, "--rounds", "2", "--out", str(tmp_path / "steps.json")])
+    found = json.loads((tmp_path / "steps.json").read_text())["works"]["dqn"]
+    rate = {"wall": 10_000.0, "processor": 20_000.0}
+    assert found["rounds"] == {"eager": [rate, rate], "compiled": [rate, None]}
+    assert found["phases"] == {part: {"steps": 1000, "seconds": {part: 0.5}} for part in OURS}
+    assert [part for job, part, _ in seen if job == "steps"] == ["eager", "compiled", "compiled", "eager"]
+    assert "warning: dqn, compiled: 0 rows" in capsys.readouterr().err
+
+
+def test_solved_writes_down_how_long_each_seed_took(tmp_path, monkeypatch):
+    def said(bench, job, part, seed, limit):
+        now = time.monotonic()
+        rows = [(5000, now + 1, 2.0, 9.0), (10_000, now + 7, 5.0, 475.0 if part == "eager" else 474.9)]
+        return {"EVAL": rows if seed == "1" else []}
+
+    monkeypatch.setattr(speed.Bench, "run", said)
+    core = str(min(os.sched_getaffinity(0)))
+    speed.main(["solved", "--core", core, "--rounds", "2", "--out", str(tmp_path / "solved.json")])
+    rounds = json.loads((tmp_path / "solved.json").read_text())["rounds"]
+    assert [row["solved"] for row in rounds["eager"]] == [True, False]
+    assert [row["solved"] for row in rounds["compiled"]] == [False, False]
+    first = rounds["eager"][0]
+    assert (first["steps"], first["processor"], first["return"]) == (10_000, 5.0, 475.0)
+    assert first["wall"] == pytest.approx(7, abs=0.5)
+
+
 def test_a_figure_is_small(tmp_path):
     pytest.importorskip("matplotlib")
     points = [
@@ -173,6 +212,7 @@ def test_our_scripts_take_every_flag_of_the_work(name):
     assert {flag: getattr(args, flag.replace("-", "_")) for flag in work.flags} == work.flags
     assert args.compile and args.total_timesteps == work.window[1] and args.hidden_sizes == work.hidden_sizes
     assert args.track and args.eval_episodes == 0
+    assert not getattr(args, "double", False)  # no peer has it
 
 
 @pytest.mark.parametrize(
