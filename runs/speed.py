@@ -52,10 +52,10 @@ SWEEPS = {
 COSTS = {
     "all": "--total-timesteps 1000000000 --no-track --save-interval 0",
     # What lets a point begin at once and give a row often enough:
-    "dqn": "--learning-starts 300 --exploration-fraction 0 --log-interval 200",
-    "ppo": "--log-interval 1",
-    "reinforce_rollout": "--log-interval 1",
-    "sac": "--learning-starts 300 --log-interval 50",
+    "dqn": "--learning-starts 300 --exploration-fraction 0 --log-interval 500",
+    "ppo": "--log-interval 1000",
+    "reinforce_rollout": "--log-interval 2000",
+    "sac": "--learning-starts 300 --log-interval 100",
 }
 FILLED = {"buffer-size": ["--fill"]}
 ENV_IDS = {"sac": "Pendulum-v1"}

@@ -290,6 +290,8 @@ def phase_of(frames: list[tuple[str, str]], script: str) -> str:
         if path == script:
             return {"act": "acting", "sample": "acting", "linear_schedule": "loop"}.get(function, "update")
         if Path(path).parent == ROOT / "common":
+            if file == "health.py" or function in ("spread", "mean_age"):
+                return "logging"
             if file in ("replay.py", "rollout.py", "priorities.py", "frames.py"):
                 return "sampling" if function in ("sample", "minibatches", "sequences") else "storing"
             phases = {

@@ -309,6 +309,8 @@ def test_the_profile_gives_each_phase_its_time(tmp_path, monkeypatch):
         ([("COMMON/envs.py", "Envs.step"), ("gymnasium/vector/sync_vector_env.py", "step")], "environment"),
         ([("COMMON/replay.py", "ReplayBuffer.add"), ("COMMON/priorities.py", "Priorities.add")], "storing"),
         ([("COMMON/replay.py", "ReplayBuffer.sample")], "sampling"),
+        ([("COMMON/replay.py", "ReplayBuffer.spread")], "logging"),
+        ([("COMMON/health.py", "vitals"), ("SCRIPT", "Agent.features")], "logging"),
         ([("COMMON/rollout.py", "RolloutStorage.add")], "storing"),
         ([("COMMON/rollout.py", "RolloutStorage.minibatches")], "sampling"),
         ([("bench.py", "log_and_then"), ("COMMON/run.py", "Run.log"), ("COMMON/sinks.py", "write")], "logging"),
@@ -327,7 +329,8 @@ def test_functions_that_phases_are_told_by_exist():
     """A renamed function would silently become a part of the loop, or of the update."""
     from common import envs, replay, rollout, run
 
-    assert envs.Envs.step and replay.ReplayBuffer.sample and rollout.RolloutStorage.minibatches and run.Run.log_episodes
+    assert envs.Envs.step and replay.ReplayBuffer.sample and replay.ReplayBuffer.spread and common.vitals
+    assert rollout.RolloutStorage.minibatches and run.Run.log_episodes and replay.ReplayBuffer.mean_age
     for script in ("dqn", "sac"):
         assert "    def act(" in (ROOT / "algos" / f"{script}.py").read_text()
     assert "agent.sample(obs)" in (ROOT / "algos" / "ppo.py").read_text()
