@@ -346,7 +346,28 @@ def _gymnasium(
     ]
     if async_envs:
         return Workers(made)
-    return gym.vector.SyncVectorEnv(made, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    return InTurn(made)
+
+
+class InTurn(gym.vector.SyncVectorEnv):
+    """SyncVectorEnv with a leaner step: each observation is copied once, into its row of one array."""
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
+        super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def step(self, actions: np.ndarray) -> Any:
+        obs: Any = self._observations
+        rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
+        infos: dict[str, Any] = {}
+        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            env_obs, rewards[i], terminations[i], truncations[i], info = env.step(action)
+            if terminations[i] or truncations[i]:
+                infos = self._add_info(infos, {"final_obs": env_obs, "final_info": info}, i)
+                env_obs, info = env.reset()
+            obs[i] = env_obs
+            if info:
+                infos = self._add_info(infos, info, i)
+        return obs, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
 
 def _guarded(make: Callable[[], gym.Env], index: int, trainer: int) -> gym.Env:

@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from common import final_obs, make_envs
-from common.envs import MAX_ENVS, Envs, env_seeds
+from common.envs import MAX_ENVS, Envs, InTurn, env_seeds
 
 IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
@@ -57,6 +57,46 @@ def test_every_transition_is_a_true_one(env_id, num_envs, async_envs):
             k += 1
         assert mine == truth[:60]
         assert [(r, length) for j, r, length in episodes if j == i] == returns
+
+
+class Telling(gym.Wrapper):
+    """Infos of several kinds, not in every step."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        t = self.env.unwrapped.t
+        info = {"t": t, "half": t / 2, "deep": {"even": t % 2 == 0}, "name": str(t), "row": np.full(2, t)}
+        return obs, reward, terminated, truncated, info if t % 3 else {}
+
+
+def same(ours, theirs):
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, np.ndarray) and theirs.dtype == object:
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(theirs, np.ndarray):
+        return ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()
+    return ours == theirs
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Mixed64-v0", "Uneven-v0", "Telling"])
+def test_the_leaner_step_is_that_of_gymnasium(env_id):
+    def make():
+        return Telling(gym.make("Mixed-v0", lengths=(3, 4, 2))) if env_id == "Telling" else gym.make(env_id)
+
+    ours, theirs = InTurn([make] * 3), SyncVectorEnv([make] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    for vector in (ours, theirs):
+        vector.reset(seed=[1, 2, 3])
+        vector.action_space.seed(1)
+    kept = None
+    for t in range(80):
+        results = [vector.step(vector.action_space.sample()) for vector in (ours, theirs)]
+        assert all(map(same, *results)), t
+        if kept is not None:
+            assert all(map(same, *kept)), "an earlier result was written over"
+        kept = [[np.array(result[0]), *result[1:4]] for result in results]
+    ours.close()
+    theirs.close()
 
 
 def test_next_step_autoreset_is_refused():
