@@ -182,13 +182,11 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimates, [num_steps, num_envs] like every argument; next_values are V(s_{t+1})."""
     deltas = rewards + gamma * next_values * ~terminations - values
-    continues = ~(terminations | truncations)
-    advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(rewards[0])
-    for t in reversed(range(len(rewards))):
-        advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
-        advantages[t] = advantage
-    return advantages
+    decays = gamma * gae_lambda * ~(terminations | truncations)
+    advantages = [torch.zeros_like(rewards[0])]
+    for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind()), strict=True):
+        advantages.append(delta + decay * advantages[-1])
+    return torch.stack(advantages[:0:-1])
 
 
 def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
