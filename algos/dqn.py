@@ -206,6 +206,7 @@ def main(args: Args) -> None:
         loss, td_errors, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
+        common.sync_grads(q_network.parameters())  # their mean over the processes of torchrun
         optimizer.step()
         return td_errors, metrics
 
@@ -219,7 +220,7 @@ def main(args: Args) -> None:
         epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        global_step += args.num_envs
+        global_step += args.num_envs * run.world_size
         run.log_episodes(infos, global_step)
         replay.add(
             obs=obs,

@@ -242,7 +242,7 @@ class DQN(lightning.LightningModule):
 
 
 def main(args: Args) -> None:
-    device = common.setup(args)
+    device = common.setup(args, torchrun=False)
     envs = common.make_envs(
         args.env_id, args.num_envs, args.async_envs, args.allow_env_import, env_timeout=args.env_timeout
     )

@@ -1,6 +1,7 @@
 """Proximal policy optimisation. Schulman et al., 2017: https://arxiv.org/abs/1707.06347
 
     python algos/ppo.py --env-id CartPole-v1 --cuda
+    torchrun --nproc-per-node 2 algos/ppo.py --env-id HalfCheetah-v5
 
 Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
 orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
@@ -197,7 +198,8 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
     advantages = mb.advantages
     if args.norm_adv:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        mean, std = common.global_mean_std(advantages)
+        advantages = (advantages - mean) / (std + 1e-8)
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
@@ -248,6 +250,7 @@ def main(args: Args) -> None:
         loss, metrics = ppo_loss(agent, mb, args)
         optimizer.zero_grad()
         loss.backward()
+        common.sync_grads(agent.parameters())  # their mean over the processes of torchrun
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
         optimizer.step()
         return metrics
@@ -267,7 +270,7 @@ def main(args: Args) -> None:
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
                 next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-                global_step += args.num_envs
+                global_step += args.num_envs * run.world_size
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)
                 rollout.add(
@@ -295,7 +298,7 @@ def main(args: Args) -> None:
         for _ in range(args.update_epochs):
             for mb in rollout.minibatches(args.num_minibatches, **more):
                 metrics = update(mb)
-            if args.target_kl is not None and metrics["losses/approx_kl"] > args.target_kl:
+            if args.target_kl is not None and common.global_mean(metrics["losses/approx_kl"]) > args.target_kl:
                 break
         if agent.obs_rms is not None:  # not before: one rollout is acted and learnt by under the same statistics
             agent.obs_rms.update(rollout.obs)

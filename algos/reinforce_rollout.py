@@ -143,7 +143,8 @@ def reinforce_loss(
     values = agent.value(obs) if args.baseline else torch.zeros_like(returns)
     advantages = returns - values.detach()
     if args.norm_adv:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        mean, std = common.global_mean_std(advantages)
+        advantages = (advantages - mean) / (std + 1e-8)
     pg_loss = -(policy.log_prob(actions) * advantages).mean()
     v_loss = F.mse_loss(values, returns)
     entropy = policy.entropy().mean()
@@ -181,6 +182,7 @@ def main(args: Args) -> None:
         loss, metrics = reinforce_loss(agent, rollout.obs, rollout.actions, returns, args)
         optimizer.zero_grad()
         loss.backward()
+        common.sync_grads(agent.parameters())  # their mean over the processes of torchrun
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
         optimizer.step()
         return metrics
@@ -199,7 +201,7 @@ def main(args: Args) -> None:
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
                 next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-                global_step += args.num_envs
+                global_step += args.num_envs * run.world_size
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)
                 rollout.add(

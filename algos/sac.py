@@ -244,6 +244,7 @@ def main(args: Args) -> None:
         loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
         critic_optimizer.zero_grad()
         loss.backward()
+        common.sync_grads(critic.parameters())  # their mean over the processes of torchrun
         critic_optimizer.step()
         return metrics
 
@@ -253,11 +254,13 @@ def main(args: Args) -> None:
         loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)
         actor_optimizer.zero_grad()
         loss.backward(inputs=list(actor.parameters()))  # none for the critics' own weights
+        common.sync_grads(actor.parameters())
         actor_optimizer.step()
         if args.alpha is None:
             loss, alpha_metrics = alpha_loss(temperature(), log_prob.detach(), target_entropy=-action_dim)
             alpha_optimizer.zero_grad()
             loss.backward()
+            common.sync_grads(temperature.parameters())
             alpha_optimizer.step()
             metrics |= alpha_metrics
         return metrics
@@ -272,7 +275,7 @@ def main(args: Args) -> None:
     while global_step < args.total_timesteps:
         actions = act(obs, explore=global_step < args.learning_starts)
         next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
-        global_step += args.num_envs
+        global_step += args.num_envs * run.world_size
         run.log_episodes(infos, global_step)
         replay.add(
             obs=obs,

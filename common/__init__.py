@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from common.checkpoint import Checkpoint as Checkpoint
     from common.compilation import compiled as compiled
     from common.dataset import ReplayDataset as ReplayDataset
+    from common.distributed import global_mean as global_mean
+    from common.distributed import global_mean_std as global_mean_std
+    from common.distributed import sync_grads as sync_grads
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
@@ -31,6 +34,9 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "compiled": "compilation",
     "ReplayDataset": "dataset",
+    "global_mean": "distributed",
+    "global_mean_std": "distributed",
+    "sync_grads": "distributed",
     "Envs": "envs",
     "final_obs": "envs",
     "make_envs": "envs",

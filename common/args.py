@@ -16,6 +16,10 @@ from typing import Any, NoReturn, Protocol, TypeVar
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
 
+# Which of how many processes this is, where torchrun started it. Other launchers set RANK too: not meant for this.
+_TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE", 1))
+
 # CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
 ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "learning_starts"}
 SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
@@ -35,7 +39,7 @@ class RunArgs:
     total_timesteps: int = 500_000
     """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
     num_envs: int = 1
-    """parallel environments"""
+    """parallel environments of each process"""
     async_envs: bool = False
     """run each environment in a process of its own: pays off for slow environments on many cores"""
     env_timeout: float = 600.0
@@ -109,11 +113,15 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """
     if show_tracebacks and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    of_several = f"process {RANK}: " if WORLD_SIZE > 1 else ""
+    print("error: " + of_several + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
 
 
 def warn(message: str) -> None:
+    """One line on stderr; of several processes the first alone warns."""
+    if RANK > 0:
+        return
     print("warning: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 

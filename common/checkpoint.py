@@ -1,5 +1,6 @@
 """Exact resume: all that a run needs to go on as if it had never stopped, in files that tell when they are broken."""
 
+import functools
 import hashlib
 import io
 import os
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.args import fail, warn
+from common import distributed
+from common.args import RANK, WORLD_SIZE, fail, warn
 from common.envs import Envs
 from common.run import Run
 from common.schedule import Every
@@ -40,13 +42,16 @@ class Checkpoint:
 
     Files, in `checkpoints/` of the run directory: written beside their place, flushed to the disk, renamed; with a
     SHA-256 at the end, because torch.load notices next to no flipped bits; loadable with `weights_only=True`.
+    Under torchrun each process has a folder of its own there, and a checkpoint counts once `step-*.commit` says that
+    all of them have written theirs.
     """
 
     def __init__(self, run: Run, envs: Envs, **parts: Any) -> None:
         self.run = run
         self.envs = envs
         self.parts = parts
-        self.folder = run.dir / "checkpoints"
+        self.commits = run.dir / "checkpoints"
+        self.folder = _own(self.commits)
         self.due = Every(run.args.save_interval)
         self.segments: dict[str, list[tuple[str, int, int]]] = {}  # part: files, with the first and last slot of each
         self.older_files: set[str] = set()  # segments of the older one of the kept checkpoints
@@ -61,6 +66,8 @@ class Checkpoint:
         if self.run.args.save_interval:
             self.envs.check_snapshots()
         if saved is None:
+            modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+            distributed.broadcast(tensor for module in modules for tensor in module.state_dict().values())
             self.run.resumed()
             return self.envs.reset(seed=seed)[0], 0
         step = saved["step"]
@@ -94,23 +101,36 @@ class Checkpoint:
         A checkpoint that cannot be written is one warning: training goes on, the last one is kept. It ends the process
         with 128 + n after signal n, and with code 4 instead of writing weights that are not finite.
         """
-        if self.due(step) or self.run.stop_requested or step >= self.run.args.total_timesteps:
+        must_stop = self.run.must_stop()
+        if self.due(step) or must_stop or step >= self.run.args.total_timesteps:
             began = time.monotonic()
             written = self.write(step)
             self.run.leave_out(time.monotonic() - began)
-            if self.run.stop_requested:
+            if must_stop:
                 self.run.stop(step, written)
 
     def write(self, step: int, evaluation_missed: bool = False) -> bool:
         """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0."""
         if self.run.args.save_interval == 0:
             return False
+        bad, weights = None, hashlib.sha256()
         for name, part in self.parts.items():
             learnt = [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
             if not all(bool(p.isfinite().all()) for p in learnt):
-                fail(f"{name} is not finite at step {step}; the last checkpoint is kept", code=4)
+                bad = name
+            if WORLD_SIZE > 1:
+                for p in learnt:
+                    weights.update(p.detach().numpy(force=True).tobytes())
+        states = distributed.gather((bad, weights.digest()))
+        if any(name for name, _ in states):
+            what = f"{bad} is not finite at step {step}; the last checkpoint is kept"
+            distributed.on_first(functools.partial(fail, what, code=4))
+        if len(set(states)) > 1:
+            what = f"the processes have different weights at step {step}: does each update call common.sync_grads?"
+            distributed.on_first(functools.partial(fail, what, code=1))
+        path, reason = self.folder / f"step-{step:012d}.pt", None
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             content = {
                 "format": FORMAT,
                 "step": step,
@@ -123,15 +143,27 @@ class Checkpoint:
                 "run": self.run.state_dict(),
                 "random": _random_state(),
             }
-            write_file(self.folder / f"step-{step:012d}.pt", content)
+            write_file(path, content)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            reason = _os_error(error)
-            if reason is None:
-                raise
-            warn(f"no checkpoint at step {step}: {reason.strerror}; the last one is kept")
+            reason = _why(error)
+        reasons = [text for text in distributed.gather(reason) if text]
+        if WORLD_SIZE > 1 and not reasons:
+            reasons = list(filter(None, [distributed.on_first(functools.partial(self._commit, step))]))
+        if reasons:
+            if WORLD_SIZE > 1:
+                path.unlink(missing_ok=True)  # one that not all have written
+            warn(f"no checkpoint at step {step}: {reasons[0]}; the last one is kept")
             return False
         self._prune()
         return True
+
+    def _commit(self, step: int) -> str | None:
+        """Lets the files that all processes have written count; why not, if the disk does not take it."""
+        try:
+            write_file(self.commits / f"step-{step:012d}.commit", {"format": FORMAT, "processes": WORLD_SIZE})
+        except (OSError, RuntimeError) as error:
+            return _why(error)
+        return None
 
     def _save_rings(self, name: str) -> list[tuple[str, int, int]]:
         """Writes the slots filled since the last time; returns all files that together hold the ring."""
@@ -162,7 +194,7 @@ class Checkpoint:
 
     def _prune(self) -> None:
         """Removes what the kept checkpoints do not need; only after a new one is safely on the disk."""
-        for path in sorted(self.folder.glob("step-*.pt"))[:-KEEP]:
+        for path in [*sorted(self.commits.glob("*.commit"))[:-KEEP], *sorted(self.folder.glob("step-*.pt"))[:-KEEP]]:
             path.unlink(missing_ok=True)
         files = {file for segments in self.segments.values() for file, _, _ in segments}
         for path in self.folder.glob("*.pt"):
@@ -174,27 +206,47 @@ class Checkpoint:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, with one warning for each that is not; None if there has been none yet.
 
+    Under torchrun it is whole if it is committed, and the files of all processes are.
     Files that a killed process left half written are removed, broken checkpoints are renamed to *.broken.
     Ends the process with code 3 if there are checkpoints and none is whole.
     """
-    for path in folder.glob("*.tmp"):
+    own = _own(folder)
+    for path in own.glob("*.tmp"):
         path.unlink()
-    found = sorted(folder.glob("step-*.pt"), reverse=True)
+    found = sorted(own.glob("step-*.pt"), reverse=True)
+    if WORLD_SIZE > 1:
+        committed = distributed.on_first(lambda: sorted((path.stem for path in folder.glob("*.commit")), reverse=True))
+        for path in found:
+            if path.stem not in committed:
+                path.unlink()  # killed before all had written theirs
+        found = [own / f"{stem}.pt" for stem in committed]
     for path in found:
+        problem = None
         try:
             content = read_file(path)
             for segments in content["segments"].values():
                 for file, _, _ in segments:
-                    read_file(folder / file)
+                    read_file(own / file)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            warn(f"skipping the broken checkpoint {path}: {str(error).splitlines()[0]}")
+            problem = f"{path}: {str(error).splitlines()[0]}"
+        problems = [text for text in distributed.gather(problem) if text]
+        if problems:
+            warn(f"skipping the broken checkpoint {problems[0]}")
             continue
         for broken in found[: found.index(path)]:
-            broken.rename(broken.with_suffix(".broken"))
+            for file in (broken, folder / f"{broken.stem}.commit"):
+                if file.exists():
+                    file.rename(file.with_suffix(".broken"))
         return content
     if found:
-        fail(f"no checkpoint in {folder} is whole; {len(found)} are broken", code=3)
+        what = f"no checkpoint in {folder} is whole; {len(found)} are broken"
+        distributed.on_first(functools.partial(fail, what, code=3))
     return None
+
+
+def _own(folder: Path) -> Path:
+    """Where this process keeps its files."""
+    return folder / f"process-{RANK}" if WORLD_SIZE > 1 else folder
 
 
 def write_file(path: Path, content: Any) -> None:
@@ -296,7 +348,11 @@ def _has_rings(part: Any) -> bool:
     return hasattr(part, "rings")
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+def _why(error: BaseException) -> str:
+    """What the system said; raises `error` if it is not the disk's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        raise error
+    return str(cause.strerror)

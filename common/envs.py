@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from common.args import RunArgs, fail, warn
+from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
 from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
 from common.replayed import ReplayedAtari, replayable
 from common.restoring import first_difference, restore_all, snapshots
@@ -90,7 +90,10 @@ class Envs:
 
     def reset(self, seed: int | None = None, role: int = 0) -> tuple[Tensor, dict[str, Any]]:
         """First observations [num_envs, ...]; `seed` and `role` give every environment a seed of its own."""
-        return self._reset([] if seed is None else env_seeds(seed, self.num_envs, role))
+        if seed is None:
+            return self._reset([])
+        first = RANK * self.num_envs if role == 0 else 0  # evaluation is of the first process alone
+        return self._reset(env_seeds(seed, first + self.num_envs, role)[first:])
 
     def _reset(self, seeds: list[int]) -> tuple[Tensor, dict[str, Any]]:
         vector: Any = self.vector
@@ -197,7 +200,8 @@ class Envs:
             fail(f"the checkpoint has {len(state['obs'])} environments, not {self.num_envs}", code=3)
         if state["snapshots"] is None:
             rng = np.random.default_rng([state["steps"], *state["seeds"]])
-            seeds = [s for s in rng.integers(2**31, size=2 * self.num_envs).tolist() if s not in state["seeds"]]
+            draws = rng.integers(2**31 // WORLD_SIZE, size=2 * self.num_envs) * WORLD_SIZE + RANK
+            seeds = [s for s in draws.tolist() if s not in state["seeds"]]
             self._reset(seeds[: self.num_envs])
             self._steps = state["steps"]
             self._began[:] = self._steps
@@ -253,6 +257,7 @@ def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
 def env_seeds(seed: int, num_envs: int, role: int = 0) -> list[int]:
     """Seeds below 2**31 (ALE takes no more) that no two environments of a run share; `num_envs` at most MAX_ENVS.
 
+    Of several processes the first has the first `num_envs` of them, the second the next, as one process would have all.
     `role` 0 is training, 1 evaluation. Runs share none either while their `seed`s differ by less than 2**18.
     """
     return [((2 * seed + role) * MAX_ENVS + i) % 2**31 for i in range(num_envs)]
@@ -287,8 +292,8 @@ def make_envs(
         fail(
             f"--env-id {env_id} would import and run {env_id.split(':')[0]!r}; if you trust it, add --allow-env-import"
         )
-    if num_envs > MAX_ENVS:
-        fail(f"--num-envs can be at most {MAX_ENVS}, not {num_envs}")
+    if num_envs * WORLD_SIZE > MAX_ENVS:
+        fail(f"there can be at most {MAX_ENVS} environments, not {num_envs * WORLD_SIZE}: lower --num-envs")
     _draw_in_memory()
     # Envs reports an overflow itself, as an error that names the environment.
     warnings.filterwarnings("ignore", "overflow encountered in (cast|dot)")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.args import RunArgs, warn
+from common.args import RANK, RunArgs, warn
 from common.envs import make_envs
 from common.run import Run
 
@@ -27,7 +27,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: RunArgs, run: Run, step: 
 
     Environments, seeds and random generators are its own, so that training goes on as if it had not happened.
     The same episodes (the same seeds) are played every time. policy.pt is written too. Nothing but that
-    happens with `--eval-episodes 0`.
+    happens with `--eval-episodes 0`. Under torchrun the first process plays, and the others wait for it.
 
     Args:
         policy: a method of a network, [n, ...] observations on the network's device to [n, ...] actions.
@@ -38,23 +38,25 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: RunArgs, run: Run, step: 
         return
     began = time.monotonic()
     video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
-    returns, lengths = play(
-        policy,
-        args.env_id,
-        args.eval_episodes,
-        args.seed,
-        video,
-        args.allow_env_import,
-        stop=lambda: run.stop_requested,
-        env_timeout=args.env_timeout,
-    )
-    if run.stop_requested:
+    metrics: dict[str, float] = {}
+    if RANK == 0:
+        returns, lengths = play(
+            policy,
+            args.env_id,
+            args.eval_episodes,
+            args.seed,
+            video,
+            args.allow_env_import,
+            stop=lambda: run.stop_requested,
+            env_timeout=args.env_timeout,
+        )
+        metrics = {
+            "eval/episodic_return": float(returns.mean()),
+            "eval/episodic_return_std": float(returns.std()),
+            "eval/episodic_length": float(lengths.mean()),
+        }
+    if run.must_stop(now=True):
         run.stop(step, run.checkpoint is not None and run.checkpoint.write(step, evaluation_missed=True))
-    metrics = {
-        "eval/episodic_return": float(returns.mean()),
-        "eval/episodic_return_std": float(returns.std()),
-        "eval/episodic_length": float(lengths.mean()),
-    }
     filmed = video if video is not None and video.exists() else None
     run.log_evaluation(metrics, step, time.monotonic() - began, filmed)
 

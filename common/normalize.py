@@ -1,4 +1,4 @@
-"""Observations and rewards brought to scale by running statistics, one set for all environments.
+"""Observations and rewards brought to scale by running statistics, one set for all environments of all processes.
 
 Both hold their statistics in buffers, so a `state_dict` has them: what is part of a network lands in policy.pt.
 Neither changes its statistics but in `update`, which training calls and evaluation does not.
@@ -6,6 +6,8 @@ Neither changes its statistics but in `update`, which training calls and evaluat
 
 import torch
 from torch import Tensor, nn
+
+from common import distributed
 
 
 class RunningMeanStd(nn.Module):
@@ -29,14 +31,18 @@ class RunningMeanStd(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Takes the samples of `x` in, as if all had been seen at once (Chan et al., 1979, equation 2.1)."""
+        """Takes the samples of `x` in, as if all had been seen at once (Chan et al., 1979, equation 2.1).
+
+        Under torchrun each process has as many, and all of them end with the same statistics of them all.
+        """
         x = x.double().reshape(-1, *self.mean.shape)
-        total = self.count + len(x)
-        delta = x.mean(dim=0) - self.mean
-        squares = self.var * self.count + x.var(dim=0, correction=0) * len(x) + delta**2 * self.count * len(x) / total
-        self.mean += delta * len(x) / total
-        self.var.copy_(squares / total)
-        self.count.copy_(total)
+        for mean, var in distributed.of_all(torch.stack([x.mean(dim=0), x.var(dim=0, correction=0)])):
+            total = self.count + len(x)
+            delta = mean - self.mean
+            squares = self.var * self.count + var * len(x) + delta**2 * self.count * len(x) / total
+            self.mean += delta * len(x) / total
+            self.var.copy_(squares / total)
+            self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:
         scaled = (x - self.mean) / (self.var + 1e-8).sqrt()

@@ -4,7 +4,9 @@ import atexit
 import collections
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -24,13 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.args import RunArgs, fail, read_facts, warn
+from common import distributed
+from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, warn
 from common.health import Alarms
 from common.provenance import keep_source
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
 # What may differ when a run is resumed; all else would make another run of it.
 MAY_CHANGE = {
     "total_timesteps",
@@ -48,21 +52,45 @@ MAY_CHANGE = {
 }
 
 
-def setup(args: RunArgs) -> torch.device:
-    """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on."""
+def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
+    """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on.
+
+    Under torchrun each process gets a device and random numbers of its own.
+
+    Args:
+        torchrun: whether the script can train on several processes; one that cannot ends with code 2 there.
+    """
+    if WORLD_SIZE > 1 and not torchrun:
+        fail("this script trains in one process: start it with python, not torchrun")
     if args.compile:
         from common.compilation import require_compiler
 
         require_compiler()
-    random.seed(args.seed)
-    np.random.seed(args.seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
-    torch.manual_seed(args.seed)
+    seed = args.seed
+    if RANK > 0:
+        seed = int(np.random.SeedSequence(args.seed, spawn_key=(RANK,)).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
+    torch.manual_seed(seed)
     torch.set_num_threads(args.torch_threads)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.backends.cudnn.benchmark = not args.torch_deterministic
-    if args.cuda and not torch.cuda.is_available():
+    if args.cuda and not torch.cuda.is_available() and RANK == 0:
         print("no CUDA GPU found: training on the CPU", flush=True)
-    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if WORLD_SIZE > 1:
+        if device.type == "cuda":
+            device = _own_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+        distributed.join(device)
+    return device
+
+
+def _own_gpu(index: int, processes: int) -> torch.device:
+    found = torch.cuda.device_count()
+    if found < processes:
+        fail(f"{processes} processes need a GPU each, and there are {found}: lower --nproc-per-node, or --no-cuda")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
@@ -74,8 +102,35 @@ def track(args: RunArgs, device: torch.device) -> "Run":
     Ends the process with code 6 if the directory cannot be made.
     """
     script = Path(sys.modules[type(args).__module__].__file__ or "interactive.py").resolve()
-    if args.resume is not None:
-        return _resume(args, device, script)
+    lock = None
+    if WORLD_SIZE > 1:
+        args.resume = distributed.on_first(_begun_by_this_launch) or args.resume
+
+    def begin() -> tuple[Path, dict[str, Any]]:
+        nonlocal lock
+        path, facts, lock = _new(args, device, script) if args.resume is None else _reopened(args, device, script)
+        return path, facts
+
+    path, facts = distributed.on_first(begin)
+    if args.resume is None:
+        return Run(path, args, facts, script, lock)
+    from common.checkpoint import load_latest
+
+    saved = load_latest(path / "checkpoints")
+    if saved is None:
+        warn(f"{path} has no checkpoint yet: it starts again from step 0")
+    distributed.on_first(lambda: _write_facts(path, facts))
+    return Run(path, args, facts, script, lock, saved)
+
+
+def _begun_by_this_launch() -> str | None:
+    """The directory of the run that a torchrun, which starts its processes anew when one has died, began before."""
+    store = distributed.launcher_store()
+    return store.get(RUN_DIR_KEY).decode() if store.check([RUN_DIR_KEY]) else None
+
+
+def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any]:
+    """The directory of a new run, its facts and its lock."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{args.env_id}__{script.stem}__{args.seed}__{stamp}-{secrets.token_hex(3)}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip(".-")[-200:]
@@ -89,6 +144,7 @@ def track(args: RunArgs, device: torch.device) -> "Run":
             "script": script.stem,
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
+            "processes": WORLD_SIZE,
             "versions": _versions(),
             **source,
             "common": str(Path(__file__).parent),
@@ -96,15 +152,15 @@ def track(args: RunArgs, device: torch.device) -> "Run":
         }
         facts = redact(facts)
         (path / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+        if WORLD_SIZE > 1:
+            distributed.launcher_store().set(RUN_DIR_KEY, str(path))
     except OSError as error:
         fail(f"cannot write the run directory {path}: {error.strerror}; choose another with --runs-dir", code=6)
-    return Run(path, args, facts, script, lock)
+    return path, facts, lock
 
 
-def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
-    """The run in `args.resume`, as its last whole checkpoint left it."""
-    from common.checkpoint import load_latest
-
+def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any]:
+    """The directory of the run to go on with, its facts and its lock."""
     path = Path(str(args.resume))
     facts = read_facts(str(path))
     lock = _lock(path)
@@ -119,6 +175,10 @@ def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
         fail(
             f"{path} is a run of {facts['script']}, and would not go on as it began: {was or 'another script'}", code=3
         )
+    processes = facts.get("processes", 1)
+    if processes != WORLD_SIZE:
+        how = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
+        fail(f"{path} is a run of {processes} processes, not {WORLD_SIZE}: start it with {how}", code=3)
     if (path / "finished.json").exists():
         finished = json.loads((path / "finished.json").read_text())["global_step"]
         if args.total_timesteps <= facts["total_timesteps"]:
@@ -133,16 +193,16 @@ def _resume(args: RunArgs, device: torch.device, script: Path) -> "Run":
     changed = [f"{name} {then.get(name)} -> {value}" for name, value in today.items() if then.get(name) != value]
     if changed:
         warn(f"resumed, but not to the bit: {', '.join(changed)}")
-    saved = load_latest(path / "checkpoints")
-    if saved is None:
-        warn(f"{path} has no checkpoint yet: it starts again from step 0")
     facts |= {name: value for name, value in now.items() if name in MAY_CHANGE}
+    return path, facts, lock
+
+
+def _write_facts(path: Path, facts: dict[str, Any]) -> None:
     try:
         (path / "args.tmp").write_text(json.dumps(facts, indent=2) + "\n")
         (path / "args.tmp").replace(path / "args.json")
     except OSError as error:
         fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
-    return Run(path, args, facts, script, lock, saved)
 
 
 class Run:
@@ -164,75 +224,111 @@ class Run:
         self.started = time.monotonic()
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
+        self.world_size = WORLD_SIZE  # processes that train together, each with num_envs environments
         self._lock = lock
-        quiet_threads()
-        self._json = self._open(JsonLines, path / "metrics.jsonl", saved["run"]["metrics_size"] if saved else 0)
-        self._open(TensorBoard, path, facts, (saved["step"] if saved else 0) if args.resume else None)
-        if args.track:
+        self._json = None
+        if RANK == 0:
+            quiet_threads()
+            self._json = self._open(JsonLines, path / "metrics.jsonl", saved["run"]["metrics_size"] if saved else 0)
+            self._open(TensorBoard, path, facts, (saved["step"] if saved else 0) if args.resume else None)
+        if RANK == 0 and args.track:
             self.wandb = self._open(Wandb, path, args, facts)
         self._policy: Callable[[Tensor], Tensor] | None = None
         self._keep_policy = saved is not None  # until the networks are restored, policy.pt is better than they are
-        self._episodes: list[tuple[float, int]] = []
+        self._episodes: list[tuple[float, int, int, float]] = []  # return, length, step and time of its end
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
         self._last_log = (0, time.monotonic())
         self._paused = 0.0
         self._console = _Console(args.total_timesteps)
-        self._alarms = Alarms(args.total_timesteps, args.num_envs)
+        self._alarms = Alarms(args.total_timesteps, args.num_envs * WORLD_SIZE)
         self._step = 0
         self._signal = 0
+        self._asked = (0, time.monotonic())  # calls of must_stop since all processes agreed on it, and when they did
+        self._ask_after = 1
         self._finished = False
         self._old_handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
         atexit.register(self._close, exit_code=1)
-        again = f", from step {saved['step']:,}" if saved else ""
-        print(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{again}: {path}", flush=True)
+        if RANK == 0:
+            many = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
+            again = f", from step {saved['step']:,}" if saved else ""
+            print(
+                f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{many}{again}: {path}", flush=True
+            )
 
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
         """Writes one row to every sink, with charts/SPS and the mean of the episodes that ended since the last.
 
         The only place that reads a tensor's value (and so waits for a GPU). `step` counts environment steps.
+        Under torchrun the first process writes the means of the metrics and the episodes of all.
 
         Ends the process with code 4 if a loss is not finite.
         """
-        values = _read(metrics)
+        values = self._of_all(_read(metrics))
         for key, value in values.items():
             if key.endswith("_loss") and not math.isfinite(value):
                 self._policy = None  # policy.pt stays as it last was
-                fail(f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards", code=4)
+                what = f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards"
+                distributed.on_first(functools.partial(fail, what, code=4))
         now = time.monotonic()
         last_step, last_time = self._last_log
         values["charts/SPS"] = (step - last_step) / max(now - last_time - self._paused, 1e-9)
         self._last_log, self._paused = (step, now), 0.0
         self._write(values, step)
-        for line in self._alarms.look(values, step):
+        for line in self._alarms.look(values, step) if RANK == 0 else ():
             self._console.line("")
             warn(line)
         mean_return = sum(self._recent) / len(self._recent) if self._recent else None
-        self._console.progress(step, values["charts/SPS"], mean_return)
+        if RANK == 0:
+            self._console.progress(step, values["charts/SPS"], mean_return)
 
     def log_episodes(self, infos: dict[str, Any], step: int) -> None:
         """Notes the episodes that ended in this step; call it after every `envs.step`.
 
-        metrics.jsonl gets a line for each. TensorBoard and W&B get their mean at the next `log`, so that an
-        environment whose episodes are short does not spend its time on dashboards.
+        metrics.jsonl gets a line for each, under torchrun at the next `log`. TensorBoard and W&B get their mean at the
+        next `log`, so that an environment whose episodes are short does not spend its time on dashboards.
         A run without a Checkpoint stops here when Ctrl-C or a signal asks it to; one that has one, when that saves.
         """
         self._step = step
         if "episode" in infos:
             for i in np.flatnonzero(infos["_episode"]):
-                r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
-                self._episodes.append((r, length))
-                self._recent.append(r)
-                self._alarms.episodes = True
-                row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
-                self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, self._time())
-        if self._signal and self.checkpoint is None:
-            self.stop(step)
+                episode = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i]), step, self._time()
+                self._episodes.append(episode)
+                if WORLD_SIZE == 1:
+                    self._note(episode)
+        if self.checkpoint is None:
+            if WORLD_SIZE > 1:
+                fail("torchrun needs common.Checkpoint in the script: by it all processes begin with the same weights")
+            if self._signal:
+                self.stop(step)
+
+    def _note(self, episode: tuple[float, int, int, float]) -> None:
+        r, length, step, seconds = episode
+        self._recent.append(r)
+        self._alarms.episodes = True
+        row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
+        self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, seconds)
+
+    def _of_all(self, values: dict[str, float]) -> dict[str, float]:
+        """The means of `values` over all processes; the first one has the episodes of all afterwards."""
+        if WORLD_SIZE == 1:
+            return values
+        everyone = distributed.gather((values, self._episodes))
+        self._episodes = []
+        if RANK == 0:
+            episodes = itertools.chain(*(theirs for _, theirs in everyone))
+            self._episodes = sorted(episodes, key=lambda episode: episode[2])
+            for episode in self._episodes:
+                self._note(episode)
+        return {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in values}
 
     def log_evaluation(self, metrics: Mapping[str, float], step: int, seconds: float, video: Path | None) -> None:
         """An evaluation that took `seconds`, which charts/SPS does not count."""
+        self._of_all({})
+        if RANK > 0:
+            return
         self._paused += seconds
         self._write(dict(metrics), step)
         if video is not None:
@@ -252,7 +348,7 @@ class Run:
         from common.policy import save_policy
 
         self._policy = policy
-        if self._keep_policy:
+        if self._keep_policy or RANK > 0:
             return
         try:
             save_policy(policy, self.dir / "policy.pt")
@@ -270,9 +366,34 @@ class Run:
         number = self._signal
         if resumable:
             self._episodes.clear()  # the checkpoint has them, and the next row will
-        self._close(exit_code=128 + number)
-        how = f"go on with --resume {self.dir}" if resumable else f"what it learnt is in {self.dir}"
-        fail(f"stopped by {signal.Signals(number).name} at step {step}; {how}", 128 + number)
+        self._of_all({})
+
+        def end() -> None:
+            self._close(exit_code=128 + number)
+            how = f"go on with --resume {self.dir}" if resumable else f"what it learnt is in {self.dir}"
+            fail(f"stopped by {signal.Signals(number).name} at step {step}; {how}", 128 + number)
+
+        distributed.on_first(end)
+
+    def must_stop(self, now: bool = False) -> bool:
+        """Whether a signal asked to stop; call it at the same steps in all processes, as they stop at one step.
+
+        Under torchrun they ask each other several times a second: at each call would cost more than CartPole's step.
+
+        Args:
+            now: ask at this call.
+        """
+        if WORLD_SIZE == 1:
+            return bool(self._signal)
+        calls, since = self._asked
+        self._asked = calls + 1, since
+        if calls + 1 < self._ask_after and not now:
+            return False
+        seconds = (time.monotonic() - since) / (calls + 1)
+        answers = distributed.gather((self._signal, min(max(round(0.25 / seconds), 1), 200)))
+        self._signal, self._ask_after = max(number for number, _ in answers), answers[0][1]
+        self._asked = 0, time.monotonic()
+        return bool(self._signal)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
@@ -280,7 +401,7 @@ class Run:
             self._tell([sink], "flush")
         last_step, last_time = self._last_log
         return {
-            "metrics_size": self._json.position() if self._json in self.sinks else 0,
+            "metrics_size": self._json.position() if self._json is not None and self._json in self.sinks else 0,
             "step": self._step,
             "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
             "episodes": [list(episode) for episode in self._episodes],
@@ -296,7 +417,7 @@ class Run:
         self._console.first_step = self._step
         for row, at in state["wandb_rows"]:
             self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
-        self._episodes = [(r, length) for r, length in state["episodes"]]
+        self._episodes = [tuple(episode) for episode in state["episodes"]]
         self._recent.extend(state["recent"])
         self._alarms.load_state_dict(state["alarms"])
         self.started = now - state["seconds"]
@@ -319,6 +440,10 @@ class Run:
 
     def finish(self) -> None:
         """Keeps the final policy, closes every sink and says where the run is."""
+        self._of_all({})
+        if RANK > 0:
+            self._close(exit_code=0)
+            return
         seconds = self._time()
         try:
             (self.dir / "finished.json").write_text(json.dumps({"global_step": self._step, "time": seconds}) + "\n")
@@ -345,7 +470,7 @@ class Run:
     def _write(self, values: dict[str, float], step: int) -> None:
         row = dict(values)
         if self._episodes:
-            returns, lengths = zip(*self._episodes, strict=True)
+            returns, lengths, _, _ = zip(*self._episodes, strict=True)
             row["charts/episodic_return"] = sum(returns) / len(returns)
             row["charts/episodic_length"] = sum(lengths) / len(lengths)
             self._episodes.clear()
@@ -379,7 +504,8 @@ class Run:
         self._signal = number
         for known in self._old_handlers:
             signal.signal(known, signal.SIG_DFL)
-        os.write(2, b"\nstopping at the next step (again: at once)\n")
+        if RANK == 0:
+            os.write(2, b"\nstopping at the next step (again: at once)\n")
 
 
 class _Console:
@@ -431,12 +557,16 @@ def _lock(path: Path) -> Any:
         import fcntl
     except ImportError:  # Windows
         return None
-    try:
-        file = (path / ".lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        fail(f"{path} is in use by another process, or cannot be written ({error.strerror})", code=6)
-    return file
+    deadline = time.monotonic() + (5 if WORLD_SIZE > 1 else 0)  # env workers outlive the process that torchrun replaces
+    while True:
+        try:
+            file = (path / ".lock").open("w")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            if time.monotonic() > deadline:
+                fail(f"{path} is in use by another process, or cannot be written ({error.strerror})", code=6)
+        time.sleep(0.2)
 
 
 def _device_name(device: torch.device) -> str:

@@ -15,6 +15,7 @@ import torch
 
 import common
 import common.checkpoint
+from common.args import RANK
 
 
 class Chain:
@@ -51,7 +52,7 @@ class Checkpoint(common.checkpoint.Checkpoint):
 
         def chained_finish():
             finish()
-            (run.dir / "chain").write_text(chain.digest.hex())
+            (run.dir / f"chain{RANK or ''}").write_text(chain.digest.hex())
 
         envs.step, run.log, run.finish = chained_step, chained_log, chained_finish
         super().__init__(run, envs, **parts, chain=chain)

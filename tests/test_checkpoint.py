@@ -192,7 +192,7 @@ class FakeRun:
     def __init__(self, folder, save_interval=1, saved=None):
         from types import SimpleNamespace
 
-        self.dir, self.saved, self.stop_requested, self.checkpoint = folder, saved, False, None
+        self.dir, self.saved, self.checkpoint = folder, saved, None
         self.args = SimpleNamespace(save_interval=save_interval, total_timesteps=10**6)
 
     def state_dict(self):
@@ -203,6 +203,9 @@ class FakeRun:
 
     def resumed(self):
         pass
+
+    def must_stop(self):
+        return False
 
     def leave_out(self, seconds):
         pass
