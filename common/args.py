@@ -157,7 +157,7 @@ def _answer(args_class: type[T]) -> NoReturn:
     for argv in json.load(sys.stdin):
         said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stderr(said):
                 answers.append({"args": dataclasses.asdict(parse(args_class, argv=argv))})  # type: ignore[call-overload]
         except SystemExit:
             answers.append({"error": said.getvalue().strip().removeprefix("error: ")})

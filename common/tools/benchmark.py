@@ -307,7 +307,11 @@ def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
         name, equals, value = word.partition("=")
         if not equals:
             fail(f"--slurm-options {word!r} is not of the form name=value")
-        options[name] = int(value) if value.isdigit() else value
+        options[name] = value
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                options[name] = number(value)
+                break
     cluster = options.pop("cluster", "slurm")
     todo = [job for job in jobs if not job.finished()]
     if not todo:
@@ -321,6 +325,14 @@ def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
             options["slurm_array_parallelism"] = args.workers
         executor.update_parameters(**options)
         submitted = executor.submit_array([Task(str(plan.folder.resolve()), job.name) for job in todo])
-    except (RuntimeError, ValueError, TypeError, NameError, OSError, subprocess.SubprocessError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        NameError,
+        AssertionError,
+        OSError,
+        subprocess.SubprocessError,
+    ) as error:
         fail(f"the runs cannot be submitted: {error}")
     print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {plan.folder}")

@@ -226,7 +226,7 @@ class Progress:
             self.step = max(self.step, row["global_step"])
             self.evaluation = row.get("eval/episodic_return", self.evaluation)
             if row.get("charts/episodic_return") is not None:
-                part = min(max(row["global_step"] - 1, 0) * self.PARTS // self.total, self.PARTS - 1)
+                part = min(max(row["global_step"] * self.PARTS - 1, 0) // self.total, self.PARTS - 1)
                 self.sums[part] += row["charts/episodic_return"]
                 self.counts[part] += 1
 
@@ -312,7 +312,9 @@ class Pool:
     def listen(self) -> None:
         """From here on a signal that asks this tool to stop asks its runs, which make a checkpoint first."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # nohup
+            if name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+                continue  # nohup
+            if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda number, frame: self.signals.append(number))
 
     @property
@@ -382,7 +384,7 @@ class Pool:
         """After a signal: waits for the checkpoints, says how to go on, and ends with 128 + its number."""
         number = self.signals[0]
         self.wait()
-        fail(f"stopped by {signal.Signals(number).name}; go on with  {shlex.join(command)}", 128 + number)
+        fail(f"stopped by {signal.Signals(number).name}; go on with {shlex.join(command)}", 128 + number)
 
 
 def stop(job: Job) -> None:

@@ -527,18 +527,18 @@ class Sweep:
                 return False
             value = sum(attempt.values) / len(attempt.values)
             if queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values):
-                self.screen.say(f"{self.count(queue)} {title}: {value:.1f}")
+                self.screen.say(f"{self.count(queue)} {title}: {value:.5g}")
             return True
         if self.pool.stopping:
             return False  # the loop gives it back
-        code, words = job.code or 1, job.last_words()
-        error = f"exit {code}: {words}"
+        code = job.code or 1
+        error = f"exit {code}: {job.last_words()}"
         if code == 4:  # a step size too large is an answer
             queue.tell(attempt.trial, "PRUNED", error=error)
         else:
             queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # another try would change nothing
             queue.requeue()
-        self.screen.say(f"{self.count(queue)} {title}: failed (exit {code}): {words}")
+        self.screen.say(f"{self.count(queue)} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
         return True
 
     def title(self, attempt: Attempt) -> str:
@@ -559,7 +559,7 @@ class Sweep:
         said = [f"{states.count(state)} {state.lower()}" for state in dict.fromkeys(states)]
         lines = [f"{queue.study.study_name}: {len(slots)} trials, {', '.join(said)}"]
         if best is not None and best.params:
-            lines.append(f"best so far {best.value:.1f} (trial {best.user_attrs['slot']}: {described(best.params)})")
+            lines.append(f"best so far {best.value:.5g} (trial {best.user_attrs['slot']}: {described(best.params)})")
         for a in attempts:
             lines.append(f"  {self.title(a)}: seed {a.job.wanted['seed']} {a.job.look():.0%}")
         return lines
@@ -582,7 +582,7 @@ def report(sweep: Sweep, tried: Queue, final: Queue, winner: Any, defaults_won: 
     lines = [f"# {sweep.group}", ""]
     lines += [f"{sweep.args.script.name} on {sweep.base['env_id']}, {sweep.args.method}, {len(slots)} trials of seeds"]
     lines[-1] += f" {sweep.args.seeds}; the value is the mean of the last greedy evaluations."
-    lines += ["", f"Winner: trial {winner.user_attrs['slot']}, {described(winner.params)}: {winner.value:.1f}", ""]
+    lines += ["", f"Winner: trial {winner.user_attrs['slot']}, {described(winner.params)}: {winner.value:.5g}", ""]
     fresh = f"On the fresh seeds {sweep.args.fresh_seeds}"
     if defaults_won:
         lines += [f"The winner is the defaults. {fresh}: {verdict.summary(values['defaults'])}."]
@@ -604,9 +604,9 @@ def report(sweep: Sweep, tried: Queue, final: Queue, winner: Any, defaults_won: 
             for n in names
         ]
         each = trial.user_attrs.get("values", [])
-        value = f"{trial.value:.1f}" if slot.state == "DONE" else ""
+        value = f"{trial.value:.5g}" if slot.state == "DONE" else ""
         note = " ".join(filter(None, ["" if slot.state == "DONE" else slot.state.lower(), slot.error or ""]))
-        cells += [value, ", ".join(f"{v:.1f}" for v in each), note.replace("|", "/")]
+        cells += [value, ", ".join(f"{v:.5g}" for v in each), note.replace("|", "/")]
         lines.append(f"| {slot.number} | {' | '.join(cells)} |")
         rows.append({"trial": slot.number, "state": slot.state, "params": trial.params, "values": each})
         rows[-1] |= {"value": trial.value if slot.state == "DONE" else None, "error": slot.error}

@@ -45,9 +45,9 @@ def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) ->
     else:
         verdict = "These runs do not show that the winner beats the defaults"
     luck = promised - float(np.mean(ours))
-    told = f"in the sweep it had had {promised:.1f}, of which {luck:.1f} did not come back" if luck > 0 else ""
+    told = f"in the sweep it had had {promised:.5g}, of which {luck:.3g} did not come back" if luck > 0 else ""
     return (
-        f"{verdict}: difference {difference:+.1f}, 95 % bootstrap interval {low:+.1f} to {high:+.1f}, "
+        f"{verdict}: difference {difference:+.4g}, 95 % bootstrap interval {low:+.4g} to {high:+.4g}, "
         f"probability of improvement {probability_of_improvement(ours, theirs):.2f}" + (f"; {told}." if told else ".")
     )
 
@@ -55,4 +55,4 @@ def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) ->
 def summary(values: Sequence[float]) -> str:
     """mean ± sample standard deviation."""
     spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
-    return f"{np.mean(values):.1f} ± {spread:.1f}"
+    return f"{np.mean(values):.5g} ± {spread:.3g}"
