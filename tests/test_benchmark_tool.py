@@ -327,7 +327,7 @@ def children(pid):
 def test_an_array_runs_every_job_and_preemption_costs_nothing(fork):
     """SIGUSR2 to all processes of a job, as SLURM sends it; submitit's local executor then queues the job again."""
     options = ["--slurm", "--slurm-options", "cluster=local"]
-    words = [*WORDS[:3], "A-v0", "--seeds", "1-2", *options, "--", "--pause", "0.2", "--total-timesteps", "20"]
+    words = [*WORDS[:3], "A-v0", "--seeds", "1-2", *options, "--", "--pause", "0.2", "--total-timesteps", "60"]
     done = tool(*words, cwd=fork)
     jobs = [int(number) for number in re.search(r"2 runs submitted: (\d+), (\d+)", done.stdout).groups()]
     paths = until(lambda: len(run_dirs(fork)) == 2 and run_dirs(fork))
@@ -341,9 +341,9 @@ def test_an_array_runs_every_job_and_preemption_costs_nothing(fork):
     assert grid(fork) == [("A-v0", 1), ("A-v0", 2)]
     for path in paths:
         began = [step for step, _, _ in starts(path)]
-        assert len(began) == 2 and began[0] == 0 and 0 < began[1] < 20
+        assert len(began) == 2 and began[0] == 0 and 0 < began[1] < 60
         steps = [json.loads(line)["global_step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-        assert steps == [*range(1, 21), 20]
+        assert steps == [*range(1, 61), 60]
     for log in fork.glob("runs/*.benchmark/logs/*.log"):
         assert log.read_text().count("error: stopped at step") == 1  # asked once, it made its checkpoint
     again = tool(*words, cwd=fork)
