@@ -48,8 +48,15 @@ def score(args):
 
 def main(args):
     stopped = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stopped.append(number))
+
+    def on_signal(number, frame):
+        stopped.append(number)
+        for known in numbers:  # a second one ends it at once, as it does a run
+            signal.signal(known, signal.SIG_DFL)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    for number in numbers:
+        signal.signal(number, on_signal)
     if args.kind == "refuses":
         common.fail("these do not fit together")
     if args.env_id == "Broken-v0":

@@ -111,7 +111,8 @@ def test_asked_to_stop_it_asks_its_runs_once_and_says_how_to_go_on(fork, number)
     words = [*WORDS, "--", "--pause", "0.1", "--total-timesteps", "30"]
     with started(*words, cwd=fork) as process:
         until(lambda: len([p for p in run_dirs(fork) if list(p.glob("checkpoints/*.pt"))]) == 2)
-        process.send_signal(number)
+        # Ctrl-C goes to every process of a terminal's group.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         assert process.wait(60) == 128 + number
         said = process.said()
     assert f"stopped by {number.name}; go on with python -m common {' '.join(words)}\n" in said
@@ -320,7 +321,8 @@ needs_submitit = pytest.mark.skipif(not importlib.util.find_spec("submitit"), re
 
 
 def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if int(line.split()[1]) == pid]
 
 
 @needs_submitit
@@ -328,8 +330,9 @@ def test_an_array_runs_every_job_and_preemption_costs_nothing(fork):
     """SIGUSR2 to all processes of a job, as SLURM sends it; submitit's local executor then queues the job again."""
     options = ["--slurm", "--slurm-options", "cluster=local"]
     words = [*WORDS[:3], "A-v0", "--seeds", "1-2", *options, "--", "--pause", "0.2", "--total-timesteps", "60"]
-    done = tool(*words, cwd=fork)
-    jobs = [int(number) for number in re.search(r"2 runs submitted: (\d+), (\d+)", done.stdout).groups()]
+    with started(*words, cwd=fork) as process:  # its jobs keep its stdout
+        assert process.wait(100) == 0
+        jobs = [int(number) for number in re.search(r"2 runs submitted: (\d+), (\d+)", process.said()).groups()]
     paths = until(lambda: len(run_dirs(fork)) == 2 and run_dirs(fork))
     for path in paths:
         until(lambda path=path: list(path.glob("checkpoints/*.pt")))

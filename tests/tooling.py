@@ -33,6 +33,7 @@ def started(*words, cwd):
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,  # so that a test can send a signal to all of it, as a terminal does
     )
     process.said = lambda: Path(log.name).read_text()
     try:
