@@ -275,7 +275,8 @@ def test_a_search_makes_as_many_trials_as_asked_for_and_more_can_be_added(fork, 
     winner = found["winner"]
     assert score(winner["learning_rate"], winner["gamma"], 1) == pytest.approx(best)
     # Another search under the same name is refused, whatever differs.
-    for other in (["--seeds", "2"], ["--method", "grid"], ["--search", "gamma=0.9,0.95"], ["--search-seed", "7"]):
+    other_method = "random" if method == "tpe" else "tpe"
+    for other in (["--seeds", "2"], ["--method", other_method], ["--search", "gamma=0.9,0.95"], ["--search-seed", "7"]):
         changed = [*words, *other, "--wandb-group", f"sweep_my_fork_CartPole-v1_{method}"]
         done = tool(*changed, cwd=fork, check=2)
         assert "choose another --wandb-group" in done.stderr
