@@ -201,7 +201,7 @@ class Queue:
 
         self.sweep = sweep
         self.wanted = {slot["slot"]: slot for slot in wanted}
-        plan = {**sweep.plan(), "slots": None if sweep.args.method != "grid" else jsonable(wanted)}
+        plan = {**sweep.plan, "slots": None if sweep.args.method != "grid" else jsonable(wanted)}
         with sweep.lock():
             self.study = optuna.create_study(
                 study_name=name,
@@ -326,9 +326,10 @@ class Sweep:
         self.base, self.space, self.seeds = base, space, seeds
         self.url = args.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
         self.screen = Screen()
+        self.plan = self._plan()
         self.storage = self._connect()
 
-    def plan(self) -> dict[str, Any]:
+    def _plan(self) -> dict[str, Any]:
         """What must be the same for all that work at it."""
         source = self.args.script.read_bytes()
         hyperparameters = {name: value for name, value in self.base.items() if name not in INCIDENTAL}
@@ -610,7 +611,7 @@ def report(sweep: Sweep, tried: Queue, final: Queue, winner: Any, defaults_won: 
         lines.append(f"| {slot.number} | {' | '.join(cells)} |")
         rows.append({"trial": slot.number, "state": slot.state, "params": trial.params, "values": each})
         rows[-1] |= {"value": trial.value if slot.state == "DONE" else None, "error": slot.error}
-    results = {"plan": sweep.plan(), "trials": rows, "winner": winner.params, "fresh": values}
+    results = {"plan": sweep.plan, "trials": rows, "winner": winner.params, "fresh": values}
     write_file(sweep.folder / "report.md", "\n".join(lines) + "\n")
     write_file(sweep.folder / "results.json", json.dumps(results, indent=1, sort_keys=True) + "\n")
     lost = [f"trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
