@@ -5,7 +5,11 @@ import sys
 
 from common.args import fail
 
-TOOLS = {"evaluate": "play a run's policy and print its returns"}
+TOOLS = {
+    "benchmark": "run scripts on environments with several seeds, and go on where that stopped",
+    "evaluate": "play a run's policy and print its returns",
+    "sweep": "search a script's hyperparameters, and try the best on fresh seeds",
+}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import sys
 import traceback
 import types
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
@@ -133,6 +133,8 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     """
     import tyro
 
+    if os.environ.pop("PLAINRL_ASKED", None):
+        _answer(args_class)
     argv = sys.argv[1:] if argv is None else argv
     resumed = _resumed(args_class, argv)
     default: dict[str, Any] = {} if resumed is None else {"default": resumed}
@@ -155,6 +157,22 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     if not show_tracebacks:
         sys.excepthook = _report
     return args
+
+
+def _answer(args_class: type[T]) -> NoReturn:
+    """Instead of a run: what the script makes of each command line on stdin, as JSON, for the tools that start it."""
+    answers: list[dict[str, Any]] = []
+    for argv in json.load(sys.stdin):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                answers.append({"args": dataclasses.asdict(parse(args_class, argv=argv))})  # type: ignore[call-overload]
+        except SystemExit:
+            answers.append({"error": said.getvalue().strip().removeprefix("error: ")})
+    hints = {name: hint for name, hint in get_type_hints(args_class).items() if name in args_class.__dataclass_fields__}  # type: ignore[attr-defined]
+    types_ = {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints.items()}
+    print(json.dumps({"types": types_, "answers": answers}, default=str))
+    raise SystemExit(0)
 
 
 def _resumed(args_class: type[T], argv: list[str]) -> T | None:

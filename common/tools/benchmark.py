@@ -1,0 +1,338 @@
+"""Scripts x environments x seeds, several at a time, each on cores of its own.
+
+    python -m common benchmark algos/dqn.py algos/ppo.py --env-ids CartPole-v1 Acrobot-v1 --seeds 1-5 --workers 2
+    python -m common benchmark my_idea.py --env-ids CartPole-v1 --seeds 1-10 -- --total-timesteps 2e5 --gamma 0.98
+
+What stands after `--` goes to every script. The same command again goes on: finished runs are left alone, others resume
+from their last checkpoint, and those that failed are tried once more. More seeds, environments or scripts may be added.
+Several such commands at once share the work. The runs are one W&B group.
+"""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from common.args import fail, parse
+from common.redact import redact
+from common.tools.launch import (
+    INCIDENTAL,
+    OWN_FLAGS,
+    Job,
+    Pool,
+    Screen,
+    base_arguments,
+    clock,
+    component,
+    jsonable,
+    locked,
+    make_folder,
+    numbers,
+    read_json,
+    sanitized,
+    split_flags,
+    stop,
+    write_file,
+)
+
+
+@dataclass
+class Args:
+    scripts: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCRIPT")]
+    """the scripts; forks too, from any folder"""
+    env_ids: tuple[str, ...]
+    """gymnasium environment ids"""
+    seeds: str = "1-5"
+    """seeds of every script on every environment: 1-5 or 1,3,7-9"""
+    workers: int = 1
+    """runs at a time; the cores this process may use are divided among them"""
+    wandb_group: str | None = None
+    """W&B group, and the name of the folder in which the plan is kept (default: benchmark_ and the scripts' names)"""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags, besides `benchmark` and the git commit"""
+    runs_dir: Path = Path("runs")
+    """where run directories are made"""
+    slurm: bool = False
+    """submit the runs as a SLURM array (at most `workers` at a time) instead of starting them here"""
+    slurm_options: tuple[str, ...] = ()
+    """options of submitit, as in timeout_min=240 slurm_partition=gpu cpus_per_task=4; cluster=local needs no SLURM"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+
+@dataclass
+class Plan:
+    """What is to be run: the file plan.json of the benchmark's folder, to which commands may add."""
+
+    folder: Path
+    runs_dir: Path
+    jobs: dict[str, dict[str, Any]]
+
+    def job(self, key: str) -> Job:
+        made = self.jobs[key]
+        return Job(
+            name=key,
+            script=Path(made["script"]),
+            flags=made["flags"],
+            wanted=made["wanted"],
+            runs_dir=self.runs_dir,
+            total_timesteps=made["wanted"]["total_timesteps"],
+            log=self.folder / "logs" / f"{key}.log",
+            lock=self.folder / "locks" / key,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan":
+        saved = read_json(folder / "plan.json") or {"jobs": {}}
+        return cls(folder, folder.parent, saved["jobs"])
+
+    def add(self, jobs: dict[str, dict[str, Any]]) -> None:
+        """Ends the process with code 2 if a run is planned already, but another one."""
+        with locked(self.folder / "plan.lock"):
+            self.jobs = Plan.load(self.folder).jobs
+            for key, job in jobs.items():
+                known = self.jobs.setdefault(key, job)
+                then, now = known["wanted"], job["wanted"]
+                differ = [
+                    f"{name} was {then[name]!r}, now {now[name]!r}" for name in then if now.get(name) != then[name]
+                ]
+                if known["script"] != job["script"]:
+                    differ.insert(0, f"the script was {known['script']}, now {job['script']}")
+                if differ:
+                    fail(f"{self.folder} has another {key}: {', '.join(differ)}; choose another --wandb-group")
+            write_file(self.folder / "plan.json", json.dumps({"jobs": self.jobs}, indent=1) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    own, flags = split_flags(argv)
+    args = parse(Args, __doc__, own, prog="python -m common benchmark")
+    if args.workers < 1:
+        fail("--workers must be at least 1")
+    if args.slurm_options and not args.slurm:
+        fail("--slurm-options are for --slurm")
+    seeds = numbers(args.seeds, "--seeds")
+    stems = [script.stem for script in args.scripts]
+    for names, what in ((stems, "scripts"), (args.env_ids, "--env-ids")):
+        if len(set(names)) < len(names):
+            fail(f"{what}: two of the same name, whose runs could not be told apart")
+    group = component(args.wandb_group or sanitized("benchmark_" + "_".join(stems)), "--wandb-group")
+    jobs: dict[str, dict[str, Any]] = {}
+    for script in args.scripts:
+        base = base_arguments(script, flags, OWN_FLAGS | {"env_id"})[1]
+        tags = ("benchmark", *_commit(script), *args.wandb_tags)
+        for env_id in args.env_ids:
+            for seed in seeds:
+                mine = ["--env-id", env_id, "--seed", str(seed), "--runs-dir", str(args.runs_dir)]
+                mine += ["--wandb-group", group, "--wandb-tags", *tags]
+                wanted = {name: value for name, value in base.items() if name not in INCIDENTAL}
+                wanted |= {"env_id": env_id, "seed": seed, "wandb_group": group}
+                jobs[sanitized(f"{script.stem}__{env_id}__{seed}")] = {
+                    "script": str(script.resolve()),
+                    "flags": [*flags, *mine],
+                    "wanted": jsonable(wanted),
+                }
+    folder = args.runs_dir / f"{group}.benchmark"
+    make_folder(folder)
+    plan = Plan(folder, args.runs_dir, {})
+    plan.add(jobs)
+    mine_only = [plan.job(key) for key in jobs]
+    _refuse_mixtures(mine_only)
+    command = ["python", "-m", "common", "benchmark", *argv]
+    if args.slurm:
+        _submit(plan, mine_only, args)
+    else:
+        _run(mine_only, args.workers, command)
+
+
+def _run(jobs: list[Job], workers: int, command: list[str]) -> None:
+    """Every job once, by this process or another; then the table, and the code of the first that failed."""
+    pool, screen, began = Pool(workers), Screen(), time.monotonic()
+    pool.listen()
+    failed: list[Job] = []
+    done = [job for job in jobs if job.finished()]
+    todo = [job for job in jobs if job not in done]
+    if done:
+        screen.say(f"{len(done)} of {len(jobs)} runs are finished already")
+    already = len(done)
+    while (todo or pool.jobs) and not (pool.stopping and not pool.jobs):
+        for job in list(todo):
+            if not pool.free or pool.stopping:
+                break
+            if pool.start(job):
+                todo.remove(job)
+                if job.run_dir is not None:
+                    screen.say(f"{_count(done, failed, jobs)} {_name(job)}: goes on with {job.run_dir}")
+            elif job.finished():  # meanwhile, by another command
+                todo.remove(job)
+                done.append(job)
+        for job in pool.poll():
+            seconds = clock(time.monotonic() - job.started)
+            if job.code == 0 and job.finished():
+                done.append(job)
+                score = job.score()
+                what = "done" if score is None else f"return {score:.1f}"
+                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: {what} in {seconds}")
+            elif not pool.stopping:
+                job.code = job.code or 1
+                failed.append(job)
+                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: failed (exit {job.code}): {job.last_words()}")
+        if screen.due():
+            screen.show(_table(jobs, done, failed, pool, began, already))
+        time.sleep(0.1)
+    if pool.stopping:
+        pool.leave(command)
+    _summary(jobs, failed)
+
+
+def _name(job: Job) -> str:
+    return f"{job.script.stem} {job.wanted['env_id']} seed {job.wanted['seed']}"
+
+
+def _count(done: list[Job], failed: list[Job], jobs: list[Job]) -> str:
+    return f"[{len(done) + len(failed):>{len(str(len(jobs)))}}/{len(jobs)}]"
+
+
+def _rows(jobs: list[Job]) -> dict[tuple[str, str], list[Job]]:
+    rows: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        rows.setdefault((job.script.stem, job.wanted["env_id"]), []).append(job)
+    return rows
+
+
+def _table(jobs: list[Job], done: list[Job], failed: list[Job], pool: Pool, began: float, already: int) -> list[str]:
+    """A line for each script on each environment, and one for all."""
+    lines, width = [], max(len(f"{stem}  {env_id}") for stem, env_id in _rows(jobs))
+    for (stem, env_id), row in _rows(jobs).items():
+        finished = [job for job in row if job in done]
+        parts = [f"{stem}  {env_id}".ljust(width), f"{len(finished)}/{len(row)} done"]
+        parts += [f"seed {job.wanted['seed']}: {job.look():.0%}" for job in row if job in pool.jobs]
+        parts += [f"{n} failed"] if (n := sum(job in failed for job in row)) else []
+        scores = [score for job in finished if (score := job.score()) is not None]
+        parts += [f"mean return {statistics.fmean(scores):.1f}"] if scores else []
+        lines.append("   ".join(parts))
+    over = len(done) + len(failed) - already + sum(job.look() for job in pool.jobs)
+    left = (time.monotonic() - began) / over * (len(jobs) - already - over) if over else None
+    return [*lines, f"{len(done)}/{len(jobs)} runs" + ("" if left is None else f", about {clock(left)} left")]
+
+
+def _summary(jobs: list[Job], failed: list[Job]) -> None:
+    """Scores, failures, and the exit code."""
+    width = max(len(f"{stem}  {env_id}") for stem, env_id in _rows(jobs))
+    print(f"\n{'script and environment':<{width}}  runs  final evaluation, mean ± std over seeds")
+    for (stem, env_id), row in _rows(jobs).items():
+        scores = [score for job in row if (score := job.score()) is not None]
+        spread = statistics.pstdev(scores) if scores else 0.0
+        shown = f"{statistics.fmean(scores):.1f} ± {spread:.1f}" if scores else "none"
+        print(f"{stem}  {env_id}".ljust(width) + f"  {sum(job.finished() for job in row):>4}  {shown}")
+    for job in failed:
+        print(f"failed: {_name(job)} (exit {job.code}): {job.last_words()}\n        {job.log}")
+    sys.stdout.flush()
+    if failed:
+        fail(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again", failed[0].code or 1)
+
+
+def _refuse_mixtures(jobs: list[Job]) -> None:
+    """Runs of two versions of a script under one name would be taken for seeds of one; code 2."""
+    for job in jobs:
+        if not job.finished():
+            continue
+        copy = job.run_dir / "source" / job.script.name  # type: ignore[operator]
+        with contextlib.suppress(OSError):
+            if copy.read_text("utf-8") != redact(job.script.read_text("utf-8")):
+                fail(
+                    f"{job.script.name} has changed since {job.run_dir} was finished (it ran {copy}): "
+                    "choose another --wandb-group, or put the script back"
+                )
+
+
+def _commit(script: Path) -> list[str]:
+    """`git describe` of the script's repository, as a tag."""
+    words = ["git", "describe", "--tags", "--always", "--dirty"]
+    try:
+        done = subprocess.run(words, cwd=script.resolve().parent, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [done.stdout.strip()[:60]]
+
+
+# --- SLURM, through submitit
+
+
+class Task:
+    """One run as a job of an array. Before SLURM ends it (SIGUSR2), the run makes a checkpoint and is queued again.
+
+    All that it has to know on another day and another machine is in the benchmark's folder.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.pool = Pool(1, pin=False)  # the cores are those SLURM gave
+
+    def __call__(self) -> str:
+        job = Plan.load(Path(self.folder)).job(self.key)
+        while not self.pool.start(job):
+            if job.finished():
+                return f"{self.key} is finished"
+            time.sleep(1)  # another process has it
+        while not self.pool.poll():
+            time.sleep(0.2)
+        if job.code != 0:
+            raise RuntimeError(f"{self.key}: exit {job.code}: {job.last_words()}")
+        return f"{self.key} is finished"
+
+    def checkpoint(self) -> Any:
+        """For submitit, which calls it in its handler of SIGUSR2."""
+        from submitit.helpers import DelayedSubmission
+
+        for job in self.pool.jobs:
+            stop(job)
+        self.pool.wait()
+        return DelayedSubmission(Task(self.folder, self.key))
+
+
+def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
+    try:
+        import submitit
+    except ImportError:
+        fail('--slurm needs submitit: pip install -e ".[slurm]"')
+    options: dict[str, Any] = {"timeout_min": 24 * 60, "name": plan.folder.stem}
+    for word in args.slurm_options:
+        name, equals, value = word.partition("=")
+        if not equals:
+            fail(f"--slurm-options {word!r} is not of the form name=value")
+        options[name] = value
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                options[name] = number(value)
+                break
+    cluster = options.pop("cluster", "slurm")
+    todo = [job for job in jobs if not job.finished()]
+    if not todo:
+        _summary(jobs, [])
+        return
+    # As often as it takes: each time a run gets further.
+    times = {f"{cluster}_max_num_timeout": 1000}
+    try:
+        executor = submitit.AutoExecutor(folder=plan.folder / "submitit", cluster=cluster, **times)
+        if cluster == "slurm":
+            options["slurm_array_parallelism"] = args.workers
+        executor.update_parameters(**options)
+        submitted = executor.submit_array([Task(str(plan.folder.resolve()), job.name) for job in todo])
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        NameError,
+        AssertionError,
+        OSError,
+        subprocess.SubprocessError,
+    ) as error:
+        fail(f"the runs cannot be submitted: {error}")
+    print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {plan.folder}")

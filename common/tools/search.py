@@ -1,0 +1,217 @@
+"""What `sweep --search` describes: a space of a script's own arguments.
+
+    learning_rate=1e-4..1e-2:log     a range, drawn from evenly in its logarithm
+    gamma=0.9,0.95,0.99              a list
+    num_steps=16..256:log:5          a range of whole numbers; in a grid, 5 points of it
+    "hidden_sizes=64 64,128 128"     values of several words, as the script takes them
+
+Every value is read by the script's own parser, so what the script would refuse is refused before anything runs.
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.args import fail
+from common.tools.launch import OWN_FLAGS, ask
+
+NOT_SEARCHED = OWN_FLAGS | {"debug", "env_id", "track", "capture_video", "eval_episodes", "allow_env_import"}
+Value = bool | int | float | str | None  # of one argument; what takes several words is their text
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One argument and what it may be: `values`, or the range from `low` to `high`."""
+
+    name: str
+    values: tuple[Value, ...] = ()
+    arguments: tuple[Any, ...] = ()  # the values as they read in args.json
+    low: float | int = 0
+    high: float | int = 0
+    log: bool = False
+    points: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+    def grid(self) -> list[Value]:
+        """Its values, or the points of its range: evenly spaced, both ends among them, whole numbers each once."""
+        if self.values:
+            return list(self.values)
+        assert self.points is not None
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        steps = [low + (high - low) * i / (self.points - 1) for i in range(1, self.points - 1)]
+        inner = [math.exp(step) if self.log else step for step in steps]
+        if self.whole:
+            return list(dict.fromkeys([self.low, *map(round, inner), self.high]))
+        return [self.low, *inner, self.high]
+
+    def argument(self, value: Value) -> Any:
+        """A value as it reads in args.json."""
+        return self.arguments[self.values.index(value)] if self.values else value
+
+    def suggest(self, trial: Any) -> Value:
+        """A value for one of Optuna's trials; of a grid's, one of the points, which the trial already has."""
+        if self.values or self.points is not None:
+            return trial.suggest_categorical(self.name, self.grid())
+        if self.whole:
+            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+
+def flag(name: str, value: Value) -> list[str]:
+    """The words that give an argument a value."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    words = value.split() if isinstance(value, str) else [repr(value)]
+    return [f"--{dashed}={words[0]}"] if len(words) == 1 else [f"--{dashed}", *words]
+
+
+def flags(params: Mapping[str, Value]) -> list[str]:
+    return [word for name, value in params.items() for word in flag(name, value)]
+
+
+def product(space: list[Dimension]) -> list[dict[str, Value]]:
+    """Every combination, the last dimension fastest."""
+    return [
+        dict(zip([d.name for d in space], values, strict=True))
+        for values in itertools.product(*(d.grid() for d in space))
+    ]
+
+
+def read_space(script: Path, fixed: list[str], types: Mapping[str, str], search: tuple[str, ...]) -> list[Dimension]:
+    """The dimensions that `--search` describes; code 2 and what is wrong if the script does not accept one of them.
+
+    Args:
+        fixed: the script's other flags.
+        types: name to type of each of the script's arguments.
+    """
+    parts = [_split(script, types, word) for word in search]
+    names = [name for name, _ in parts]
+    for name in names:
+        if names.count(name) > 1:
+            fail(f"--search names {name} twice")
+    given = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in fixed if word[:2] == "--"}
+    for name in sorted(given & set(names)):
+        fail(f"{name} is searched, and fixed by the script's flag --{name.replace('_', '-')}: drop one of them")
+    lines = [[*fixed, *flag(name, value)] for name, spec in parts for value in spec.values or (spec.low, spec.high)]
+    answers = iter(ask(script, lines)[1])
+    space = []
+    for name, spec in parts:
+        arguments = []
+        for value in spec.values or (spec.low, spec.high):
+            answer = next(answers)
+            if answer.error is not None:
+                fail(f"--search {name}: {script.name} does not accept {value}: {answer.error}")
+            arguments.append(answer.args[name])
+        space.append(_typed(name, spec, arguments))
+    return space
+
+
+@dataclass
+class _Spec:
+    """A description whose values are still words."""
+
+    values: tuple[Value, ...] = ()
+    low: str = ""
+    high: str = ""
+    log: bool = False
+    points: int | None = None
+
+
+def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, _Spec]:
+    name, equals, text = word.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    if not equals or not text:
+        fail(f"--search {word!r} is not of the form name=low..high, name=low..high:log or name=value,value")
+    if name not in types:
+        near = difflib.get_close_matches(name, types, 1)
+        fail(f"--search {name}: {script.name} has no such argument" + (f"; did you mean {near[0]}?" if near else ""))
+    if name in NOT_SEARCHED:
+        fail(f"--search {name}: that is no hyperparameter")
+    if ".." not in text:
+        if types[name] == "bool":
+            known = {"true": True, "false": False}
+            if bad := [v for v in text.split(",") if v.strip().lower() not in known]:
+                fail(f"--search {name}: {bad[0]!r} is neither true nor false")
+            return name, _Spec(tuple(known[v.strip().lower()] for v in text.split(",")))
+        values = tuple(" ".join(value.split()) for value in text.split(","))
+        if not all(values):
+            fail(f"--search {word!r}: an empty value")
+        return name, _Spec(values)
+    match = re.fullmatch(r"([^:]+?)\.\.([^:]+?)(:log)?(?::(\d+))?", text)
+    if not match:
+        fail(f"--search {word!r}: a range is low..high, low..high:log, or with a number of points low..high:5")
+    if types[name].removesuffix(" | None") not in ("int", "float"):
+        fail(f"--search {name}: a range of {types[name]} has no meaning; list the values")
+    points = None if match[4] is None else int(match[4])
+    if points is not None and points < 2:
+        fail(f"--search {word!r}: a range has at least 2 points")
+    return name, _Spec((), match[1].strip(), match[2].strip(), match[3] is not None, points)
+
+
+def _typed(name: str, spec: _Spec, arguments: list[Any]) -> Dimension:
+    """With values of the script's own types."""
+    if spec.values:
+        if len({str(argument) for argument in arguments}) < len(arguments):
+            fail(f"--search {name} lists a value twice")
+        simple = (
+            text if isinstance(argument, list | dict) else argument
+            for text, argument in zip(spec.values, arguments, strict=True)
+        )
+        return Dimension(name, tuple(simple), tuple(arguments))
+    low, high = arguments
+    if low is None or high is None:
+        fail(f"--search {name}: a range has two numbers")
+    if not low < high:
+        fail(f"--search {name}: the range from {low} to {high} is empty")
+    if spec.log and low <= 0:
+        fail(f"--search {name}: a logarithmic range begins above 0, not at {low}")
+    return Dimension(name, low=low, high=high, log=spec.log, points=spec.points)
+
+
+def check_method(space: list[Dimension], method: str) -> None:
+    """A grid needs a number of points of each range; the others draw from all of it."""
+    for d in space:
+        if method == "grid" and not d.values and d.points is None:
+            fail(f"--search {d.name}: a grid needs a number of points, as in {d.low}..{d.high}{':log' * d.log}:5")
+        if method != "grid" and d.points is not None:
+            fail(f"--search {d.name}: {method} draws from the whole range; leave out :{d.points}, or list the values")
+
+
+def wandb_sweep(script: Path, fixed: list[str], space: list[Dimension], method: str, defaults: Mapping) -> dict:
+    """The same search as W&B's own configuration, for `wandb sweep FILE` and `wandb agent`.
+
+    https://docs.wandb.ai/guides/sweeps/sweep-config-keys. An agent gives a flag for True and nothing for False, so a
+    switch that is on by default appears as its opposite, no_NAME.
+    """
+    parameters: dict[str, Any] = {}
+    for d in space:
+        if any(isinstance(argument, list | dict) for argument in d.arguments):
+            fail(f"{d.name}: a W&B agent gives a value as one word; leave it out of --wandb-sweep")
+        if d.values and all(isinstance(value, bool) for value in d.values):
+            on = bool(defaults[d.name])
+            parameters[f"no_{d.name}" if on else d.name] = {"values": [value is not on for value in d.values]}
+        elif d.values or method == "grid":
+            # None as a word, which the script reads; what W&B's server makes of a null is not documented.
+            parameters[d.name] = {"values": ["None" if value is None else value for value in d.grid()]}
+        elif d.whole:
+            kind = "q_log_uniform_values" if d.log else "int_uniform"
+            parameters[d.name] = {"distribution": kind, "min": d.low, "max": d.high}
+        else:
+            parameters[d.name] = {"distribution": "log_uniform_values" if d.log else "uniform"}
+            parameters[d.name] |= {"min": d.low, "max": d.high}
+    return {
+        "program": str(script),
+        "method": {"grid": "grid", "random": "random"}.get(method, "bayes"),
+        "metric": {"name": "eval/episodic_return", "goal": "maximize"},
+        "parameters": parameters,
+        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_boolean_flags}"],
+    }

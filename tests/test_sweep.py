@@ -1,0 +1,509 @@
+"""python -m common sweep: the space that is meant, every trial once whatever is killed, and an honest end."""
+
+import collections
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tooling import FORK, run_dirs, started, starts, tool, until
+
+from common.tools import verdict
+from common.tools.launch import ask
+from common.tools.search import Dimension, flags, product, read_space, wandb_sweep
+
+optuna = pytest.importorskip("optuna", reason="extra sweep")
+scipy_stats = pytest.importorskip("scipy.stats", reason="extra sweep")
+TYPES = ask(FORK, [[]])[0]
+
+
+def score(learning_rate, gamma, seed):
+    """What quick_fork.py's docstring says."""
+    return -((math.log10(learning_rate) + 3) ** 2) - 10 * (gamma - 0.9) ** 2 + seed / 1000
+
+
+def space(*search, fixed=()):
+    return read_space(FORK, list(fixed), TYPES, search)
+
+
+def results(cwd):
+    (path,) = cwd.glob("runs/*.sweep/results.json")
+    return json.loads(path.read_text())
+
+
+def trials(cwd):
+    """(slot, state) of every trial in the study, failed attempts too."""
+    (path,) = cwd.glob("runs/*.sweep/study.db")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    name = min(optuna.get_all_study_names(storage), key=len)
+    return [(t.user_attrs["slot"], t.state.name, t) for t in optuna.load_study(study_name=name, storage=storage).trials]
+
+
+@pytest.fixture
+def fork(tmp_path):
+    shutil.copy(FORK, tmp_path / "my_fork.py")
+    return tmp_path
+
+
+# --- what is searched
+
+
+def test_a_space_is_what_it_says():
+    found = space(
+        "learning_rate=1e-4..1e-2:log",
+        "gamma=0.9,0.95,0.990",
+        "num_steps=8..2_000:log:4",
+        "norm_adv=true,False",
+        "hidden_sizes=64 64,128,  32  16 8",
+        "target-kl=None,0.02",
+        "total_timesteps=1e1,20",
+        "kind=plain,refuses",
+    )
+    assert found == [
+        Dimension("learning_rate", low=1e-4, high=1e-2, log=True),
+        Dimension("gamma", (0.9, 0.95, 0.99), (0.9, 0.95, 0.99)),
+        Dimension("num_steps", low=8, high=2000, log=True, points=4),
+        Dimension("norm_adv", (True, False), (True, False)),
+        Dimension("hidden_sizes", ("64 64", "128", "32 16 8"), ([64, 64], [128], [32, 16, 8])),
+        Dimension("target_kl", (None, 0.02), (None, 0.02)),
+        Dimension("total_timesteps", (10, 20), (10, 20)),
+        Dimension("kind", ("plain", "refuses"), ("plain", "refuses")),
+    ]
+    assert [type(v) for v in found[6].values] == [int, int] and type(found[2].low) is int
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("points", [2, 3, 5, 12])
+def test_points_of_a_range_against_numpy(whole, log, points):
+    low, high = (3, 17) if whole else (0.003, 17.0)
+    expected = (np.geomspace if log else np.linspace)(low, high, points)
+    got = Dimension("x", low=low, high=high, log=log, points=points).grid()
+    assert got[0] == low and got[-1] == high
+    if whole:
+        assert got == sorted({round(value) for value in expected}) and all(type(value) is int for value in got)
+    else:
+        assert got == pytest.approx(expected)
+
+
+def test_the_flags_of_a_value_are_read_back_as_that_value():
+    """Whatever Optuna draws, the script gets that: to the last bit, negative, none, several words."""
+    drawn = [
+        {"learning_rate": 0.1 + 0.2, "gamma": 1 / 3, "num_steps": 17, "norm_adv": False},
+        {"learning_rate": 5e-324, "norm_adv": True, "target_kl": None, "hidden_sizes": "32 16 8"},
+        {"target_kl": -1.5e-7, "hidden_sizes": "128", "kind": "fails"},
+    ]
+    for params, answer in zip(drawn, ask(FORK, [flags(params) for params in drawn])[1], strict=True):
+        assert answer.error is None
+        expected = {k: [*map(int, v.split())] if k == "hidden_sizes" else v for k, v in params.items()}
+        assert {name: answer.args[name] for name in params} == expected
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(1e-5, 1e-1), (2, 9)])
+def test_draws_are_even_in_the_range_or_in_its_logarithm(log, low, high):
+    """Kolmogorov-Smirnov and chi-squared tests against the definition, of the first draw of each of 600 slots."""
+    from common.tools.sweep import Args, Sweep
+
+    sweep = object.__new__(Sweep)
+    sweep.args = Args(FORK, (), method="random")
+    dimension, values = Dimension("x", low=low, high=high, log=log), []
+    for slot in range(600):
+        study = optuna.create_study(sampler=sweep.sampler(slot))
+        values.append(dimension.suggest(study.ask()))
+    assert low <= min(values) and max(values) <= high
+    if isinstance(low, int):
+        # Optuna's: a logarithmic range of whole numbers is that of [low - 0.5, high + 0.5], rounded.
+        edges = np.arange(low, high + 2) - 0.5
+        share = np.diff(np.log(edges) if log else edges)
+        expected = 600 * share / share.sum()
+        assert scipy_stats.chisquare(np.histogram(values, edges)[0], expected).pvalue > 0.001
+    else:
+        position = [(math.log(v / low) / math.log(high / low)) if log else (v - low) / (high - low) for v in values]
+        assert len(set(values)) == 600 and scipy_stats.kstest(position, "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--search", "learning_rat=1,2"], "did you mean learning_rate?"),
+        (["--search", "zzz=1"], "my_fork.py has no such argument\n"),
+        (["--search", "learning_rate"], "not of the form"),
+        (["--search", "learning_rate=1e-4,"], "empty value"),
+        (["--search", "learning_rate=1e-4..x"], "does not accept x"),
+        (["--search", "learning_rate=1e-2..1e-4"], "is empty"),
+        (["--search", "learning_rate=0..1:log"], "begins above 0"),
+        (["--search", "learning_rate=0..1:lg"], "a range is low..high"),
+        (["--search", "gamma=0.9,1.5"], "--gamma must be between 0 and 1, not 1.5"),
+        (["--search", "gamma=0.9..1.5"], "--gamma must be between 0 and 1, not 1.5"),
+        (["--search", "gamma=0.9,0.90"], "lists a value twice"),
+        (["--search", "gamma=0.9,1", "gamma=0.9"], "names gamma twice"),
+        (["--search", "num_steps=1.5,2"], "does not accept 1.5"),
+        (["--search", "norm_adv=true,2"], "neither true nor false"),
+        (["--search", "norm_adv=0..1"], "has no meaning"),
+        (["--search", "hidden_sizes=1..2"], "has no meaning"),
+        (["--search", "kind=plain,other"], "does not accept other"),
+        (["--search", "seed=1,2"], "no hyperparameter"),
+        (["--search", "gamma=0.9..0.99", "--method", "grid"], "a grid needs a number of points, as in 0.9..0.99:5"),
+        (["--search", "gamma=0.9..0.99:1", "--method", "grid"], "at least 2 points"),
+        (["--search", "gamma=0.9..0.99:5"], "leave out :5"),
+        (["--search", "gamma=0.9,1", "--method", "grid", "--trials", "3"], "this grid has 2 points"),
+        (["--search", "gamma=0.9,1", "--trials", "0"], "--trials must be at least 1"),
+        (["--search", "gamma=0.9,1", "--fresh-seeds", "3-5"], "the winner was chosen on those"),
+        (["--search", "gamma=0.9,1", "--storage", "mysql://x"], "--storage is"),
+        (["--search", "gamma=0.9,1", "--", "--gamma", "0.5"], "searched, and fixed"),
+        (["--search", "gamma=0.9,1", "--", "--eval-episodes", "0"], "nothing to judge"),
+        (["--search", "gamma=0.9,1", "--", "--lerning-rate", "0.5"], "--learning-rate"),
+        (["--search", "hidden_sizes=1 2,3", "--wandb-sweep", "x.yaml"], "gives a value as one word"),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(fork, words, said):
+    done = tool("sweep", "my_fork.py", *words, cwd=fork, check=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+    assert not run_dirs(fork) and not (fork / "x.yaml").exists()
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "tpe"])
+def test_the_file_for_wandb_is_the_same_search(fork, method):
+    """Read back as W&B's agent does it, by its own code, and by the script's parser: the same runs."""
+    import yaml
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    points = ":3" if method == "grid" else ""
+    search = [f"learning_rate=1e-4..1e-2:log{points}", f"num_steps=4..6{points}", "norm_adv=true,false"]
+    search += ["target_kl=None,0.5", "kind=plain,fails", f"gamma=0.9..0.92{points}"]
+    words = ["sweep", "my_fork.py", "--search", *search, "--method", method, "--wandb-sweep", "w.yaml"]
+    tool(*words, "--", "--total-timesteps", "7", cwd=fork)
+    assert not (fork / "runs").exists()
+    written = yaml.safe_load((fork / "w.yaml").read_text())
+    assert written["method"] == {"grid": "grid", "random": "random", "tpe": "bayes"}[method]
+    assert written["metric"] == {"name": "eval/episodic_return", "goal": "maximize"}
+    parameters = written["parameters"]
+    if method != "grid":
+        assert parameters["learning_rate"] == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+        assert parameters["num_steps"] == {"distribution": "int_uniform", "min": 4, "max": 6}
+        assert parameters["gamma"] == {"distribution": "uniform", "min": 0.9, "max": 0.92}
+        for name in ("learning_rate", "gamma", "num_steps"):
+            parameters[name] = {"values": [parameters[name]["min"], parameters[name]["max"]]}
+    names = list(parameters)
+    combinations = list(itertools.product(*(parameters[name]["values"] for name in names)))
+    lines = []
+    for values in combinations:
+        config = {"args": {name: {"value": value} for name, value in zip(names, values, strict=True)}}
+        flags_of = create_sweep_command_args(config)["args_no_boolean_flags"]
+        words = list(
+            itertools.chain(*(flags_of if w == "${args_no_boolean_flags}" else [w] for w in written["command"]))
+        )
+        assert words[:3] == ["${env}", "${interpreter}", "${program}"]
+        lines.append(words[3:])
+    got = []
+    for answer in ask(FORK, lines)[1]:
+        assert answer.error is None and answer.args["total_timesteps"] == 7
+        got.append(tuple(answer.args[name] for name in (w.partition("=")[0] for w in search)))
+    grid = method == "grid"
+    expected = itertools.product(
+        [1e-4, pytest.approx(1e-3), 1e-2] if grid else [1e-4, 1e-2],
+        [4, 5, 6] if grid else [4, 6],
+        [True, False],
+        [None, 0.5],
+        ["plain", "fails"],
+        [0.9, pytest.approx(0.91), 0.92] if grid else [0.9, 0.92],
+    )
+    assert got == list(expected)
+
+
+def test_logarithmic_whole_numbers_for_wandb():
+    found = wandb_sweep(FORK, [], space("num_steps=4..64:log"), "gp", {})
+    assert found["parameters"]["num_steps"] == {"distribution": "q_log_uniform_values", "min": 4, "max": 64}
+
+
+# --- the search
+
+
+def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
+    search = ["learning_rate=1e-4..1e-2:log:3", "hidden_sizes=64 64,32"]
+    words = ["sweep", "my_fork.py", "--search", *search, "--method", "grid", "--seeds", "1,4", "--no-prune"]
+    done = tool(*words, "--fresh-seeds", "11-12", "--workers", "2", cwd=fork)
+    found = results(fork)
+    expected = set(itertools.product([1e-4, 1e-3, 1e-2], ["64 64", "32"]))
+    got = [(round(math.exp(math.log(p["learning_rate"])), 12), p["hidden_sizes"]) for p in
+           (trial["params"] for trial in found["trials"])]  # fmt: skip
+    assert set(got) == expected and len(got) == 6
+    for trial in found["trials"]:
+        p = trial["params"]
+        each = [score(p["learning_rate"], 0.99, seed) for seed in (1, 4)]
+        assert trial["values"] == pytest.approx(each) and trial["value"] == pytest.approx(sum(each) / 2)
+    facts = [json.loads((path / "args.json").read_text()) for path in run_dirs(fork)]
+    assert collections.Counter(fact["seed"] for fact in facts) == {1: 6, 4: 6, 11: 2, 12: 2}
+    assert {fact["wandb_group"] for fact in facts} == {"sweep_my_fork_CartPole-v1_grid"}
+    assert {tuple(fact["wandb_tags"]) for fact in facts if fact["seed"] < 11} == {
+        ("sweep", f"trial-{i}") for i in range(6)
+    }
+    assert {fact["hidden_sizes"].__repr__() for fact in facts} == {"[64, 64]", "[32]"}
+    # The winner is the best of the closed form, and only it and the defaults are run on fresh seeds.
+    assert found["winner"]["learning_rate"] == pytest.approx(1e-3)
+    assert found["fresh"]["winner"] == pytest.approx([score(1e-3, 0.99, seed) for seed in (11, 12)])
+    assert found["fresh"]["defaults"] == pytest.approx([score(1e-2, 0.99, seed) for seed in (11, 12)])
+    assert "The winner beats the defaults on fresh seeds: difference +1, 95" in done.stdout
+    (folder,) = (fork / "runs").glob("*.sweep")
+    for name in ("history.png", "importance.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 7
+
+
+@pytest.mark.parametrize("method", ["random", "tpe", "gp"])
+def test_a_search_makes_as_many_trials_as_asked_for_and_more_can_be_added(fork, method):
+    words = ["sweep", "my_fork.py", "--search", "learning_rate=1e-5..1e-1:log", "gamma=0.9,0.95", "--method", method]
+    words += ["--seeds", "1", "--fresh-seeds", "5", "--no-prune", "--workers", "2"]
+    tool(*words, "--trials", "3", cwd=fork)
+    first = {trial["trial"]: trial for trial in results(fork)["trials"]}
+    tool(*words, "--trials", "5", cwd=fork)
+    found = results(fork)
+    assert sorted(trial["trial"] for trial in found["trials"]) == list(range(5))
+    assert all(first[trial["trial"]] == trial for trial in found["trials"] if trial["trial"] < 3)
+    rates = [trial["params"]["learning_rate"] for trial in found["trials"]]
+    assert len(set(rates)) == 5 and all(1e-5 <= rate <= 1e-1 for rate in rates)
+    best = max(score(t["params"]["learning_rate"], t["params"]["gamma"], 1) for t in found["trials"])
+    winner = found["winner"]
+    assert score(winner["learning_rate"], winner["gamma"], 1) == pytest.approx(best)
+    # Another search under the same name is refused, whatever differs.
+    other_method = "random" if method == "tpe" else "tpe"
+    for other in (["--seeds", "2"], ["--method", other_method], ["--search", "gamma=0.9,0.95"], ["--search-seed", "7"]):
+        changed = [*words, *other, "--wandb-group", f"sweep_my_fork_CartPole-v1_{method}"]
+        done = tool(*changed, cwd=fork, check=2)
+        assert "choose another --wandb-group" in done.stderr
+    with (fork / "my_fork.py").open("a") as file:
+        file.write("# changed\n")
+    assert "begun with another source" in tool(*words, cwd=fork, check=2).stderr
+
+
+def test_two_workers_at_once_and_one_is_killed_nothing_is_lost(fork):
+    """Fault 48: its trials are queued again and go on from their checkpoints; each slot is done once."""
+    words = ["sweep", "my_fork.py", "--search", "learning_rate=1e-5..1e-1:log", "--method", "tpe", "--trials", "6"]
+    words += ["--seeds", "1-2", "--fresh-seeds", "5", "--heartbeat", "1", "--no-prune", "--", "--pause", "0.1"]
+    with started(*words, cwd=fork) as victim, started(*words, cwd=fork) as other:
+        until(lambda: len(run_dirs(fork)) >= 4, 200)
+        victim.kill()
+        assert other.wait(250) == 0, other.said()
+    found = results(fork)
+    assert sorted(trial["trial"] for trial in found["trials"]) == list(range(6))
+    assert all(trial["state"] == "DONE" for trial in found["trials"])
+    for trial in found["trials"]:
+        rate = trial["params"]["learning_rate"]
+        assert trial["values"] == pytest.approx([score(rate, 0.99, seed) for seed in (1, 2)])
+    facts = [json.loads((path / "args.json").read_text()) for path in run_dirs(fork)]
+    pairs = collections.Counter((tuple(fact["wandb_tags"]), fact["seed"]) for fact in facts)
+    assert set(pairs.values()) == {1} and len(pairs) == 6 * 2 + 2
+    states = collections.Counter(state for _, state, _ in trials(fork))
+    assert states["COMPLETE"] == 6 and states["FAIL"] >= 1 and set(states) == {"COMPLETE", "FAIL"}
+    begun = [starts(path) for path in run_dirs(fork)]
+    assert any(len(each) == 2 and each[1][0] > 0 for each in begun)  # one went on with its worker's run
+
+
+def test_killed_again_and_again_it_goes_on(fork):
+    words = ["sweep", "my_fork.py", "--search", "gamma=0.9,0.95,0.99", "--method", "grid", "--seeds", "1-2"]
+    words += ["--fresh-seeds", "5", "--heartbeat", "1", "--workers", "2", "--no-prune", "--", "--pause", "0.1"]
+    for kills in range(3):
+        with started(*words, cwd=fork) as process:
+            until(lambda n=kills: sum(len(starts(path)) for path in run_dirs(fork)) > 2 * n)
+            time.sleep(0.3 * kills)
+            process.kill()
+    tool(*words, cwd=fork)
+    assert [(t["params"]["gamma"], t["state"]) for t in sorted(results(fork)["trials"], key=lambda t: t["trial"])] == [
+        (0.9, "DONE"), (0.95, "DONE"), (0.99, "DONE")
+    ]  # fmt: skip
+    for path in run_dirs(fork):
+        began = [step for step, _, _ in starts(path)]
+        assert began[0] == 0 and 0 not in began[1:]
+    assert len(run_dirs(fork)) == 3 * 2 + 2
+
+
+def test_asked_to_stop_it_gives_its_trials_back_and_says_how_to_go_on(fork):
+    words = [
+        "sweep",
+        "my_fork.py",
+        "--search",
+        "gamma=0.9,0.95",
+        "--method",
+        "grid",
+        "--seeds",
+        "1",
+        "--fresh-seeds",
+        "5",
+    ]
+    words += ["--workers", "2", "--", "--pause", "0.1"]
+    with started(*words, cwd=fork) as process:
+        until(lambda: len([p for p in run_dirs(fork) if list(p.glob("checkpoints/*.pt"))]) == 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert f"error: stopped by SIGTERM; go on with python -m common {' '.join(words)}\n" in process.said()
+    assert sorted(state for _, state, _ in trials(fork)) == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    began = time.monotonic()
+    tool(*words, cwd=fork)  # at once: it does not wait for the heartbeat of the dead
+    assert time.monotonic() - began < 60 and len(run_dirs(fork)) == 4
+
+
+def test_a_trial_that_is_not_finite_is_recorded_and_the_sweep_goes_on(fork):
+    """Fault 49."""
+    words = ["sweep", "my_fork.py", "--search", "learning_rate=0.9,0.001", "--method", "grid", "--seeds", "1-2"]
+    done = tool(*words, "--fresh-seeds", "5-6", cwd=fork)
+    bad, good = sorted(results(fork)["trials"], key=lambda trial: trial["trial"])
+    assert bad["state"] == "PRUNED" and bad["value"] is None and good["state"] == "DONE"
+    assert bad["error"].startswith("exit 4: error: losses/policy_loss is nan at step 5")
+    assert "trial 0 (learning_rate=0.9): pruned, exit 4: error: losses/policy_loss is nan" in done.stdout
+    assert results(fork)["winner"] == {"learning_rate": 0.001}
+    assert [state for _, state, _ in trials(fork)] == ["PRUNED", "COMPLETE"]  # and was not tried again
+
+
+def test_if_no_trial_comes_to_its_end_it_says_so(fork):
+    words = ["sweep", "my_fork.py", "--search", "learning_rate=0.9,0.8", "--method", "grid", "--seeds", "1"]
+    done = tool(*words, cwd=fork, check=4)
+    assert done.stderr.startswith("error: no trial came to its end; the last: exit 4: error: losses/policy_loss is nan")
+
+
+def test_failed_trials_are_tried_again_but_not_for_ever(fork):
+    words = ["sweep", "my_fork.py", "--search", "kind=plain,crashes_once,fails,refuses", "--method", "grid"]
+    done = tool(*words, "--seeds", "1", "--fresh-seeds", "5-6", "--retries", "2", cwd=fork)
+    states = collections.defaultdict(list)
+    for slot, state, _ in trials(fork):
+        states[slot].append(state)
+    # Arguments that the script refuses (exit 2) are not tried again: they will not fit the next time.
+    assert states == {0: ["COMPLETE"], 1: ["FAIL", "COMPLETE"], 2: ["FAIL"] * 3, 3: ["FAIL"]}
+    assert "failed: trial 2: exit 1: error: RuntimeError: a bug in the fork" in done.stdout
+    assert "failed: trial 3: exit 2: error: these do not fit together" in done.stdout
+    assert len(starts(next(p for p in run_dirs(fork) if "crashes_once" in (p / "args.json").read_text()))) == 2
+
+
+def test_trials_below_the_median_are_pruned_on_training_returns(fork):
+    """In turn: five that are not judged, then one above their median, one below it, and one above."""
+    rates = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 1.5e-3, 1e-1, 2.5e-3]
+    words = ["sweep", "my_fork.py", "--search", f"learning_rate={','.join(map(str, rates))}", "--method", "grid"]
+    words += ["--seeds", "1", "--fresh-seeds", "5"]
+    done = tool(*words, "--", "--pause", "0.3", cwd=fork)
+    found = sorted(results(fork)["trials"], key=lambda trial: trial["trial"])
+    assert [trial["state"] for trial in found] == ["DONE"] * 6 + ["PRUNED", "DONE"]
+    assert "trial 6 (learning_rate=0.1): pruned at" in done.stdout
+    (path,) = [p for p in run_dirs(fork) if json.loads((p / "args.json").read_text())["learning_rate"] == 0.1]
+    assert not (path / "finished.json").exists()
+    (trial,) = [trial for slot, _, trial in trials(fork) if slot == 6]
+    # What was reported is the mean return of each tenth; the first three tenths are not judged.
+    assert trial.intermediate_values == pytest.approx({i: score(1e-1, 0.99, 1) for i in range(4)})
+
+
+def test_if_the_defaults_win_nothing_is_compared(fork):
+    words = ["sweep", "my_fork.py", "--search", "gamma=0.99,0.95", "--method", "grid", "--seeds", "1"]
+    done = tool(*words, "--fresh-seeds", "5-6", "--", "--learning-rate", "1e-3", cwd=fork)
+    assert "winner is the defaults" not in done.stdout  # 0.95 is better
+    words[3] = "gamma=0.99,0.1"
+    done = tool(*words, "--fresh-seeds", "5-6", "--wandb-group", "again", cwd=fork)
+    assert "The winner is the defaults. On the fresh seeds 5-6: -1.0755 ± 0.000707." in done.stdout
+
+
+def test_without_optuna_it_says_what_to_install(fork):
+    (fork / "shadow").mkdir()
+    (fork / "shadow" / "optuna.py").write_text("raise ImportError('not here', name='optuna')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "common", "sweep", "my_fork.py", "--search", "gamma=0.9,1"],
+        cwd=fork,
+        env={**os.environ, "PYTHONPATH": f"{fork / 'shadow'}{os.pathsep}{os.environ['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == 'error: sweep needs optuna, which is not installed: pip install -e ".[sweep]"\n'
+
+
+# --- what the end says
+
+
+def test_the_interval_is_that_of_all_resamples():
+    """Few values: every resample can be enumerated, and its quantiles are exact."""
+    ours, theirs = [1.0, 4.0, 9.0, 9.5], [0.0, 2.0, 5.5]
+    means = [[np.mean(sample) for sample in itertools.product(values, repeat=len(values))] for values in (ours, theirs)]
+    differences = np.subtract.outer(*means).ravel()
+    low, high = verdict.difference_interval(ours, theirs)
+    # The share of exact resamples below each end is 2.5 % and 97.5 %, within four standard errors of 20,000 draws.
+    error = 4 * math.sqrt(0.025 * 0.975 / verdict.RESAMPLES)
+    for end, share in ((low, 0.025), (high, 0.975)):
+        assert np.mean(differences < end - 1e-9) - error <= share <= np.mean(differences <= end + 1e-9) + error
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for i in range(150):
+        low, high = verdict.difference_interval(generator.normal(3, 2, 30), generator.normal(0, 5, 30), seed=i)
+        covered += low <= 3 <= high
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+def test_probability_of_improvement_against_counting():
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, 9, 7), generator.integers(0, 9, 11)
+    wins = sum(1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b)
+    assert verdict.probability_of_improvement(a, b) == pytest.approx(wins / 77)
+    assert verdict.probability_of_improvement(a, b) + verdict.probability_of_improvement(b, a) == pytest.approx(1)
+
+
+def test_the_sentence_claims_no_more_than_the_interval():
+    up, flat, down = [11.0, 12.0, 13.0], [1.0, 12.0, 9.0], [1.0, 2.0, 3.0]
+    assert verdict.sentence(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
+    assert verdict.sentence(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
+    assert verdict.sentence(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
+    assert "in the sweep it had had 20, of which 8 did not come back" in verdict.sentence(up, down, 20.0)
+    assert "in the sweep" not in verdict.sentence(up, down, 12.0)
+    assert verdict.sentence([5.0], down, 5.0) == "One run of each shows nothing: use more --fresh-seeds."
+
+
+def test_product_is_the_product():
+    dimensions = [Dimension("a", (1, 2)), Dimension("b", low=0.0, high=1.0, points=3)]
+    assert product(dimensions) == [{"a": a, "b": b} for a in (1, 2) for b in (0.0, 0.5, 1.0)]
+
+
+needs_postgres = pytest.mark.skipif(
+    not (shutil.which("initdb") and importlib.util.find_spec("psycopg")), reason="needs PostgreSQL and psycopg"
+)
+
+
+@needs_postgres
+@pytest.mark.slow
+def test_workers_with_folders_of_their_own_share_a_postgresql(fork, tmp_path_factory):
+    """As on two machines: nothing is common to them but the database."""
+    data = tmp_path_factory.mktemp("postgres")
+    as_user = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    if as_user:
+        os.chown(data, 65534, -1)
+        for parent in list(data.parents)[:-1]:
+            os.chmod(parent, parent.stat().st_mode | 0o011)
+    subprocess.run([*as_user, "initdb", "-D", data / "db", "-U", "u", "-A", "trust"], check=True, capture_output=True)
+    server = subprocess.Popen(
+        [*as_user, "postgres", "-D", data / "db", "-k", data, "-h", ""], stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: list(data.glob(".s.PGSQL.5432")))
+        time.sleep(2)
+        folders = [fork / "one", fork / "two"]
+        words = ["sweep", "my_fork.py", "--search", "learning_rate=1e-5..1e-1:log", "--trials", "6", "--seeds", "1"]
+        words += ["--fresh-seeds", "5-6", "--heartbeat", "1", "--no-prune"]
+        words += ["--storage", f"postgresql+psycopg://u@/postgres?host={data}", "--", "--pause", "0.1"]
+        for folder in folders:
+            folder.mkdir()
+            shutil.copy(FORK, folder / "my_fork.py")
+        with started(*words, cwd=folders[0]) as victim, started(*words, cwd=folders[1]) as other:
+            until(lambda: run_dirs(folders[0]))
+            victim.kill()
+            assert other.wait(200) == 0, other.said()
+        found = results(folders[1])
+        assert [t["state"] for t in found["trials"]] == ["DONE"] * 6
+        assert len(found["fresh"]["winner"]) == len(found["fresh"]["defaults"]) == 2
+    finally:
+        server.terminate()
+        server.wait()
