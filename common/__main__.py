@@ -5,7 +5,10 @@ import sys
 
 from common.args import fail
 
-TOOLS = {"evaluate": "play a run's policy and print its returns"}
+TOOLS = {
+    "compare": "curves, scores and costs of runs, side by side",
+    "evaluate": "play a run's policy and print its returns",
+}
 
 
 def main() -> None:
