@@ -15,32 +15,24 @@ is a run's last greedy evaluation, its best one the highest it has had, which fl
 without evaluations both are of the training curve.
 """
 
-import dataclasses
-import difflib
 import math
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
 from common.tools import stats
-from common.tools.runs import Metrics, Run, duplicates, find
+from common.tools.arms import group
+from common.tools.measure import Task, measure
+from common.tools.runs import Run, find
+from common.tools.tables import Table, number, span, text, whole
 
-POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
-CURVE_REPS = 1000  # bootstrap draws at each of them
-# What may differ between runs of one method: how and where it ran, what else was written down.
-NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}
-NOT_THE_METHOD |= {"eval_episodes", "eval_interval", "log_interval", "save_interval", "async_envs", "env_timeout"}
-NOT_THE_METHOD |= {"runs_dir", "allow_env_import", "env_id", "script", "device", "threads", "versions", "git_commit"}
-NOT_THE_METHOD |= {"common", "exp_name"}
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
-TOLD_APART = 60  # characters of a label that is made of hyperparameters
 
 
 @dataclass
@@ -65,7 +57,7 @@ class Args:
     """draws for each interval"""
     finished: bool = False
     """leave out runs that have not come to their end"""
-    x: Annotated[str, arg(metavar="{steps,time}")] = "steps"
+    x: Literal["steps", "time"] = "steps"
     """x axis of --plot"""
     markdown: Path | None = None
     """write the tables to this file"""
@@ -77,49 +69,6 @@ class Args:
     """megabytes of videos that the page holds; the others are linked to where they lie"""
     debug: bool = False
     """print the whole traceback of an error"""
-
-
-@dataclass
-class Table:
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-@dataclass
-class Measured:
-    """One run on the grid of its task. Steps and seconds to the threshold are inf where it was not reached."""
-
-    run: Run
-    curve: np.ndarray  # [points], nan beyond the end of the run
-    seconds: np.ndarray  # [points]
-    evaluations: np.ndarray  # [3, n]: steps, seconds, scores
-    final: float
-    best: float
-    end: tuple[float, float]  # steps, seconds
-    reached: tuple[float, float]
-
-
-@dataclass
-class Cell:
-    """One arm on one task."""
-
-    runs: list[Measured]
-    band: np.ndarray  # [3, points]: IQM, low, high
-    seconds: np.ndarray  # [points]: median over runs
-
-    @property
-    def final(self) -> np.ndarray:
-        return np.array([run.final for run in self.runs])
-
-
-@dataclass
-class Task:
-    env_id: str
-    steps: np.ndarray  # the grid, [points]
-    threshold: float | None
-    score: str  # the key that final and best are of
-    cells: dict[str, Cell]  # of the arms that ran it
 
 
 @dataclass
@@ -162,8 +111,6 @@ def main(argv: list[str]) -> None:
 def check(args: Args) -> None:
     if not args.runs:
         fail("which runs? for example: python -m common compare runs")
-    if args.x not in ("steps", "time"):
-        fail(f"--x is steps or time, not {args.x}")
     if not 0 < args.window <= 1:
         fail(f"--window is a share of the run, above 0 and up to 1, not {args.window}")
     if args.bootstrap < 100:
@@ -194,7 +141,9 @@ def compare(runs: list[Run], args: Args) -> Comparison:
         if not args.threshold and (known := registered_threshold(env_id)) is not None:
             thresholds[env_id] = known
         there = {label: [run for run in mine if run.env_id == env_id] for label, mine in arms.items()}
-        task = measure(env_id, {k: v for k, v in there.items() if v}, thresholds.get(env_id), args, comparison.notes)
+        there = {label: mine for label, mine in there.items() if mine}
+        goal = thresholds.get(env_id)
+        task = measure(env_id, there, goal, args.metric, args.score, args.window, comparison.notes)
         if task is not None:
             comparison.tasks.append(task)
     if not comparison.tasks:
@@ -212,65 +161,6 @@ def compare(runs: list[Run], args: Args) -> Comparison:
     return comparison
 
 
-def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
-    """Arms by their labels, in the order in which their first runs were named."""
-    by = [key.replace("-", "_").lstrip("_") for key in by]
-    known = {key for run in runs for key in run.facts}
-    for key in by:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            fail(f"--by {key}: no run has an argument of this name" + (f"; there is {near[0]}" if near else ""))
-    keys = [] if by else differing(runs)
-    arms: dict[tuple, list[Run]] = {}
-    for run in runs:
-        mine = [run.facts.get(key) for key in by] if by else [run.script, *(_said(run).get(key) for key in keys)]
-        arms.setdefault((run.arm,) if run.arm else (None, *map(repr, mine)), []).append(run)
-    return dict(zip(labels(list(arms.values()), by, keys), arms.values(), strict=True))
-
-
-def _said(run: Run) -> dict[str, Any]:
-    """What may make another method of it: hyperparameters, and the word of the command line that it was found by."""
-    method = {k: v for k, v in run.facts.items() if k not in NOT_THE_METHOD and not k.startswith("wandb_")}
-    return {**method, "": run.word}
-
-
-def differing(runs: list[Run]) -> list[str]:
-    """Hyperparameters that differ between runs of one script on one task; between tasks, tuning is part of a method.
-
-    An argument that some runs do not have, because the script got it later, is no difference by itself.
-    """
-    seen: dict[tuple[str, str, str], set[str]] = {}
-    for run in runs:
-        if run.arm is None:
-            for key, value in _said(run).items():
-                seen.setdefault((run.script, run.env_id, key), set()).add(repr(value))
-    return sorted({key for (_, _, key), values in seen.items() if len(values) > 1})
-
-
-def labels(arms: list[list[Run]], by: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The shortest of these kinds of names that tells all arms apart: script, word, hyperparameters, numbers."""
-    firsts = [mine[0] for mine in arms]
-
-    def pairs(run: Run, names: Sequence[str]) -> str:
-        return ", ".join(str(run.facts[k]) if k == "script" else f"{k}={run.facts[k]}" for k in names if k in run.facts)
-
-    def differ(run: Run) -> list[str]:
-        others = [other for other in firsts if other.script == run.script and other.arm is None]
-        return [k for k in keys if k and len({repr(other.facts.get(k)) for other in others}) > 1]
-
-    if by:
-        kinds = [[pairs(run, by) for run in firsts]]
-    else:
-        words = [Path(run.word).name if len({r.word for r in mine}) == 1 else "" for run, mine in zip(firsts, arms)]
-        full = [" ".join([run.script, pairs(run, differ(run))]).strip() for run in firsts]
-        kinds = [[run.script for run in firsts], words, [run.word for run in firsts], full]
-    for kind in kinds:
-        named = [run.arm or name for run, name in zip(firsts, kind, strict=True)]
-        if len(set(named)) == len(named) and all(named) and all(len(name) <= TOLD_APART for name in named):
-            return named
-    return [run.arm or f"{run.script} #{i}" for i, run in enumerate(firsts, 1)]
-
-
 def per_task(flag: str, words: Sequence[str], envs: Sequence[str], count: int) -> dict[str, list[float]]:
     """`ENV=1,2` words as numbers by task; a word without ENV is for every task."""
     found: dict[str, list[float]] = {}
@@ -286,7 +176,7 @@ def per_task(flag: str, words: Sequence[str], envs: Sequence[str], count: int) -
             fail(f"--{flag} {word}: the two scores must differ")
         if env and env not in envs:
             fail(f"--{flag} {word}: no run is of {env}; there are: {', '.join(envs)}")
-        found |= {name: numbers for name in ([env] if env else envs)}
+        found |= dict.fromkeys([env] if env else envs, numbers)
     return found
 
 
@@ -298,106 +188,6 @@ def registered_threshold(env_id: str) -> float | None:
         return gymnasium.spec(env_id).reward_threshold
     except (gymnasium.error.Error, ImportError):
         return None
-
-
-def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
-    """Mean of the values in (at - window, at]; the last before, where there are none; nan before the first."""
-    right = np.searchsorted(steps, at, side="right")
-    left = np.minimum(np.searchsorted(steps, at - window, side="right"), right - 1)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(right > 0, (total[right] - total[np.maximum(left, 0)]) / (right - left), np.nan)
-
-
-def measure(
-    env_id: str, arms: dict[str, list[Run]], threshold: float | None, args: Args, notes: list[str]
-) -> Task | None:
-    """The runs of one task on one grid; None if none of them has logged anything."""
-    read: list[tuple[str, Run, Metrics]] = []
-    for label, mine in arms.items():
-        for run in mine:
-            metrics = run.read([args.metric, args.score])
-            read.append((label, run, metrics))
-            if metrics.broken:
-                notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")
-        for seed in duplicates(mine):
-            notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
-    read = _leave_out(read, args.metric, notes)
-    without = [(run, metrics) for _, run, metrics in read if metrics.rows[args.score].size == 0]
-    score = args.score
-    if len(without) == len(read) or any(_whole_run(run, metrics) for run, metrics in without):
-        score = args.metric
-        if read and score != args.score:
-            notes.append(f"{env_id}: {len(without)} runs have no {args.score}; final and best are of {score}.")
-    else:
-        read = _leave_out(read, args.score, notes)
-    if not read:
-        return None
-    ends = {label: max(metrics.end_step for name, _, metrics in read if name == label) for label, _, _ in read}
-    window = args.window * min(ends.values())
-    longest = max(ends.values())
-    points = min(round(POINTS * longest / max(min(ends.values()), 1)), MOST_POINTS)
-    steps = np.linspace(0, longest, points + 1)[1:]
-    runs = [
-        (label, on_grid(run, metrics, steps, window, threshold, args.metric, score)) for label, run, metrics in read
-    ]
-    cells = {}
-    for label in arms:
-        mine = [one for name, one in runs if name == label]
-        if mine:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # points that no run has reached yet
-                seconds = np.nanmedian([one.seconds for one in mine], axis=0)
-            curves = np.stack([one.curve for one in mine])
-            cells[label] = Cell(mine, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
-        early = [metrics.end_step for name, run, metrics in read if name == label and not _whole_run(run, metrics)]
-        if early:
-            at = ", ".join(f"{step:,.0f}" for step in early[:5]) + (", ..." if len(early) > 5 else "")
-            notes.append(
-                f"{label} on {env_id}: {len(early)} of {len(mine)} runs are not at their end, but at step {at}."
-            )
-    return Task(env_id, steps, threshold, score, cells)
-
-
-def _leave_out(read: list[tuple[str, Run, Metrics]], key: str, notes: list[str]) -> list[tuple[str, Run, Metrics]]:
-    """Those that have logged `key`."""
-    names = [run.name for _, run, metrics in read if metrics.rows[key].size == 0]
-    if names:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        notes.append(f"{len(names)} runs are left out, as they have not logged {key} yet: {shown}")
-    return [one for one in read if one[2].rows[key].size]
-
-
-def _whole_run(run: Run, metrics: Metrics) -> bool:
-    return run.finished or metrics.end_step >= float(run.facts.get("total_timesteps") or math.inf)
-
-
-def on_grid(
-    run: Run, metrics: Metrics, steps: np.ndarray, window: float, threshold: float | None, key: str, score: str
-) -> Measured:
-    at, seconds, values = metrics.rows[key]
-    curve = smoothed(at, values, steps, window)
-    # Runs end where a step of all their environments ends, a little beyond the total: such an end is one of them.
-    curve[steps > metrics.end_step * 1.01] = np.nan
-    whole = at >= window  # before, a few lucky episodes would pass for a level
-    level = smoothed(at, values, at, window)
-    reached = (math.inf, math.inf)
-    if threshold is not None and (over := np.flatnonzero(whole & (level >= threshold))).size:
-        reached = float(at[over[0]]), float(seconds[over[0]])
-    evaluations = metrics.rows[score] if score != key else np.stack([at, seconds, level])[:, whole]
-    if evaluations.size == 0:  # the run is shorter than a window
-        evaluations = np.stack([at, seconds, level])[:, -1:]
-    clock = np.interp(steps, np.append(at, metrics.end_step), np.append(seconds, metrics.end_seconds))
-    return Measured(
-        run,
-        curve,
-        np.where(np.isnan(curve), np.nan, clock),
-        evaluations if score != key else np.empty((3, 0)),
-        float(evaluations[2, -1]),
-        float(evaluations[2].max()),
-        (metrics.end_step, metrics.end_seconds),
-        reached,
-    )
 
 
 def task_tables(task: Task, args: Args) -> list[Table]:
@@ -487,7 +277,7 @@ def better(mine: stats.Tasks, theirs: stats.Tasks, args: Args) -> str:
 
 
 def differences(arms: dict[str, list[Run]]) -> Table:
-    """Every argument, version and device in which the arms differ; '–' where an arm does not have it."""
+    """Every argument, version and device in which the arms differ; '-' where an arm does not have it."""
     flat = {label: [_flat(run.facts) for run in mine] for label, mine in arms.items()}
     names = list(dict.fromkeys(name for mine in flat.values() for facts in mine for name in facts))
     table = Table("what differs", ["argument", *arms], [])
@@ -496,7 +286,7 @@ def differences(arms: dict[str, list[Run]]) -> Table:
         for mine in flat.values():
             values = dict.fromkeys(facts[name] for facts in mine if name in facts)
             shown = list(values)[:4]
-            row.append(", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "–")
+            row.append(", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "-")
         if len(set(row)) > 1:
             table.rows.append([name, *row])
     return table
@@ -507,33 +297,6 @@ def _flat(facts: dict[str, Any]) -> dict[str, str]:
     versions = kept.pop("versions", None) or {}
     kept["git_commit"] = str(kept.get("git_commit"))[:7]
     return {name: str(value) for name, value in {**kept, **versions}.items()}
-
-
-def number(x: Any) -> str:
-    """Four digits that count."""
-    x = float(x)
-    if not math.isfinite(x):
-        return "–"
-    if abs(x) >= 1000:
-        return f"{x:,.0f}"
-    return f"{x:.{max(0, 3 - math.floor(math.log10(abs(x))))}f}" if abs(x) >= 0.001 else f"{x:.4g}"
-
-
-def whole(x: float) -> str:
-    return f"{x:,.0f}" if math.isfinite(x) else "–"
-
-
-def span(bounds: tuple[float, float]) -> str:
-    return f"[{number(bounds[0])}, {number(bounds[1])}]" if math.isfinite(bounds[0]) else "–"
-
-
-def text(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    lines = [table.title]
-    for row in (table.header, *table.rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def markdown(comparison: Comparison, command: str) -> str:

@@ -16,9 +16,11 @@ import numpy as np
 
 from common.tools.figure import style
 from common.tools.runs import Run
+from common.tools.tables import Table, number
 
 if TYPE_CHECKING:
-    from common.tools.compare import Cell, Comparison, Table
+    from common.tools.compare import Comparison
+    from common.tools.measure import Cell
 
 
 def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
@@ -76,7 +78,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
-def _table(table: "Table") -> str:
+def _table(table: Table) -> str:
     name = ' id="differs"' if table.title == "what differs" else ""
     return f"<h2>{html.escape(table.title)}</h2>\n{_rows(table.header, table.rows, name)}"
 
@@ -90,8 +92,6 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") 
 
 
 def _runs(comparison: "Comparison") -> str:
-    from common.tools.compare import number
-
     header = ["run", "arm", "task", "seed", "final", "best", "steps", "seconds"]
     rows = []
     for task in comparison.tasks:
@@ -120,7 +120,8 @@ def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
                 source = Path(os.path.relpath(film, here.resolve())).as_posix()
                 caption += ", linked: seen only beside the run directories"
             figures.append(
-                f'<figure><video controls muted loop playsinline preload="metadata" src="{html.escape(source)}"></video>'
+                '<figure><video controls muted loop playsinline preload="metadata" '
+                f'src="{html.escape(source)}"></video>'
                 f"<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>"
             )
         if figures:
@@ -130,8 +131,6 @@ def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
 
 
 def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
-    from common.tools.compare import number
-
     middle = float(np.median(cell.final))
     for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
         films = sorted(one.run.path.glob("videos/*[0-9].mp4")) if one.run.path else []
@@ -157,7 +156,7 @@ def _diffs(arms: dict[str, list[Run]]) -> str:
         (old_name, old), (new_name, new) = parents[0], found[0]
         lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""))
         added, removed = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
-        title = f"{label} against {first}: +{added} −{removed} lines"
+        title = f"{label} against {first}: +{added} -{removed} lines"
         kinds = {"+": "add", "-": "del", "@": "at"}
         shown = "".join(f'<span class="{kinds.get(line[:1], "")}">{html.escape(line) or " "}</span>' for line in lines)
         parts.append(
