@@ -153,7 +153,11 @@ def compare(runs: list[Run], args: Args) -> Comparison:
     if len(comparison.tasks) > 1 or goals:
         comparison.tables += over_tasks(comparison, goals, args)
     if len(arms) > 1:
-        comparison.tables.append(differences(arms))
+        differ = differences(arms)
+        if differ.rows:
+            comparison.tables.append(differ)
+        else:
+            comparison.notes.append("The arms have the same arguments, versions and device.")
     comparison.notes[:0] = [
         f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {args.bootstrap:,} draws.",
         *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
