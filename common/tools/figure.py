@@ -30,7 +30,7 @@ def draw(comparison: "Comparison", path: Path, metric: str, x: str) -> None:
     tasks, labels = comparison.tasks, list(comparison.arms)
     across = min(len(tasks), ACROSS)
     down = -(-len(tasks) // across)
-    figure = Figure(figsize=(7 if across == 1 else 4.2 * across, 3.6 * down + 0.3), dpi=130, layout="constrained")
+    figure = Figure(figsize=(7 if across == 1 else 4.2 * across, 3.6 * down + 0.3), dpi=110, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).reshape(-1)
     for panel, task in zip(panels, tasks, strict=False):
         for label, cell in task.cells.items():
