@@ -130,12 +130,18 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
         (["unfinished", "--finished"], 2, "come to its end"),
+        (["strange"], 3, "not a run directory"),
+        (["broken/seed1.jsonl.gz"], 6, "cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, words, code, says, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     make_run(tmp_path, "unfinished", episodes=linear(1), finished=False)
+    (make_run(tmp_path, "strange") / "args.json").write_text("[]")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "runs.json").write_text('[{"seed": 1, "args": {"env_id": "a", "script": "b"}}]')
+    (tmp_path / "broken" / "seed1.jsonl.gz").write_bytes(gzip.compress(b"x" * 99)[:15] + b"?" * 9)
     with pytest.raises(SystemExit) as stop:
         compare.main(words)
     error = capsys.readouterr().err

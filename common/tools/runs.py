@@ -6,6 +6,7 @@ A run's arguments are read when it is found, its metrics only when it is compare
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
             arm, meant = "", word
         for run in _meant(meant, below):
             run.arm = run.arm or arm or None
-            found.setdefault((run.path.resolve() if run.path else None, run.url, run.name), run)
+            found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
     return list(found.values())
 
 
@@ -87,7 +88,10 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
         if not found:
             fail(f"there is no run of {path.stem} in the folder of runs: train it first, or give --runs-dir")
     elif (path / "args.json").exists():
-        return [_directory(path, read_facts(word))]
+        try:
+            return [_directory(path, read_facts(word))]
+        except (KeyError, TypeError):
+            fail(f"{word} is not a run directory: its args.json has no env_id or script", code=3)
     elif path.is_dir():
         found = list(walk(path))
         if not found:
@@ -120,7 +124,12 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
     elif (folder / "runs.json").exists():
         yield from results(folder)
     else:
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            warn(f"{folder} is left out: {error.strerror}")
+            return
+        for entry in entries:
             if entry.is_dir() and not entry.name.startswith("."):
                 yield from walk(Path(entry.path), seen)
 
@@ -168,7 +177,7 @@ def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
                         metrics.broken += 1
     except FileNotFoundError:
         pass
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         fail(f"{path} cannot be read: {error}", code=6)
     try:
         end = json.loads(last)
