@@ -160,8 +160,8 @@ def compare(runs: list[Run], args: Args) -> Comparison:
             comparison.notes.append("The arms have the same arguments, versions and device.")
     comparison.notes[:0] = [
         f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {args.bootstrap:,} draws.",
-        "seconds: from the start of a run to its end, evaluations included; the median. steps and seconds to a threshold: "
-        "when half of the runs had reached it.",
+        "seconds: from the start of a run to its end, evaluations included; the median. To a threshold: when half of "
+        "the runs had reached it.",
         *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
     ]
     return comparison
