@@ -213,7 +213,8 @@ def test_groups_and_named_folders_are_arms(folder, tmp_path):
 def test_what_only_some_runs_have_makes_no_arm(tmp_path):
     make_run(tmp_path, "old", seed=1, gamma=0.9)
     make_run(tmp_path, "new", seed=2, gamma=0.9, n_step=1)
-    make_run(tmp_path, "elsewhere", seed=3, gamma=0.9, n_step=1, cuda=True, device="H100", eval_episodes=3, resume="x")
+    elsewhere = {"cuda": True, "device": "H100", "eval_episodes": 3, "resume": "x", "parent": {"sha256": "7"}}
+    make_run(tmp_path, "elsewhere", seed=3, gamma=0.9, n_step=1, **elsewhere)
     assert set(labels(found([tmp_path], tmp_path))) == {"dqn"}
     make_run(tmp_path, "three", seed=3, gamma=0.9, n_step=3)
     assert set(labels(found([tmp_path], tmp_path))) == {"dqn", "dqn n_step=1", "dqn n_step=3"}

@@ -37,6 +37,8 @@ def page(tmp_path_factory):
                     episodes=linear(slope + seed / 10), evals=evals, learning_rate=0.1 * slope, note=script + EVIL,
                 )  # fmt: skip
                 (path / "source").mkdir()
+                if script == "fork":
+                    (path / "source" / "parent.diff").write_text("--- algos/dqn.py\n+++ fork.py\n-a <b>\n+c\n+d\n")
                 code = PARENT if script == "dqn" else PARENT.replace("64", "128") + "# more\n"
                 (path / "source" / f"{script}.py").write_text(code)
                 if env_id == "CartPole-v1":
@@ -139,6 +141,7 @@ def test_tables_code_and_runs_can_be_read(opened):
     assert tab.evaluate("window.hacked") is None
     rows = tab.locator("#differs tr").all_inner_texts()
     assert any(row.split("\t") == ["learning_rate", "0.1", "0.12", "0.12"] for row in rows)
+    assert tab.get_by_text("forked from").count() == 0  # its parent is the first arm
     tab.get_by_text("fork against dqn").click()
     diff = tab.locator("details[open] .diff")
     assert diff.locator(".add").all_inner_texts() == ["+++ fork.py", "+width = 128", "+# more"]
@@ -182,3 +185,11 @@ def test_films_beyond_the_limit_are_linked(page, tmp_path):
     (linked,) = [source for source in re.findall(r'<video[^>]* src="([^"]+)"', text) if not source.startswith("data:")]
     assert (target.parent / linked).resolve() == (runs / "CartPole-v1__fork__2/videos/step-000001000.mp4").resolve()
     assert "linked" in text
+
+
+def test_a_fork_alone_has_its_difference_to_its_parent(page, tmp_path):
+    target = tmp_path / "page.html"
+    compare.main(["fork.py", "--runs-dir", str(page.parent.parent / "runs"), "--html", str(target)])
+    text = target.read_text()
+    assert "fork against the script it was forked from: +2 -1 lines" in text
+    assert '<span class="del">-a &lt;b&gt;</span>' in text

@@ -302,6 +302,8 @@ def _flat(facts: dict[str, Any]) -> dict[str, str]:
     kept = {name: value for name, value in facts.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
     versions = kept.pop("versions", None) or {}
     kept["git_commit"] = str(kept.get("git_commit"))[:7]
+    if isinstance(parent := kept.pop("parent", None), dict):
+        kept["parent"] = f"{parent['script']} +{parent['lines_added']} -{parent['lines_removed']} lines"
     return {name: str(value) for name, value in {**kept, **versions}.items()}
 
 

@@ -143,30 +143,35 @@ def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
 
 
 def _diffs(arms: dict[str, list[Run]]) -> str:
-    """The script of every arm as a difference to that of the first arm."""
+    """The script of every arm as a difference to that of the first arm, and to the script that it was forked from."""
     sources = {label: _sources(runs) for label, runs in arms.items()}
-    (first, parents), *others = sources.items()
+    (first, base), *others = sources.items()
     parts = []
     for label, found in sources.items():
         if len(found) > 1:
             parts.append(f"<p>The runs of {html.escape(label)} ran {len(found)} versions of their script.</p>")
     for label, found in others:
-        if not found or not parents or found[0] == parents[0]:
-            continue
-        (old_name, old), (new_name, new) = parents[0], found[0]
-        lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""))
-        added, removed = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
-        title = f"{label} against {first}: +{added} -{removed} lines"
-        kinds = {"+": "add", "-": "del", "@": "at"}
-        shown = "".join(f'<span class="{kinds.get(line[:1], "")}">{html.escape(line) or " "}</span>' for line in lines)
-        parts.append(
-            f'<details><summary>{html.escape(title)}</summary><pre class="diff"><code>{shown}</code></pre></details>'
-        )
+        if found and base and found[0] != base[0]:
+            (old_name, old), (new_name, new) = base[0], found[0]
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
+            parts.append(_diff(f"{label} against {first}", list(lines)))
+    for label, runs in arms.items():
+        kept = next((path for run in runs if run.path and (path := run.path / "source" / "parent.diff").exists()), None)
+        if kept is not None and not (base and kept.read_text("utf-8").startswith(f"--- algos/{base[0][0]}")):
+            parts.append(_diff(f"{label} against the script it was forked from", kept.read_text("utf-8").splitlines()))
     if not parts and others:
         known = [label for label, found in sources.items() if found]
         same = "All arms ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
         parts.append(f"<p>{same}</p>")
     return "<h2>Code</h2>" + "\n".join(parts) if parts else ""
+
+
+def _diff(title: str, lines: list[str]) -> str:
+    added, removed = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
+    kinds = {"+": "add", "-": "del", "@": "at"}
+    shown = "".join(f'<span class="{kinds.get(line[:1], "")}">{html.escape(line) or " "}</span>' for line in lines)
+    summary = html.escape(f"{title}: +{added} -{removed} lines")
+    return f'<details><summary>{summary}</summary><pre class="diff"><code>{shown}</code></pre></details>'
 
 
 def _sources(runs: list[Run]) -> list[tuple[str, str]]:
