@@ -114,8 +114,8 @@ def test_curves_can_be_hovered_smoothed_switched_and_hidden(opened):
 
     area = tab.locator(f"#chart{cartpole} .nsewdrag").bounding_box()
     tab.mouse.move(area["x"] + area["width"] * 0.5, area["y"] + area["height"] * 0.5)
-    tab.wait_for_selector(".hoverlayer text")
-    assert "dqn" in tab.locator(".hoverlayer").first.inner_html()
+    tab.wait_for_selector(f"#chart{cartpole} .hoverlayer .legend text")
+    assert "dqn" in tab.locator(f"#chart{cartpole} .hoverlayer").inner_html()
 
     tab.locator("#smoothing").fill("5")
     assert drawn(tab, cartpole)["dqn"][1][-1] == pytest.approx(sum(curve[-5:]) / 5)
