@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -180,6 +181,18 @@ def test_reading_a_run_that_is_being_written(tmp_path):
     assert metrics.rows["b"].shape == (3, 0)
     assert (metrics.end_step, metrics.end_seconds, metrics.broken) == (30, 3, 1)
     assert runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
+
+
+def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
+    """Of processor time, which does not depend on what else the machine does."""
+    for i in range(30):
+        episodes = [(10 * n, float(n % 500)) for n in range(1, 5001)]
+        facts = {"script": ("dqn", "fork")[i % 2], "env_id": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")[i % 3]}
+        make_run(tmp_path / "runs", f"run{i}", seed=i // 6, episodes=episodes, evals=[(50_000, i)], end=50_000, **facts)
+    began = time.process_time()
+    compare.main([str(tmp_path / "runs")])
+    assert time.process_time() - began < 5
+    assert capsys.readouterr().out.count("final score") == 3
 
 
 # Arms
