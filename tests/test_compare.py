@@ -278,8 +278,10 @@ def test_final_best_and_the_threshold_by_hand(tmp_path):
     assert [run.reached for run in cell.runs] == [(340, 3.4), (100, 1.0), (float("inf"), float("inf"))]
     assert cell.runs[0].curve[-1] == pytest.approx(2 * 50 - 4)
     assert [run.end for run in cell.runs] == [(1000, 10.0)] * 3
-    assert compare.half(np.array([340, 100, np.inf])) == 340
-    assert compare.half(np.array([340, np.inf])) == np.inf
+    assert compare.half(np.array([340, 100, np.inf])) == 340  # two of three; after 100 steps it was one
+    assert compare.half(np.array([340, np.inf])) == 340
+    assert compare.half(np.array([5, 340, np.inf, 7])) == 7
+    assert compare.half(np.array([np.inf, 340, np.inf])) == np.inf
     assert task.steps[-1] == 1000 and len(task.steps) == 100
     assert cell.band[0, -1] == pytest.approx(np.mean([96.0, 96.0, 9.6]))  # of 3 runs nothing is cut
     assert cell.seconds[1:] == pytest.approx(task.steps[1:] / 100)  # no episode has ended at the first point

@@ -229,8 +229,8 @@ def task_tables(task: Task, args: Args) -> list[Table]:
 
 
 def half(reached: np.ndarray) -> float:
-    """When half of the runs had reached it: the upper median, inf if fewer ever did."""
-    return float(np.sort(reached)[len(reached) // 2])
+    """When half of the runs had reached it; inf if fewer than half ever did."""
+    return float(np.sort(reached)[(len(reached) - 1) // 2])
 
 
 def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args) -> list[Table]:
