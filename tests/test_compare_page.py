@@ -12,6 +12,7 @@ from common.tools import compare
 
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.timeout(900)  # starting a browser on a busy machine takes minutes
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 NAME = "</script><script>hack()</script>"
 PARENT = "import torch\n\nwidth = 64\nprint('<b>bold</b>')\n"
@@ -72,27 +73,31 @@ def browser():
         yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
-@pytest.fixture
-def opened(browser, page):
-    """Opens the page in a window of a given size; no error may be logged and nothing but the file asked for."""
-    contexts, trouble = [], []
+@pytest.fixture(scope="module")
+def windows(browser, page):
+    """Opens the page once in a window of each kind, and gathers what it logs and what else it asks for."""
+    tabs, trouble = {}, []
 
     def window(width, height, **more):
-        context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **more)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(120_000)
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        kept = ("data:", "blob:", page.as_uri())
-        tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(kept) else None)
-        tab.goto(page.as_uri())
-        tab.wait_for_selector("#chart1 .scatterlayer .trace")
-        return tab
+        if (width, height) not in tabs:
+            context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **more)
+            tabs[width, height] = tab = context.new_page()
+            tab.set_default_timeout(240_000)
+            tab.on("pageerror", lambda error: trouble.append(str(error)))
+            tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+            kept = ("data:", "blob:", page.as_uri())
+            tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(kept) else None)
+            tab.goto(page.as_uri())
+            tab.wait_for_selector("#chart1 .scatterlayer .trace")
+        return tabs[width, height]
 
+    return window, trouble
+
+
+@pytest.fixture
+def opened(windows):
+    window, trouble = windows
     yield window
-    for context in contexts:
-        context.close()
     assert trouble == []
 
 
@@ -125,7 +130,7 @@ def test_curves_can_be_hovered_smoothed_switched_and_hidden(opened):
 
     tab.locator("#x").select_option("seconds")
     assert drawn(tab, cartpole)["dqn"][0][-1] == 10
-    assert tab.locator(f"#chart{cartpole} .xtitle").inner_text() == "seconds"
+    assert tab.locator(f"#chart{cartpole} .xtitle").text_content() == "seconds"
 
     tab.locator("#each").check()
     assert len([name for name in drawn(tab, cartpole) if name.startswith("CartPole-v1__dqn__")]) == 3
