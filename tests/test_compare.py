@@ -304,6 +304,7 @@ def test_curves_end_where_runs_end(tmp_path):
     assert "1 of 2 runs are not at their end, but at step 600." in said
     assert f"have not logged {RETURN} yet: empty" in said and f"have not logged {EVAL} yet: young" in said
     assert "seed 1 more than once" in said
+    assert "Fewer than 5 runs" in said
     (cell,) = task_of(tmp_path, [tmp_path / "whole"]).tasks[0].cells.values()
     assert len(cell.runs) == 1
 
@@ -339,6 +340,7 @@ def test_tables_hold_what_a_hand_would_compute(folder):
     share = sum((m > t) + 0.5 * (m == t) for m in mine for t in scores) / 50
     assert row["P(better than dqn)"].startswith(f"{share:.2f} [")
     assert cells_of(tables["over tasks (Acrobot-v1, CartPole-v1)"], "my_idea")["tasks in common"] == "1"
+    assert not any("Fewer than" in note for note in comparison.notes)
     differ = {row[0]: row[1:] for row in tables["what differs"].rows}
     assert differ["beta"] == ["-", "7"] and differ["learning_rate"] == ["0.1, 0.2", "0.1"]
     assert "seed" not in differ and "track" not in differ

@@ -32,6 +32,7 @@ from common.tools.measure import Task, measure
 from common.tools.runs import Run, find
 from common.tools.tables import Table, number, span, text, whole
 
+FEW = 5  # runs; with n of them a bootstrap's spread is too small by the factor sqrt((n - 1) / n), and coarse besides
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
 
 
@@ -164,6 +165,8 @@ def compare(runs: list[Run], args: Args) -> Comparison:
         "the runs had reached it.",
         *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
     ]
+    if any(1 < len(cell.runs) < FEW for task in comparison.tasks for cell in task.cells.values()):
+        comparison.notes.append(f"Fewer than {FEW} runs: a bootstrap of so few is too narrow.")
     return comparison
 
 
