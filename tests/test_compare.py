@@ -462,7 +462,7 @@ def test_the_command_writes_tables_figures_and_a_page(folder, tmp_path):
     flags = ("--markdown", files["md"], "--plot", files["png"], "--html", files["html"])
     done = run_compare(ROOT / "algos" / "dqn.py", "my_idea.py", "--by", "script", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if "font cache" not in line] == []  # matplotlib's first time
     lines = done.stdout.splitlines()
     assert next(line for line in lines if line.startswith("arm")).split()[:3] == ["arm", "runs", "IQM"]
     assert lines[-3:] == [str(path) for path in files.values()]
