@@ -80,6 +80,9 @@ def windows(browser, page):
 
     def window(width, height, **more):
         if (width, height) not in tabs:
+            for tab in tabs.values():  # its films play on
+                tab.context.close()
+            tabs.clear()
             context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **more)
             tabs[width, height] = tab = context.new_page()
             tab.set_default_timeout(240_000)
