@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import load, rows, train_with
@@ -26,6 +27,40 @@ def test_every_environment_plays_its_share(episodes, num_envs):
     returns, lengths = play(Network().zeros, "Uneven-v0", episodes, seed=1, num_envs=num_envs)
     assert lengths.tolist() == [(1, 30, 4)[e // num_envs % 3] for e in range(episodes)]
     assert returns.tolist() == [n * (n + 1) / 2 for n in lengths]
+
+
+class Logged(gym.Env):
+    """Episodes of 1 or 40 steps, drawn by each environment for itself, which keeps their lengths."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+    made: list = []  # noqa: RUF012
+
+    def __init__(self):
+        self.lengths = []
+        self.made.append(self)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.choice([1, 40]))
+        self.length = self.left
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        if self.left == 0:
+            self.lengths.append(self.length)
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+
+gym.register("Logged-v0", Logged)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_to_end_are_not_preferred(seed):
+    Logged.made.clear()
+    _, lengths = play(Network().zeros, "Logged-v0", 11, seed=seed, num_envs=4)
+    assert len(Logged.made) == 4
+    assert lengths.tolist() == [Logged.made[e % 4].lengths[e // 4] for e in range(11)]
 
 
 def test_by_default_it_plays_the_runs_last_evaluation_again(run_dir, capsys):
