@@ -71,14 +71,17 @@ def play(
     stop: Callable[[], bool] = lambda: False,
     human: bool = False,
     env_timeout: float = RunArgs.env_timeout,
+    num_envs: int = PARALLEL_ENVS,
+    async_envs: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns and lengths of `episodes` episodes, float64 and int64 [episodes], in a fixed order.
 
-    Each parallel environment plays a share of the episodes that is fixed beforehand. Taking the first
-    `episodes` to end, whichever environment they come from, would count short ones too often.
+    Each of `num_envs` parallel environments plays a share of the episodes that is fixed beforehand. Taking the first
+    `episodes` to end, whichever environment they come from, would count short ones too often. Which episodes are
+    played depends on `num_envs`, as each environment has a seed of its own.
     """
     name = env_id.rpartition(":")[2]  # make_envs imports the module of module:Env-v0
-    num_envs = 1 if human else min(episodes, PARALLEL_ENVS)
+    num_envs = 1 if human else min(episodes, num_envs)
     share = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
     network = getattr(policy, "__self__", None)
@@ -90,7 +93,7 @@ def play(
             first = functools.partial(gym.make, name, render_mode="human")
         elif video is not None:
             first = functools.partial(camera.film, name)
-        envs = make_envs(env_id, num_envs, allow_import=allow_import, first=first, env_timeout=env_timeout)
+        envs = make_envs(env_id, num_envs, async_envs, allow_import, first=first, env_timeout=env_timeout)
         obs, _ = envs.reset(seed=seed, role=1)
         while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
             if env_id.startswith("ALE/") and not played[0] and camera.due():

@@ -1,15 +1,19 @@
-"""Plays the trained policy of a run, greedily, in seeded environments.
+"""Plays the trained policies of runs, greedily, in seeded environments.
 
     python -m common evaluate runs/CartPole-v1__dqn__1__... --episodes 100
+    python -m common evaluate runs/CartPole-v1__* --episodes 1000 --num-envs 100 --json scores.json
     python -m common evaluate runs/CartPole-v1__dqn__1__... --render human
 
-With the episodes and the seed of the run (the defaults) it plays the run's own last evaluation again.
+With the episodes, environments and seed of the run (the defaults) it plays the run's own last evaluation again.
+Each environment plays a fixed share of the episodes: the first to end would be the short ones.
 Runs the script saved in RUN_DIR/source: only for runs you trust.
 """
 
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -18,18 +22,27 @@ from common.args import fail, parse
 
 @dataclass
 class Args:
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
-    """the run directory"""
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR...")]
+    """run directories; several print a table"""
     episodes: int | None = None
-    """episodes to play (default: the run's --eval-episodes)"""
+    """episodes to play with each policy (default: the run's --eval-episodes)"""
     seed: int | None = None
     """seed of the environments (default: the run's)"""
+    num_envs: int = 10
+    """environments played at once; which episodes are played depends on it"""
+    async_envs: bool = False
+    """run each environment in a process of its own: pays off for slow environments on many cores"""
     render: Literal["none", "human"] = "none"
     """human shows the episodes in a window, one after the other"""
     video: Path | None = None
-    """film the first episode into this mp4 file"""
+    """film the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
+    json: Path | None = None
+    """write every return and length, and the table, to this file"""
     debug: bool = False
     """print the whole traceback of an error"""
+
+
+HEADER = ("episodes", "mean", "std", "IQM", "min", "max", "length", "seconds")
 
 
 def main(argv: list[str]) -> None:
@@ -37,25 +50,102 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from common.envs import has_screen
-    from common.evaluation import play
-    from common.policy import load_policy
 
+    if not args.run_dirs:
+        fail("which run? python -m common evaluate RUN_DIR")
+    if args.episodes is not None and args.episodes < 1:
+        fail("--episodes must be at least 1")
+    if args.num_envs < 1:
+        fail("--num-envs must be at least 1")
+    if args.seed is not None and args.seed < 0:
+        fail("--seed must be at least 0")
     if args.render == "human" and not has_screen():
         fail("there is no screen here (DISPLAY is not set); --video FILE.mp4 films instead")
-    policy, run = load_policy(args.run_dir)
-    episodes = run["eval_episodes"] or 10 if args.episodes is None else args.episodes
-    if episodes < 1:
-        fail("--episodes must be at least 1")
+    if args.video is not None and args.async_envs:
+        fail("--video films in this process: leave --async-envs out")
+    several = len(args.run_dirs) > 1
+    if several and args.video is not None and args.video.suffix == ".mp4":
+        fail(f"--video {args.video}: of several runs, films go into a folder")
+    if args.json is not None and not args.json.parent.is_dir():
+        fail(f"there is no folder {args.json.parent} for {args.json.name}", code=6)
+
+    width = max(len(path.resolve().name) for path in args.run_dirs)
+    if several:
+        print(f"{'run':<{width}}" + "".join(f"{name:>10}" for name in HEADER), flush=True)
+    scores: list[dict[str, Any]] = []
+    failed = 0
+    for path in args.run_dirs:
+        try:
+            score = play_run(path, args, several)
+        except SystemExit as stop:  # said why, in one line; the other runs are still worth playing
+            if not several:
+                raise
+            failed = failed or int(stop.code or 1)
+            continue
+        scores.append(score)
+        if several:
+            print(f"{score['run']:<{width}}" + "".join(f"{_short(score[name]):>10}" for name in HEADER), flush=True)
+        else:
+            returns = np.array(score["returns"])
+            np.set_printoptions(suppress=True, threshold=100)
+            print(f"{score['env_id']}  {score['script']}  {score['episodes']} episodes")
+            print(f"returns {returns}")
+            print(
+                f"episodic_return {returns.mean():.6g} ± {returns.std():.6g}  episodic_length {score['length']:.6g}  "
+                f"IQM {score['IQM']:.6g}  min {score['min']:.6g}  max {score['max']:.6g}  {score['seconds']:.1f} s"
+            )
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps(scores, indent=1) + "\n")
+        except OSError as error:
+            fail(f"cannot write {args.json}: {error.strerror}", code=6)
+    if failed:
+        fail(f"{len(args.run_dirs) - len(scores)} of {len(args.run_dirs)} runs could not be played", failed)
+
+
+def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
+    """The returns of one run's policy and what they come to; seconds do not count making the network."""
+    from common.evaluation import play
+    from common.policy import load_policy
+    from common.tools.stats import iqm
+
+    policy, run = load_policy(path)
+    name = path.resolve().name
+    video = args.video
+    if several and video is not None:
+        video = video / f"{name}.mp4"
+    episodes = args.episodes or run["eval_episodes"] or 10
+    seed = run["seed"] if args.seed is None else args.seed
+    began = time.monotonic()
     returns, lengths = play(
         policy,
         run["env_id"],
         episodes,
-        run["seed"] if args.seed is None else args.seed,
-        args.video,
+        seed,
+        video,
         run["allow_env_import"],
         human=args.render == "human",
+        num_envs=args.num_envs,
+        async_envs=args.async_envs,
     )
-    np.set_printoptions(suppress=True, threshold=100)
-    print(f"{run['env_id']}  {run['script']}  {episodes} episodes")
-    print(f"returns {returns}")
-    print(f"episodic_return {returns.mean():.6g} ± {returns.std():.6g}  episodic_length {lengths.mean():.6g}")
+    return {
+        "run": name,
+        "script": run["script"],
+        "env_id": run["env_id"],
+        "seed": seed,
+        "episodes": episodes,
+        "num_envs": min(args.num_envs, episodes),
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "IQM": float(iqm([returns])),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+        "length": float(lengths.mean()),
+        "seconds": round(time.monotonic() - began, 3),
+        "returns": returns.tolist(),
+        "lengths": lengths.tolist(),
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"

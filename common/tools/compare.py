@@ -1,0 +1,319 @@
+"""Compares runs: learning curves, scores with intervals, who is better, what it cost, which arguments differ.
+
+    python -m common compare runs                          every run below a folder
+    python -m common compare algos/dqn.py my_idea.py       the runs of two scripts below --runs-dir
+    python -m common compare baseline my_idea              the runs of two --wandb-group names below --runs-dir
+    python -m common compare old=runs/a new=runs/b         two arms with names of your own
+    python -m common compare wandb:ENTITY/PROJECT/GROUP    runs on a W&B server
+
+Runs of one script with the same hyperparameters are one arm, whatever their seeds; environments are tasks. --by names
+other arguments to tell arms apart by. The first arm is what the others are measured against.
+
+A curve is the mean of the metric over the last --window steps; the line is the interquartile mean (IQM) over runs, the
+band its 95 % interval by stratified bootstrap, with the definitions of https://arxiv.org/abs/2108.13264. A final score
+is a run's last greedy evaluation, its best one the highest it has had, which flatters whoever evaluates more often;
+without evaluations both are of the training curve.
+"""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from common.args import fail, parse
+from common.tools import stats
+from common.tools.arms import group
+from common.tools.measure import Task, measure
+from common.tools.runs import Run, find
+from common.tools.tables import Table, number, span, text, whole
+
+FEW = 5  # runs; with n of them a bootstrap's spread is too small by the factor sqrt((n - 1) / n), and coarse besides
+NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
+
+
+@dataclass
+class Args:
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUNS...")]
+    """folders, scripts (.py), groups, wandb:ENTITY/PROJECT[/GROUP]; NAME=RUNS makes these runs one arm"""
+    runs_dir: Path = Path("runs")
+    """where the runs of scripts and groups are looked for"""
+    by: tuple[str, ...] = ()
+    """arguments that tell arms apart (default: script, and the hyperparameters that differ within a task)"""
+    metric: str = "charts/episodic_return"
+    """what curves show, and what the threshold is a threshold of"""
+    score: str = "eval/episodic_return"
+    """what final and best scores are of; --metric where no run has it"""
+    threshold: tuple[str, ...] = ()
+    """475, or CartPole-v1=475 for each task: when is it reached (default: gymnasium's reward threshold)"""
+    normalize: tuple[str, ...] = ()
+    """CartPole-v1=20,500 for each task: the scores that count as 0 and 1; several tasks then have one score"""
+    window: float = 0.05
+    """the share of a run that a point of a curve is the mean of; where arms differ in length, of the shortest arm's"""
+    bootstrap: int = 2000
+    """draws for each interval"""
+    finished: bool = False
+    """leave out runs that have not come to their end"""
+    x: Literal["steps", "time"] = "steps"
+    """x axis of --plot"""
+    markdown: Path | None = None
+    """write the tables to this file"""
+    plot: Path | None = None
+    """draw the curves into this .png, .svg or .pdf file (extra `plot`)"""
+    html: Path | None = None
+    """write one page that needs no network: curves, tables, videos, differences of the code (extra `plot`)"""
+    embed_mb: float = 20
+    """megabytes of videos that the page holds; the others are linked to where they lie"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+
+@dataclass
+class Comparison:
+    arms: dict[str, list[Run]]
+    tasks: list[Task]
+    tables: list[Table]
+    notes: list[str] = field(default_factory=list)
+
+
+def main(argv: list[str]) -> None:
+    args = parse(Args, __doc__, argv, prog="python -m common compare")
+    check(args)
+    runs = [run for run in find(args.runs, args.runs_dir) if run.finished or not args.finished]
+    if not runs:
+        fail("none of these runs has come to its end")
+    comparison = compare(runs, args)
+    for table in comparison.tables:
+        print(text(table) + "\n")
+    print("\n".join(comparison.notes))
+    command = shlex.join(["python", "-m", "common", "compare", *argv])
+    try:
+        if args.markdown is not None:
+            args.markdown.write_text(markdown(comparison, command), "utf-8")
+        if args.plot is not None:
+            from common.tools.figure import draw
+
+            draw(comparison, args.plot, args.metric, args.x)
+        if args.html is not None:
+            from common.tools.page import write
+
+            write(comparison, args.html, args.metric, command, args.embed_mb)
+    except OSError as error:
+        fail(f"cannot write {error.filename or ''}: {error.strerror or error}", code=6)
+    for path in (args.markdown, args.plot, args.html):
+        if path is not None:
+            print(path)
+
+
+def check(args: Args) -> None:
+    if not args.runs:
+        fail("which runs? for example: python -m common compare runs")
+    if not 0 < args.window <= 1:
+        fail(f"--window is a share of the run, above 0 and up to 1, not {args.window}")
+    if args.bootstrap < 100:
+        fail(f"--bootstrap must be at least 100, not {args.bootstrap}")
+    if args.embed_mb < 0:
+        fail(f"--embed-mb must be at least 0, not {args.embed_mb}")
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        fail(f"--plot ends in .png, .svg or .pdf: {args.plot}")
+    if args.plot is not None or args.html is not None:
+        try:
+            import matplotlib  # noqa: F401
+            import plotly  # noqa: F401
+        except ImportError as error:
+            fail(f'{error.name} is not installed: pip install -e ".[plot]"')
+    for path in (args.markdown, args.plot, args.html):
+        if path is not None and not path.parent.is_dir():
+            fail(f"there is no folder {path.parent} for {path.name}", code=6)
+
+
+def compare(runs: list[Run], args: Args) -> Comparison:
+    """Reads, measures and tabulates `runs`."""
+    arms = group(runs, args.by)
+    comparison = Comparison(arms, [], [])
+    envs = list(dict.fromkeys(run.env_id for run in runs))
+    thresholds = {env: values[0] for env, values in per_task("threshold", args.threshold, envs, 1).items()}
+    goals = per_task("normalize", args.normalize, envs, 2)
+    for env_id in envs:
+        if not args.threshold and (known := registered_threshold(env_id)) is not None:
+            thresholds[env_id] = known
+        there = {label: [run for run in mine if run.env_id == env_id] for label, mine in arms.items()}
+        there = {label: mine for label, mine in there.items() if mine}
+        goal = thresholds.get(env_id)
+        task = measure(env_id, there, goal, args.metric, args.score, args.window, comparison.notes)
+        if task is not None:
+            comparison.tasks.append(task)
+    if not comparison.tasks:
+        fail(f"none of these runs has logged {args.metric} yet")
+    for task in comparison.tasks:
+        comparison.tables += task_tables(task, args)
+    if len(comparison.tasks) > 1 or goals:
+        comparison.tables += over_tasks(comparison, goals, args)
+    if len(arms) > 1:
+        differ = differences(arms)
+        if differ.rows:
+            comparison.tables.append(differ)
+        else:
+            comparison.notes.append("The arms have the same arguments, versions and device.")
+    comparison.notes[:0] = [
+        f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {args.bootstrap:,} draws.",
+        "seconds: from the start of a run to its end, evaluations included; the median. To a threshold: when half of "
+        "the runs had reached it.",
+        *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
+    ]
+    if any(1 < len(cell.runs) < FEW for task in comparison.tasks for cell in task.cells.values()):
+        comparison.notes.append(f"Fewer than {FEW} runs: a bootstrap of so few is too narrow.")
+    return comparison
+
+
+def per_task(flag: str, words: Sequence[str], envs: Sequence[str], count: int) -> dict[str, list[float]]:
+    """`ENV=1,2` words as numbers by task; a word without ENV is for every task."""
+    found: dict[str, list[float]] = {}
+    for word in words:
+        env, _, text = word.rpartition("=")
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            fail(f"--{flag} {word}: write {'ENV=LOW,HIGH' if count == 2 else 'ENV=NUMBER'}")
+        if count == 2 and numbers[0] == numbers[1]:
+            fail(f"--{flag} {word}: the two scores must differ")
+        if env and env not in envs:
+            fail(f"--{flag} {word}: no run is of {env}; there are: {', '.join(envs)}")
+        found |= dict.fromkeys([env] if env else envs, numbers)
+    return found
+
+
+def registered_threshold(env_id: str) -> float | None:
+    """The return at which gymnasium's registration calls the environment solved."""
+    import gymnasium
+
+    try:
+        return gymnasium.spec(env_id).reward_threshold
+    except (gymnasium.error.Error, ImportError):
+        return None
+
+
+def task_tables(task: Task, args: Args) -> list[Table]:
+    first = next(iter(task.cells))
+    of = "last greedy evaluation" if task.score.startswith("eval/") else f"end of {task.score}"
+    scores = Table(
+        f"{task.env_id}: final score ({of})",
+        ["arm", "runs", "IQM", "95 % interval", "median", "mean", "std", "lowest", "highest", "best so far (IQM)"],
+        [],
+    )
+    costs = Table(f"{task.env_id}: what it took", ["arm", "steps", "seconds", "steps/s"], [])
+    if task.threshold is not None:
+        costs.header += [f"reached {task.threshold:g}", "steps to it", "seconds to it"]
+    if len(task.cells) > 1:
+        scores.header.append(f"P(better than {first})")
+    for label, cell in task.cells.items():
+        final, best = cell.final, np.array([run.best for run in cell.runs])
+        bounds = stats.interval(stats.iqm, [final], reps=args.bootstrap)
+        numbers = [np.median(final), final.mean(), final.std(), final.min(), final.max(), stats.iqm([best])]
+        row = [label, str(len(final)), number(stats.iqm([final])), span(bounds), *map(number, numbers)]
+        if len(task.cells) > 1:
+            row.append("" if label == first else better([final], [task.cells[first].final], args))
+        scores.rows.append(row)
+        ends = np.array([run.end for run in cell.runs])
+        reached = np.array([run.reached for run in cell.runs])
+        steps, seconds = np.median(ends, axis=0)
+        row = [label, whole(steps), number(seconds), number(np.median(ends[:, 0] / np.maximum(ends[:, 1], 1e-9)))]
+        if task.threshold is not None:
+            row.append(f"{np.isfinite(reached[:, 0]).sum()} of {len(reached)}")
+            row += [whole(half(reached[:, 0])), number(half(reached[:, 1]))]
+        costs.rows.append(row)
+    return [scores, costs]
+
+
+def half(reached: np.ndarray) -> float:
+    """When half of the runs had reached it; inf if fewer than half ever did."""
+    return float(np.sort(reached)[(len(reached) - 1) // 2])
+
+
+def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args) -> list[Table]:
+    """All tasks together: P(better) needs no common scale, the means do."""
+    tasks, labels = comparison.tasks, list(comparison.arms)
+    envs = ", ".join(task.env_id for task in tasks)
+    tables = []
+    if len(tasks) > 1 and len(labels) > 1:
+        table = Table(f"over tasks ({envs})", ["arm", "tasks in common", f"P(better than {labels[0]})"], [])
+        for label in labels[1:]:
+            shared = [task for task in tasks if label in task.cells and labels[0] in task.cells]
+            if shared:
+                pair = [[task.cells[name].final for task in shared] for name in (label, labels[0])]
+                table.rows.append([label, str(len(shared)), better(pair[0], pair[1], args)])
+        if table.rows:
+            tables.append(table)
+    missing = [task.env_id for task in tasks if task.env_id not in goals]
+    if goals and missing:
+        fail(f"--normalize says nothing of {', '.join(missing)}")
+    if goals:
+        statistics = {
+            "IQM": stats.iqm,
+            "median": stats.median,
+            "mean": stats.mean,
+            "optimality gap": stats.optimality_gap,
+        }
+        table = Table(f"normalised final scores over tasks ({envs})", ["arm", "tasks", "runs", *statistics], [])
+        for label in labels:
+            mine = [task for task in tasks if label in task.cells]
+            if len(mine) < len(tasks):
+                comparison.notes.append(f"{label} has no normalised score: it has runs of {len(mine)} tasks only")
+                continue
+            scores = []
+            for task in mine:
+                low, high = goals[task.env_id]
+                scores.append((task.cells[label].final - low) / (high - low))
+            row = [label, str(len(mine)), str(sum(map(len, scores)))]
+            for statistic in statistics.values():
+                bounds = stats.interval(statistic, scores, reps=args.bootstrap)
+                row.append(f"{number(statistic(scores))} {span(bounds)}")
+            table.rows.append(row)
+        tables.append(table)
+    return tables
+
+
+def better(mine: stats.Tasks, theirs: stats.Tasks, args: Args) -> str:
+    bounds = stats.interval(stats.probability_of_improvement, mine, theirs, reps=args.bootstrap)
+    interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if math.isfinite(bounds[0]) else ""
+    return f"{stats.probability_of_improvement(mine, theirs):.2f}{interval}"
+
+
+def differences(arms: dict[str, list[Run]]) -> Table:
+    """Every argument, version and device in which the arms differ; '-' where an arm does not have it."""
+    flat = {label: [_flat(run.facts) for run in mine] for label, mine in arms.items()}
+    names = list(dict.fromkeys(name for mine in flat.values() for facts in mine for name in facts))
+    table = Table("what differs", ["argument", *arms], [])
+    for name in names:
+        row = []
+        for mine in flat.values():
+            values = dict.fromkeys(facts[name] for facts in mine if name in facts)
+            shown = list(values)[:4]
+            row.append(", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "-")
+        if len(set(row)) > 1:
+            table.rows.append([name, *row])
+    return table
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, str]:
+    kept = {name: value for name, value in facts.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
+    versions = kept.pop("versions", None) or {}
+    kept["git_commit"] = str(kept.get("git_commit"))[:7]
+    if isinstance(parent := kept.pop("parent", None), dict):
+        kept["parent"] = f"{parent['script']} +{parent['lines_added']} -{parent['lines_removed']} lines"
+    return {name: str(value) for name, value in {**kept, **versions}.items()}
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    parts = [f"```\n{command}\n```"]
+    for table in comparison.tables:
+        rows = [table.header, ["---"] * len(table.header), *table.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts.append(f"**{table.title}**\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, "  \n".join(comparison.notes)]) + "\n"

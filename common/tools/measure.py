@@ -1,0 +1,160 @@
+"""Runs of one task on one grid of steps: curves, final and best scores, when a threshold was reached."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.tools import stats
+from common.tools.runs import Metrics, Run, duplicates
+
+POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
+CURVE_REPS = 1000  # bootstrap draws at each of them
+
+
+@dataclass
+class Measured:
+    """One run on the grid of its task. Steps and seconds to the threshold are inf where it was not reached."""
+
+    run: Run
+    curve: np.ndarray  # [points], nan beyond the end of the run
+    seconds: np.ndarray  # [points]
+    evaluations: np.ndarray  # [3, n]: steps, seconds, scores
+    final: float
+    best: float
+    end: tuple[float, float]  # steps, seconds
+    reached: tuple[float, float]
+
+
+@dataclass
+class Cell:
+    """One arm on one task."""
+
+    runs: list[Measured]
+    band: np.ndarray  # [3, points]: IQM, low, high
+    seconds: np.ndarray  # [points]: median over runs
+
+    @property
+    def final(self) -> np.ndarray:
+        return np.array([run.final for run in self.runs])
+
+
+@dataclass
+class Task:
+    env_id: str
+    steps: np.ndarray  # the grid, [points]
+    threshold: float | None
+    score: str  # the key that final and best are of
+    cells: dict[str, Cell]  # of the arms that ran it
+
+
+def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
+    """Mean of the values in (at - window, at]; the last before, where there are none; nan before the first."""
+    right = np.searchsorted(steps, at, side="right")
+    left = np.minimum(np.searchsorted(steps, at - window, side="right"), right - 1)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(right > 0, (total[right] - total[np.maximum(left, 0)]) / (right - left), np.nan)
+
+
+def measure(
+    env_id: str,
+    arms: dict[str, list[Run]],
+    threshold: float | None,
+    metric: str,
+    score: str,
+    window: float,
+    notes: list[str],
+) -> Task | None:
+    """The runs of one task on one grid; None if none of them has logged anything.
+
+    Args:
+        arms: the runs of this task, by the label of their arm.
+        metric: the key of the curves.
+        score: the key of final and best scores; where a run that is at its end lacks it, `metric` takes its place.
+        window: the share of the shortest arm that a point is the mean of.
+        notes: gets a line for everything that is left out or odd.
+    """
+    read: list[tuple[str, Run, Metrics]] = []
+    for label, mine in arms.items():
+        for run in mine:
+            metrics = run.read([metric, score])
+            read.append((label, run, metrics))
+            if metrics.broken:
+                notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")
+        for seed in duplicates(mine):
+            notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
+    read = _leave_out(read, metric, notes)
+    without = [(run, metrics) for _, run, metrics in read if metrics.rows[score].size == 0]
+    if len(without) == len(read) or any(_is_whole(run, metrics) for run, metrics in without):
+        if read and score != metric:
+            notes.append(f"{env_id}: {len(without)} runs have no {score}; final and best are of {metric}.")
+        score = metric
+    else:
+        read = _leave_out(read, score, notes)
+    if not read:
+        return None
+    ends = {label: max(metrics.end_step for name, _, metrics in read if name == label) for label, _, _ in read}
+    width = window * min(ends.values())
+    longest = max(ends.values())
+    points = min(round(POINTS * longest / max(min(ends.values()), 1)), MOST_POINTS)
+    steps = np.linspace(0, longest, points + 1)[1:]
+    runs = [(label, on_grid(run, metrics, steps, width, threshold, metric, score)) for label, run, metrics in read]
+    cells = {}
+    for label in arms:
+        here = [one for name, one in runs if name == label]
+        if here:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # points that no run has reached yet
+                seconds = np.nanmedian([one.seconds for one in here], axis=0)
+            curves = np.stack([one.curve for one in here])
+            cells[label] = Cell(here, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
+        early = [metrics.end_step for name, run, metrics in read if name == label and not _is_whole(run, metrics)]
+        if early:
+            at = ", ".join(f"{step:,.0f}" for step in early[:5]) + (", ..." if len(early) > 5 else "")
+            notes.append(
+                f"{label} on {env_id}: {len(early)} of {len(here)} runs are not at their end, but at step {at}."
+            )
+    return Task(env_id, steps, threshold, score, cells)
+
+
+def _leave_out(read: list[tuple[str, Run, Metrics]], key: str, notes: list[str]) -> list[tuple[str, Run, Metrics]]:
+    """Those that have logged `key`."""
+    names = [run.name for _, run, metrics in read if metrics.rows[key].size == 0]
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        notes.append(f"{len(names)} runs are left out, as they have not logged {key} yet: {shown}")
+    return [one for one in read if one[2].rows[key].size]
+
+
+def _is_whole(run: Run, metrics: Metrics) -> bool:
+    return run.finished or metrics.end_step >= float(run.facts.get("total_timesteps") or math.inf)
+
+
+def on_grid(
+    run: Run, metrics: Metrics, steps: np.ndarray, window: float, threshold: float | None, key: str, score: str
+) -> Measured:
+    at, seconds, values = metrics.rows[key]
+    curve = smoothed(at, values, steps, window)
+    # Runs end where a step of all their environments ends, a little beyond the total: such an end is one of them.
+    curve[steps > metrics.end_step * 1.01] = np.nan
+    whole = at >= window  # before, a few lucky episodes would pass for a level
+    level = smoothed(at, values, at, window)
+    reached = (math.inf, math.inf)
+    if threshold is not None and (over := np.flatnonzero(whole & (level >= threshold))).size:
+        reached = float(at[over[0]]), float(seconds[over[0]])
+    evaluations = metrics.rows[score] if score != key else np.stack([at, seconds, level])[:, whole]
+    if evaluations.size == 0:  # the run is shorter than a window
+        evaluations = np.stack([at, seconds, level])[:, -1:]
+    clock = np.interp(steps, np.append(at, metrics.end_step), np.append(seconds, metrics.end_seconds))
+    return Measured(
+        run,
+        curve,
+        np.where(np.isnan(curve), np.nan, clock),
+        evaluations if score != key else np.empty((3, 0)),
+        float(evaluations[2, -1]),
+        float(evaluations[2].max()),
+        (metrics.end_step, metrics.end_seconds),
+        reached,
+    )

@@ -1,0 +1,185 @@
+"""A comparison as one HTML page that opens from a file, without a network or an account."""
+
+import base64
+import difflib
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.tools.figure import style
+from common.tools.runs import Run
+from common.tools.tables import Table, number
+
+if TYPE_CHECKING:
+    from common.tools.compare import Comparison
+    from common.tools.measure import Cell
+
+
+def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
+    """Writes the page; plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos are in it.
+
+    Videos beyond that are linked, relative to the page, and are only seen where the run directories are.
+    """
+    from plotly.offline import get_plotlyjs
+
+    arms = " and ".join(comparison.arms) if len(comparison.arms) < 5 else f"{len(comparison.arms)} arms"
+    title = f"{arms} on {', '.join(task.env_id for task in comparison.tasks)}"
+    count = sum(len(cell.runs) for task in comparison.tasks for cell in task.cells.values())
+    parts = {
+        "title": html.escape(title),
+        "summary": html.escape(f"{count} runs, {len(comparison.arms)} arms, {len(comparison.tasks)} tasks"),
+        "metric": html.escape(metric),
+        "tables": "".join(map(_table, comparison.tables)),
+        "films": _films(comparison, path.parent, embed_mb),
+        "diffs": _diffs(comparison.arms),
+        "runs": _runs(comparison),
+        "notes": "<br>".join(map(html.escape, comparison.notes)),
+        "command": html.escape(command),
+        # "<" would let a name end the script element
+        "data": json.dumps(_data(comparison), separators=(",", ":")).replace("<", "\\u003c"),
+        "plotly": get_plotlyjs(),
+    }
+    template = (files("common.tools") / "page.html").read_text("utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
+    path.write_text(page, "utf-8")
+
+
+def _data(comparison: "Comparison") -> dict[str, Any]:
+    labels = list(comparison.arms)
+    looks = map(style, range(len(labels)))
+    arms = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
+    tasks = []
+    for task in comparison.tasks:
+        cells = []
+        for label, cell in task.cells.items():
+            centre, low, high = map(_numbers, cell.band)
+            runs = [
+                {"name": run.run.name, "curve": _numbers(run.curve), "seconds": _numbers(run.seconds)}
+                for run in cell.runs
+            ]
+            seconds = _numbers(cell.seconds)
+            lines = {"centre": centre, "low": low, "high": high, "seconds": seconds, "runs": runs}
+            cells.append({"arm": labels.index(label), **lines})
+        tasks.append(
+            {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold, "cells": cells}
+        )
+    return {"arms": arms, "tasks": tasks}
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+def _table(table: Table) -> str:
+    name = ' id="differs"' if table.title == "what differs" else ""
+    return f"<h2>{html.escape(table.title)}</h2>\n{_rows(table.header, table.rows, name)}"
+
+
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f'<div class="scroll"><table{name}>{row(header, "th")}{body}</table></div>\n'
+
+
+def _runs(comparison: "Comparison") -> str:
+    header = ["run", "arm", "task", "seed", "final", "best", "steps", "seconds"]
+    rows = []
+    for task in comparison.tasks:
+        for label, cell in task.cells.items():
+            for one in cell.runs:
+                numbers = [number(one.final), number(one.best), f"{one.end[0]:,.0f}", number(one.end[1])]
+                rows.append([one.run.name, label, task.env_id, one.run.seed(), *numbers])
+    return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
+
+
+def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
+    """Of each arm and task the last film of the run whose final score is the median, or nearest to it."""
+    left = embed_mb * 1e6
+    parts = []
+    for task in comparison.tasks:
+        figures = []
+        for label, cell in task.cells.items():
+            film, caption = _typical_film(cell)
+            if film is None:
+                continue
+            size = film.stat().st_size
+            if size <= left:
+                left -= size
+                source = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
+            else:
+                source = Path(os.path.relpath(film, here.resolve())).as_posix()
+                caption += ", linked: seen only beside the run directories"
+            figures.append(
+                '<figure><video controls muted loop playsinline preload="metadata" '
+                f'src="{html.escape(source)}"></video>'
+                f"<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>"
+            )
+        if figures:
+            start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-films>play all</button>"
+            parts.append(f'{start}<div class="films">{"".join(figures)}</div></div>')
+    return "<h2>Videos</h2>" + "\n".join(parts) if parts else ""
+
+
+def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
+    middle = float(np.median(cell.final))
+    for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
+        films = sorted(one.run.path.glob("videos/*[0-9].mp4")) if one.run.path else []
+        if films:
+            step = int(films[-1].stem.rpartition("-")[2])
+            return films[
+                -1
+            ].resolve(), f"seed {one.run.seed()} at step {step:,}; this run's score is {number(one.final)}"
+    return None, ""
+
+
+def _diffs(arms: dict[str, list[Run]]) -> str:
+    """The script of every arm as a difference to that of the first arm, and to the script that it was forked from."""
+    sources = {label: _sources(runs) for label, runs in arms.items()}
+    (first, base), *others = sources.items()
+    parts = []
+    for label, found in sources.items():
+        if len(found) > 1:
+            parts.append(f"<p>The runs of {html.escape(label)} ran {len(found)} versions of their script.</p>")
+    for label, found in others:
+        if found and base and found[0] != base[0]:
+            (old_name, old), (new_name, new) = base[0], found[0]
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
+            parts.append(_diff(f"{label} against {first}", list(lines)))
+    for label, runs in arms.items():
+        kept = next((path for run in runs if run.path and (path := run.path / "source" / "parent.diff").exists()), None)
+        if kept is not None and not (base and kept.read_text("utf-8").startswith(f"--- algos/{base[0][0]}")):
+            parts.append(_diff(f"{label} against the script it was forked from", kept.read_text("utf-8").splitlines()))
+    if not parts and others:
+        known = [label for label, found in sources.items() if found]
+        same = "All arms ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
+        parts.append(f"<p>{same}</p>")
+    return "<h2>Code</h2>" + "\n".join(parts) if parts else ""
+
+
+def _diff(title: str, lines: list[str]) -> str:
+    added, removed = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
+    kinds = {"+": "add", "-": "del", "@": "at"}
+    shown = "".join(f'<span class="{kinds.get(line[:1], "")}">{html.escape(line) or " "}</span>' for line in lines)
+    summary = html.escape(f"{title}: +{added} -{removed} lines")
+    return f'<details><summary>{summary}</summary><pre class="diff"><code>{shown}</code></pre></details>'
+
+
+def _sources(runs: list[Run]) -> list[tuple[str, str]]:
+    """Name and text of each version of the script that the runs ran, most frequent first."""
+    count: dict[tuple[str, str], int] = {}
+    for run in runs:
+        script = run.path / "source" / f"{run.script}.py" if run.path else None
+        if script is not None and script.exists():
+            key = (script.name, script.read_text("utf-8", errors="replace"))
+            count[key] = count.get(key, 0) + 1
+    return sorted(count, key=lambda key: -count[key])

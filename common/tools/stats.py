@@ -1,0 +1,99 @@
+"""What a handful of runs says of a method: robust means, their intervals, and which of two is better.
+
+The definitions are those of Agarwal et al., 2021, https://arxiv.org/abs/2108.13264, and of their library rliable.
+Scores are one array a task, [..., runs of this task]; leading dimensions are bootstrap replicates. Tasks may have
+different numbers of runs, which rliable's matrices cannot.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Tasks = Sequence[np.ndarray]
+CELLS = 4_000_000  # floats of a bootstrap in memory at once
+
+
+def iqm(tasks: Tasks) -> np.ndarray:
+    """Interquartile mean: the mean of what is left when a quarter of all runs is cut off at either end."""
+    pooled = np.sort(np.concatenate(tasks, axis=-1), axis=-1)
+    runs = pooled.shape[-1]
+    cut = int(0.25 * runs)
+    return pooled[..., cut : runs - cut].mean(axis=-1)
+
+
+def mean(tasks: Tasks) -> np.ndarray:
+    """Mean over tasks of the mean over runs."""
+    return np.mean([scores.mean(axis=-1) for scores in tasks], axis=0)
+
+
+def median(tasks: Tasks) -> np.ndarray:
+    """Median over tasks of the mean over runs, as papers report it; of one task it is the mean."""
+    return np.median([scores.mean(axis=-1) for scores in tasks], axis=0)
+
+
+def optimality_gap(tasks: Tasks) -> np.ndarray:
+    """How far normalised scores fall short of 1 on average; what lies above 1 does not make up for it."""
+    return 1 - np.minimum(np.concatenate(tasks, axis=-1), 1).mean(axis=-1)
+
+
+def probability_of_improvement(x: Tasks, y: Tasks) -> np.ndarray:
+    """How often a run of x beats a run of y on the same task, ties half; mean over tasks."""
+    return np.mean([_beats(a, b) for a, b in zip(x, y, strict=True)], axis=0)
+
+
+def _beats(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """P(x > y) + P(x = y) / 2 over all pairs of the last dimensions."""
+    shape = x.shape[:-1]
+    shares = []
+    for a, b in zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), strict=True):
+        below, up_to = (np.searchsorted(np.sort(b), a, side=side).sum() for side in ("left", "right"))
+        shares.append((below + up_to) / 2 / (len(a) * len(b)))
+    return np.array(shares).reshape(shape)
+
+
+def interval(
+    statistic: Callable[..., np.ndarray], *arms: Tasks, reps: int, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval by stratified bootstrap: runs are drawn again within their task, arms independently.
+
+    (nan, nan) where no task has more than one run: nothing was seen of luck.
+    """
+    if all(len(scores) < 2 for tasks in arms for scores in tasks):
+        return np.nan, np.nan
+    generator = np.random.default_rng(seed)
+    at_once = max(1, CELLS // sum(len(scores) for tasks in arms for scores in tasks))
+    found = []
+    for begin in range(0, reps, at_once):
+        draws = min(at_once, reps - begin)
+        again = [[scores[generator.integers(len(scores), size=(draws, len(scores)))] for scores in a] for a in arms]
+        found.append(statistic(*again))
+    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def band(
+    curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int, seed: int = 0, level: float = 0.95
+) -> np.ndarray:
+    """The statistic of curves [runs, points] at each point, and its interval: [3, points], centre, low, high.
+
+    nan marks what a run does not reach: it does not count there. As in `interval`, one run has no interval.
+    """
+    generator = np.random.default_rng(seed)
+    result = np.full((3, curves.shape[1]), np.nan)
+    present, kind = np.unique(~np.isnan(curves), axis=1, return_inverse=True)
+    for i, there in enumerate(present.T):  # all points that the same runs reach at once
+        points = np.flatnonzero(kind.reshape(-1) == i)
+        runs = curves[there][:, points].T  # [points, runs]
+        count = runs.shape[1]
+        if count == 0:
+            continue
+        result[0, points] = statistic([runs])
+        if count < 2:
+            continue
+        draws = generator.integers(count, size=(reps, count))
+        at_once = max(1, CELLS // draws.size)
+        for begin in range(0, len(points), at_once):
+            found = statistic([runs[begin : begin + at_once][:, draws]])  # [points, reps]
+            bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
+            result[1:, points[begin : begin + at_once]] = bounds
+    return result
