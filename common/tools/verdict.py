@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.tools.stats import probability_of_improvement
+
 RESAMPLES = 20_000
 LEVEL = 0.95
 
@@ -23,15 +25,6 @@ def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: in
     return float(low), float(high)
 
 
-def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """P(a run of ours > a run of theirs), ties counting half.
-
-    Agarwal et al., 2021: https://arxiv.org/abs/2108.13264.
-    """
-    a, b = np.asarray(ours)[:, None], np.asarray(theirs)[None, :]
-    return float(np.mean((a > b) + 0.5 * (a == b)))
-
-
 def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
     """What the runs on fresh seeds show, in words. `promised` is the winner's mean in the sweep."""
     if min(len(ours), len(theirs)) < 2:
@@ -44,11 +37,12 @@ def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) ->
         verdict = "The winner is worse than the defaults on fresh seeds"
     else:
         verdict = "These runs do not show that the winner beats the defaults"
+    better = float(probability_of_improvement([np.asarray(ours)], [np.asarray(theirs)]))
     luck = promised - float(np.mean(ours))
     told = f"in the sweep it had had {promised:.5g}, of which {luck:.3g} did not come back" if luck > 0 else ""
     return (
         f"{verdict}: difference {difference:+.4g}, 95 % bootstrap interval {low:+.4g} to {high:+.4g}, "
-        f"probability of improvement {probability_of_improvement(ours, theirs):.2f}" + (f"; {told}." if told else ".")
+        f"probability of improvement {better:.2f}" + (f"; {told}." if told else ".")
     )
 
 
