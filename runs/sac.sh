@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The reference runs of algos/sac.py. About 5 hours on one core: Pendulum-v1 3 minutes a seed, LunarLanderContinuous-v3
-# 75 (flags of rl-baselines3-zoo), HalfCheetah-v4 20 (those of Stable-Baselines3). The peer's runs with the same flags:
+# The reference runs of algos/sac.py. About 2 hours on one core: Pendulum-v1 3 minutes a seed, LunarLanderContinuous-v3
+# 18 (rl-baselines3-zoo's step size and tau, smaller networks, compiled), HalfCheetah-v4 16 (flags of Stable-Baselines3).
+# The peer's runs with the same flags:
 #   PEER_VENV/bin/python runs/sac_sb3.py HalfCheetah-v4 --seeds 31 32 33
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
@@ -11,8 +12,8 @@ for seed in 31 32 33 34 35; do
 done
 for seed in 31 32 33; do
   python algos/sac.py --env-id LunarLanderContinuous-v3 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
-    --total-timesteps 3e5 --eval-interval 1e5 --log-interval 2000 --learning-starts 10000 --hidden-sizes 400 300 \
-    --policy-lr 7.3e-4 --q-lr 7.3e-4 --anneal-lr --tau 0.01 --policy-frequency 1
+    --total-timesteps 3e5 --eval-interval 1e5 --log-interval 2000 --learning-starts 1000 --hidden-sizes 128 128 \
+    --policy-lr 7.3e-4 --q-lr 7.3e-4 --anneal-lr --tau 0.01 --policy-frequency 1 --compile
   python algos/sac.py --env-id HalfCheetah-v4 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
     --total-timesteps 1e5 --log-interval 2000 --learning-starts 5000 \
     --policy-lr 3e-4 --q-lr 3e-4 --policy-frequency 1
