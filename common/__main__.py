@@ -5,7 +5,10 @@ import sys
 
 from common.args import fail
 
-TOOLS = {"evaluate": "play a run's policy and print its returns"}
+TOOLS = {
+    "check": "does a script, a fork of yours, handle episodes, seeds, flags and logging rightly?",
+    "evaluate": "play a run's policy and print its returns",
+}
 
 
 def main() -> None:
