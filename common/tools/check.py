@@ -135,9 +135,11 @@ class Lab:
         self.flags: dict[str, dict[str, Any]] = json.loads((about.folder / "flags.json").read_text())
         self.replays = "buffer_size" in self.flags  # so that it learns from each step many times
         tried = {space: self.trial(f"Drift-{space}", **self.small) for space in ("Discrete", "Box")}
-        self.spaces = [space for space, trace in tried.items() if trace.code != 2]
+        self.spaces = [space for space, trace in tried.items() if trace.code == 0]
+        self.refused = {space: trace.error for space, trace in tried.items() if trace.code != 0}
         if not self.spaces:
-            fail(f"{script} runs neither with Discrete nor with Box actions: {tried['Discrete'].error}")
+            why = "; ".join(f"{space}: {error.removeprefix('error: ')}" for space, error in self.refused.items())
+            fail(f"{script} runs with neither kind of actions. {why}", code=1)
 
     @functools.cached_property
     def small(self) -> dict[str, Any]:
@@ -660,7 +662,7 @@ def _estimate(lab: Lab, world: str, expected: float, within: float, more: dict[s
     """
     for count in (1_500, 5_000) if lab.replays else (8_000, 32_000):
         trace = lab.run(world, **{**lab.learning(count), **more})
-        logged = [[value for _, value in trace.logged(key)[-3:]] for key in VALUES]
+        logged = [[value for _, value in trace.logged(key)[-5:]] for key in VALUES]
         means = [sum(last) / len(last) for last in logged if last]
         if not means:
             raise Skipped(f"it logs no predicted values: none of {', '.join(VALUES)}")
@@ -691,13 +693,15 @@ def policy(lab: Lab) -> str:
 
 def advantages(lab: Lab) -> str:
     """Advantages handed to minibatches are GAE of each episode alone, by brute force."""
+    if not {"gae_lambda", "gamma", "num_steps"} <= lab.flags.keys():
+        raise Skipped("it has no --gae-lambda")
     num_envs, size = 2, 64
     wanted = {"num_envs": num_envs, "num_steps": size, "total_timesteps": 4 * num_envs * size}
     trace = lab.run(f"Clockwork-{lab.spaces[0]}", **{**lab.small, **wanted})
     rollouts = trace.notes["minibatches"]
     needed = {"rewards", "terminations", "truncations", "advantages", "values"}
-    if not {"gae_lambda", "gamma"} <= lab.flags.keys() or not rollouts or not needed <= rollouts[0].keys():
-        raise Skipped("it hands no advantages and values to rollout.minibatches, or has no --gae-lambda")
+    if not rollouts or not needed <= rollouts[0].keys():
+        raise Skipped("it hands no advantages and values to rollout.minibatches")
     gamma, trace_decay = (lab.flags[name]["default"] for name in ("gamma", "gae_lambda"))
     count = 0
     for rollout in rollouts:
@@ -800,7 +804,8 @@ def main(argv: list[str]) -> NoReturn:
             fail(f"there is no check {name!r}; there are: {', '.join(CHECKS)}")
     began = time.monotonic()
     lab = Lab(args.script)
-    print(f"{args.script}: {' and '.join(lab.spaces)} actions, {len(lab.flags)} flags", flush=True)
+    refused = "".join(f" (not {space}: {error.removeprefix('error: ')})" for space, error in lab.refused.items())
+    print(f"{args.script}: {' and '.join(lab.spaces)} actions, {len(lab.flags)} flags{refused}", flush=True)
     verdicts = []
     for verdict in examine(lab, args.only):
         verdicts.append(verdict)
