@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from gymnasium.spaces import Box, Discrete
 
-from common.tools import witness
+from common.tools import check, witness
 from common.tools.check import CHECKS, Failed, Lab, Skipped, _compare_stored, _length, _line, as_words, examine
 from common.tools.worlds import Clockwork, Drift, Ladder, Ledger
 
@@ -57,13 +57,27 @@ NO_GAMMA = [
 IN_UNITS = """actions, log_prob = squashed_gaussian(mean, log_std, torch.randn_like(mean))
         return actions, log_prob - self.scale.log().sum()"""
 
+MEMORY = """class Memory:
+    def __init__(self, *_, gamma, **__):
+        self.steps, self.gamma = [], gamma
+
+    def add(self, **step):
+        self.steps.append(step)
+
+    def sample(self, size, beta):
+        picked = [self.steps[i] for i in torch.randint(len(self.steps), (size,))]
+        batch = {name: torch.cat([step[name] for step in picked]) for name in picked[0]}
+        return SimpleNamespace(**batch, discounts=torch.full((size,), self.gamma))
+
+
+def main("""
+OWN_STORAGE = [("common.ReplayBuffer(", "Memory("), ("        replay=replay,\n", ""), ("def main(", MEMORY)]
+DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
+LAST_EVALUATION = "    common.evaluate(q_network.greedy, args, run, global_step)\n    envs"
+
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
-    "truncation stored as death": (
-        DQN,
-        [("terminations=terminations,", "terminations=terminations | truncations,")],
-        "transitions",
-    ),
+    "truncation stored as death": (DQN, [DEATH], "transitions"),
     "observation after the reset stored": (DQN, [(FINAL, "next_obs=next_obs,")], "transitions"),
     "observation after the reset stored in a rollout": (PPO, [(FINAL, "next_obs=next_obs,")], "transitions"),
     "transition of a next-step autoreset stored": (DQN, [("obs = next_obs\n", BOGUS)], "transitions"),
@@ -121,10 +135,35 @@ BUGS = {
         [("            common.evaluate(", "            torch.rand(1)\n            common.evaluate(")],
         "evaluation",
     ),
-    "no last evaluation": (
+    "no last evaluation": (DQN, [(LAST_EVALUATION, "    envs")], "evaluation"),
+    "an evaluation that is not what was paid": (
         DQN,
-        [("    common.evaluate(q_network.greedy, args, run, global_step)\n    envs", "    envs")],
+        [
+            (
+                "run = common.track(args, device)",
+                "run = common.track(args, device)\n    log = run.log_evaluation\n"
+                "    run.log_evaluation = lambda m, *rest: log({key: m[key] + 1 for key in m}, *rest)",
+            )
+        ],
         "evaluation",
+    ),
+    "policy.pt is not the trained network": (
+        DQN,
+        [
+            ("metrics: dict[str, Tensor] = {}", "metrics = {}\n    begun = copy.deepcopy(q_network)"),
+            (LAST_EVALUATION, LAST_EVALUATION.replace("q_network", "begun")),
+        ],
+        "parameters",
+    ),
+    "all environments seeded alike": (
+        DQN,
+        [
+            (
+                "checkpoint.start(args.seed)",
+                "checkpoint.start(args.seed)\n    envs.vector.reset(seed=[args.seed] * args.num_envs)",
+            )
+        ],
+        "seed",
     ),
     "a flag without effect": (PPO, [("agent.parameters(), args.max_grad_norm", "agent.parameters(), 0.5")], "flags"),
     "a flag that crashes": (
@@ -137,6 +176,7 @@ BUGS = {
     ),
     "resume loses the optimizer": (DQN, [("        optimizer=optimizer,\n", "")], "resume"),
     "resume loses the target critics": (SAC, [("        critic_target=critic_target,\n", "")], "resume"),
+    "truncation as death, in storage of its own": (DQN, [*OWN_STORAGE, DEATH], "values"),
     "values cut at time limits": (
         PPO,
         [("next_values * ~terminations - values", "next_values * ~(terminations | truncations) - values")],
@@ -190,14 +230,20 @@ def fork(script, replaced, folder):
 
 
 def found(bug, tmp_path):
-    script, replaced, check = BUGS[bug]
-    (verdict,) = examine(Lab(fork(script, replaced, tmp_path)), (check,))
+    script, replaced, name = BUGS[bug]
+    (verdict,) = examine(Lab(fork(script, replaced, tmp_path)), (name,))
     return verdict
 
 
 @pytest.mark.parametrize("bug", IN_CI)
-def test_a_planted_bug_is_found(bug, tmp_path):
-    assert found(bug, tmp_path).word == "FAIL"
+def test_a_planted_bug_is_found_and_is_exit_1(bug, tmp_path, capsys):
+    script, replaced, name = BUGS[bug]
+    with pytest.raises(SystemExit) as stop:
+        check.main([str(fork(script, replaced, tmp_path)), "--only", name])
+    assert stop.value.code == 1
+    _, verdict, summary = capsys.readouterr().out.splitlines()
+    assert verdict.startswith(f"FAIL  {name} ")
+    assert summary.startswith("0 passed, 1 failed, 0 skipped in ")
 
 
 @pytest.mark.slow
@@ -210,7 +256,7 @@ def test_every_planted_bug_is_found_by_the_check_that_is_meant_for_it(bug, tmp_p
 
 
 def test_every_check_has_a_planted_bug():
-    assert {check for _, _, check in BUGS.values()} == set(CHECKS)
+    assert {name for _, _, name in BUGS.values()} == set(CHECKS)
 
 
 @pytest.mark.slow
@@ -236,19 +282,22 @@ def test_our_scripts_pass(script):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_n_step_returns_of_a_fork_s_own_pass_if_they_are_right(tmp_path):
+def test_what_a_fork_makes_itself_passes_if_it_is_right(tmp_path):
     own = fork("dqn", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
     (verdict,) = examine(Lab(own), ("n_step",))
     assert verdict.word == "PASS", verdict
+    own = fork("dqn", OWN_STORAGE, tmp_path)
+    words = {verdict.name: verdict.word for verdict in examine(Lab(own), ("transitions", "values"))}
+    assert words == {"transitions": "SKIP", "values": "PASS"}
 
 
 def test_a_right_fork_passes_from_the_command_line_and_what_is_no_script_is_one_line(tmp_path):
-    def check(*words):
+    def kit(*words):
         words = [sys.executable, "-m", "common", "check", *map(str, words)]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
 
     path = fork("ppo", [("nn.Tanh()", "nn.ReLU()")], tmp_path)
-    done = check(path.name, "--only", "transitions", "returns", "steps", "exploration", "parameters", "units")
+    done = kit(path.name, "--only", "transitions", "returns", "steps", "exploration", "parameters", "units")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "my_ppo.py: Discrete and Box actions, 45 flags"
@@ -265,7 +314,7 @@ def test_a_right_fork_passes_from_the_command_line_and_what_is_no_script_is_one_
         (["no.py"], "error: no.py cannot be checked: it has no Args(common.RunArgs)\n"),
         (["my_ppo.py", "--only", "luck"], "error: there is no check 'luck'; there are: transitions, "),
     ):
-        done = check(*words)
+        done = kit(*words)
         assert done.returncode == 2
         assert done.stderr.startswith(says)
 
