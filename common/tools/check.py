@@ -7,6 +7,7 @@ PASS and what was seen, FAIL and what that means, or SKIP and why. Exit code 0 i
 docs/check.md says what each check sees, and what none of them does.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -126,7 +127,7 @@ class Lab:
         self.script = script.resolve()
         if not self.script.is_file():
             fail(f"there is no script {script}")
-        self.folder = tempfile.TemporaryDirectory(prefix="check-")
+        self.folder = tempfile.TemporaryDirectory(prefix="check-", ignore_cleanup_errors=True)
         self.server = witness.server(self.script)
         self.runs: dict[str, Trace] = {}
         about = self._start(witness.describe)
@@ -193,6 +194,10 @@ class Lab:
         for world, num_envs in (("Terminating", 1), ("Truncating", 1), ("Mixed", 1), ("Mixed", 3), ("Uneven", 3)):
             flags = {**self.small, "num_envs": num_envs, "total_timesteps": 200}
             yield world, num_envs, self.run(f"{world}-{self.spaces[0]}", **flags)
+
+    def close(self) -> None:
+        """Removes what the runs left behind."""
+        self.folder.cleanup()
 
     def _start(self, target: Callable[..., None], *words: Any, folder: Path | None = None) -> Trace:
         if folder is None:
@@ -803,14 +808,19 @@ def main(argv: list[str]) -> NoReturn:
         if name not in CHECKS:
             fail(f"there is no check {name!r}; there are: {', '.join(CHECKS)}")
     began = time.monotonic()
-    lab = Lab(args.script)
+    with contextlib.closing(Lab(args.script)) as lab:
+        verdicts = _report(args, lab)
+    words = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
+    counts = [f"{sum(v.word == word for v in verdicts)} {said}" for word, said in words.items()]
+    print(f"{', '.join(counts)} in {time.monotonic() - began:.0f} s, {len(lab.runs)} runs")
+    raise SystemExit(any(verdict.word == "FAIL" for verdict in verdicts))
+
+
+def _report(args: Args, lab: Lab) -> list[Verdict]:
     refused = "".join(f" (not {space}: {error.removeprefix('error: ')})" for space, error in lab.refused.items())
     print(f"{args.script}: {' and '.join(lab.spaces)} actions, {len(lab.flags)} flags{refused}", flush=True)
     verdicts = []
     for verdict in examine(lab, args.only):
         verdicts.append(verdict)
         print(verdict, flush=True)
-    words = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
-    counts = [f"{sum(v.word == word for v in verdicts)} {said}" for word, said in words.items()]
-    print(f"{', '.join(counts)} in {time.monotonic() - began:.0f} s, {len(lab.runs)} runs")
-    raise SystemExit(any(verdict.word == "FAIL" for verdict in verdicts))
+    return verdicts
