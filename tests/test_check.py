@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -89,6 +90,11 @@ BUGS = {
     ),
     "reward of another environment": (PPO, [("rewards=rewards,", "rewards=rewards.roll(1),")], "transitions"),
     "rewards not stored": (SAC, [("rewards=rewards,", "rewards=0 * rewards,")], "transitions"),
+    "another action stored than was played": (
+        DQN,
+        [("            actions=actions,", "            actions=act(obs, epsilon),")],
+        "transitions",
+    ),
     "returns not logged": (DQN, [("run.log_episodes(infos, global_step)", "pass")], "returns"),
     "x axis off by num_envs": (
         PPO,
@@ -342,13 +348,12 @@ def steps_of(world, count):
     """What `count` steps of a world were, in the form of a witness."""
     rows, (obs, _) = [], world.reset(seed=0)
     for _ in range(count):
-        after, reward, terminated, truncated, _ = world.step(world.action_space.sample())
-        rows.append((obs, reward, terminated, truncated, after))
+        action = world.action_space.sample()
+        after, reward, terminated, truncated, _ = world.step(action)
+        rows.append((obs, action, reward, terminated, truncated, after))
         obs = world.reset()[0] if terminated or truncated else after
-    names = ("obs", "rewards", "terminations", "truncations", "next_obs")
-    return {
-        name: torch.tensor([row[i].tolist() if i in (0, 4) else row[i] for row in rows]) for i, name in enumerate(names)
-    }
+    names = ("obs", "actions", "rewards", "terminations", "truncations", "next_obs")
+    return {name: torch.from_numpy(np.array([row[i] for row in rows])) for i, name in enumerate(names)}
 
 
 def ledger(ends="Tt", count=20):
@@ -363,11 +368,13 @@ def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
     played = [ledger(), ledger()]
     right = stored_as(played)
     assert _compare_stored(right, played, "here", 0.5) == 40
-    for name in ("rewards", "terminations", "truncations", "next_obs", "obs"):
+    for name in ("actions", "rewards", "terminations", "truncations", "next_obs", "obs"):
         for t, env in ((0, 0), (7, 1), (19, 1)):
             wrong = {key: value.clone() for key, value in right.items()}
             if wrong[name].dtype == torch.bool:
                 wrong[name][t, env] ^= True
+            elif name == "actions":
+                wrong[name][t, env] = 1 - wrong[name][t, env]
             elif name == "rewards":
                 wrong[name][t, env] += 0.25
             else:
@@ -468,9 +475,8 @@ def test_a_script_s_output_and_exit_code_are_its_own(tmp_path):
     path = tmp_path / "script.py"
     path.write_text("import sys\nprint('said', sys.argv[1:])\nsys.exit(int(sys.argv[1]))\n")
     for code in (0, 4):
-        process = witness.server(path).Process(
-            target=witness.play, args=(str(path), [str(code)], str(tmp_path), {}, None)
-        )
+        words = (str(path), str(tmp_path), {}, [str(code)], None)
+        process = witness.server(path).Process(target=witness.play, args=words)
         process.start()
         process.join()
         assert process.exitcode == code

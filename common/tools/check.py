@@ -97,6 +97,8 @@ class Trace:
     def notes(self) -> dict[str, Any]:
         import torch
 
+        if not (self.folder / witness.REPORT).exists():
+            raise Failed("it ends its process itself, before anything could be noted")
         return torch.load(self.folder / witness.REPORT, weights_only=True)
 
     @functools.cached_property
@@ -107,6 +109,14 @@ class Trace:
             return torch.load(self.run_dir / "policy.pt", weights_only=True)["state_dict"]
         except FileNotFoundError:
             raise Failed("it left no policy.pt: run.save_policy(policy) writes it") from None
+
+    @property
+    def end(self) -> int:
+        """The step at which the run says that it ended."""
+        try:
+            return json.loads((self.run_dir / "finished.json").read_text())["global_step"]
+        except FileNotFoundError:
+            raise Failed("it left no finished.json: run.finish() at its end writes it") from None
 
     @functools.cached_property
     def told(self) -> list[dict[str, Any]]:
@@ -203,9 +213,7 @@ class Lab:
         if folder is None:
             folder = Path(self.folder.name) / f"{len(list(Path(self.folder.name).iterdir())):03d}"
             folder.mkdir()
-        argv, stop = words or ([], None)
-        rest = (argv, str(folder), dict(os.environ), stop) if words else (str(folder), dict(os.environ))
-        process = self.server.Process(target=target, args=(str(self.script), *rest))
+        process = self.server.Process(target=target, args=(str(self.script), str(folder), dict(os.environ), *words))
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -269,17 +277,26 @@ def _compare_stored(stored: dict[str, Any], played: list[dict[str, Any]], where:
                 told = f"{bool(step[name])}, where it was {bool(world[name][last])}"
                 means = "a time limit is taken for death" if name == "terminations" and step[name] else "ends are lost"
                 raise Failed(f"{where}: of the step from {_say(step['obs'])} {name} is stored as {told}: {means}")
+        if "actions" in step and step["actions"].numel() == world["actions"][first].numel():
+            kept, sent = (x.double().flatten().tolist() for x in (step["actions"], world["actions"][first]))
+            box = world["actions"].is_floating_point()  # a Box action outside its bounds, -1 and 1, arrives clipped
+            if not all(
+                math.isclose(min(max(x, -1), 1) if box else x, y, abs_tol=1e-6) for x, y in zip(kept, sent, strict=True)
+            ):
+                raise Failed(
+                    f"{where}: for the step from {_say(step['obs'])} action {kept} is stored, {sent} was played"
+                )
         if "rewards" in step:
             paid = sum(gamma**i * float(world["rewards"][first + i]) for i in range(length))
-            kept = float(step["rewards"])
-            usual = rewards.setdefault(paid, kept) if length == 1 else paid  # clipped or scaled is still a function
-            if not math.isclose(kept, usual, rel_tol=1e-4, abs_tol=1e-6):
+            reward = float(step["rewards"])
+            usual = rewards.setdefault(paid, reward) if length == 1 else paid  # clipped or scaled is still a function
+            if not math.isclose(reward, usual, rel_tol=1e-4, abs_tol=1e-6):
                 raise Failed(
-                    f"{where}: for the step from {_say(step['obs'])} {paid:g} was paid and {kept:g} is stored"
+                    f"{where}: for the step from {_say(step['obs'])} {paid:g} was paid and {reward:g} is stored"
                     + (f", for others that paid as much {usual:g}" if length == 1 else "")
                 )
     if "rewards" in stored and len(rewards) > 1 and len(set(rewards.values())) == 1:
-        raise Failed(f"{where}: every reward is stored as {kept:g}, and {len(rewards)} different ones were paid")
+        raise Failed(f"{where}: every reward is stored as {reward:g}, and {len(rewards)} different ones were paid")
     missing = len(happened) - len(seen)
     if missing > len(played) * (longest - 1):
         raise Failed(f"{where}: {missing} of {len(happened)} steps are not stored")
@@ -359,9 +376,8 @@ def steps(lab: Lab) -> str:
         axis = [row["global_step"] for row in trace.rows]
         if axis != sorted(axis) or (axis and axis[-1] > taken):
             raise Failed(f"{where}: the x axis ends at {axis[-1]} after {taken} steps, or runs backwards")
-        finished = json.loads((trace.run_dir / "finished.json").read_text())["global_step"]
-        if finished != taken:
-            raise Failed(f"{where}: the run says it ended at step {finished}, and {taken} were taken")
+        if trace.end != taken:
+            raise Failed(f"{where}: the run says it ended at step {trace.end}, and {taken} were taken")
         said.append(f"{taken} steps in {num_envs}")
     return f"for --total-timesteps 200: {', '.join(dict.fromkeys(said))} environments; the x axis counts all"
 
@@ -500,9 +516,9 @@ def evaluation(lab: Lab) -> str:
     scores = evaluated.logged("eval/episodic_return")
     if not scores:
         raise Failed("nothing is logged as eval/episodic_return: common.evaluate(policy, args, run, global_step)")
-    end = json.loads((evaluated.run_dir / "finished.json").read_text())["global_step"]
-    if scores[-1][0] != end or len(scores) < 2:
-        raise Failed(f"with --eval-interval {every} it is evaluated at {[s for s, _ in scores]}, and ended at {end}")
+    if scores[-1][0] != evaluated.end or len(scores) < 2:
+        when = [step for step, _ in scores]
+        raise Failed(f"with --eval-interval {every} it is evaluated at {when}, and ended at {evaluated.end}")
     if not list((filmed.run_dir / "videos").glob("*.mp4")):
         raise Failed("--capture-video leaves no film")
     worlds = evaluated.notes["worlds"][lab.small.get("num_envs", 1) :]

@@ -47,13 +47,13 @@ def server(script: Path) -> Any:
     return context
 
 
-def play(script: str, argv: list[str], folder: str, environ: dict[str, str], stop: tuple[int, int] | None) -> None:
+def play(script: str, folder: str, environ: dict[str, str], argv: list[str], stop: tuple[int, int] | None) -> None:
     """Runs `python script argv` in `folder`; its output goes to files there, its exit code is this process's.
 
     Args:
         stop: a signal, and the step of the first environment after which the process sends it to itself.
     """
-    _enter(script, argv, folder, environ)
+    _enter(script, folder, environ, argv)
     from common.tools import worlds
 
     worlds.register()
@@ -84,7 +84,7 @@ def play(script: str, argv: list[str], folder: str, environ: dict[str, str], sto
 
 def describe(script: str, folder: str, environ: dict[str, str]) -> None:
     """Leaves the flags of a script in `folder`: each field of its Args with its default and other values to try."""
-    _enter(script, [], folder, environ)
+    _enter(script, folder, environ, [])
     from common.args import RunArgs
 
     script_globals = runpy.run_path(script, run_name="described_by_check")
@@ -124,7 +124,7 @@ def others(name: str, kind: Any, value: Any) -> list[Any]:
     return []
 
 
-def _enter(script: str, argv: list[str], folder: str, environ: dict[str, str]) -> None:
+def _enter(script: str, folder: str, environ: dict[str, str], argv: list[str]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
