@@ -262,6 +262,12 @@ def test_every_planted_bug_is_found_by_the_check_that_is_meant_for_it(bug, tmp_p
     assert verdict.word == "FAIL"
 
 
+@pytest.mark.parametrize("bug", BUGS)
+def test_every_planted_bug_still_applies_to_our_scripts(bug, tmp_path):
+    script, replaced, _ = BUGS[bug]
+    compile(fork(script, replaced, tmp_path).read_text(), script, "exec")
+
+
 def test_every_check_has_a_planted_bug():
     assert {name for _, _, name in BUGS.values()} == set(CHECKS)
 
