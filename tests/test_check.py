@@ -73,7 +73,14 @@ MEMORY = """class Memory:
 
 
 def main("""
-OWN_STORAGE = [("common.ReplayBuffer(", "Memory("), ("        replay=replay,\n", ""), ("def main(", MEMORY)]
+HEALTH = """common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
+            health["health/replay_age"] = replay.mean_age()"""
+OWN_STORAGE = [
+    ("common.ReplayBuffer(", "Memory("),
+    ("        replay=replay,\n", ""),
+    ("def main(", MEMORY),
+    (HEALTH, "{}"),
+]
 DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
 LAST_EVALUATION = "    common.evaluate(q_network.greedy, args, run, global_step)\n    envs"
 
