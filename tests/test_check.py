@@ -279,6 +279,12 @@ def test_every_check_has_a_planted_bug():
     assert {name for _, _, name in BUGS.values()} == set(CHECKS)
 
 
+def test_the_page_has_every_check_and_every_planted_bug():
+    page = (ROOT / "docs" / "check.md").read_text()
+    assert all(f"| `{name}` | " in page for name in CHECKS)
+    assert all(f"| {bug} | `{script}` | `{name}` |" in page for bug, (script, _, name) in BUGS.items())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "algos").glob("*.py")))
@@ -396,6 +402,9 @@ def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
                 _compare_stored(wrong, played, "here", 0.5)
     with pytest.raises(Failed, match="are not stored"):
         _compare_stored({name: value[:-1] for name, value in right.items()}, played, "here", 0.5)
+    twice = {name: torch.cat([value, value[:1]]) for name, value in right.items()}
+    with pytest.raises(Failed, match="is stored twice"):
+        _compare_stored(twice, played, "here", 0.5)
     with pytest.raises(Skipped):
         _compare_stored({**right, "obs": right["obs"] * 3 + 1}, played, "here", 0.5)
 
@@ -441,6 +450,13 @@ def test_the_worlds_are_what_they_say():
     assert [terminated for _, terminated in ends] == [(number + k) % 2 == 0 for k in range(len(ends))]
     assert len({tuple(obs) for obs in world["obs"].tolist()}) == 60
     assert len(set(world["rewards"].tolist())) == 8 and world["rewards"].min() < 0 < world["rewards"].max()
+
+    beside = ledger(count=60)  # the next environment is paid otherwise for the same step of the same episode
+    paid = [
+        {tuple(obs): r for obs, r in zip(x["obs"][:, 1:].tolist(), x["rewards"].tolist(), strict=True)}
+        for x in (world, beside)
+    ]
+    assert all(paid[0][step] != paid[1][step] for step in paid[0].keys() & paid[1].keys())
 
     ladder = Ladder(Discrete(2))
     ladder.reset()
