@@ -165,7 +165,7 @@ class Lab:
     def learning(self, steps: int) -> dict[str, Any]:
         """Flags with which `steps` steps suffice to learn a value."""
         wanted: dict[str, Any] = {"total_timesteps": steps, "gamma": GAMMA, "hidden_sizes": [32, 32]}
-        wanted |= {"learning_starts": 100, "buffer_size": 10_000, "log_interval": 100, "alpha": 0.0}
+        wanted |= {"learning_starts": 100, "buffer_size": 10_000, "log_interval": 50, "alpha": 0.0}
         wanted |= {"tau": max(self.default("tau", 1.0), 0.05)}
         wanted |= {name: max(self.default(name, 0.0), 3e-3) for name in RATES}
         for name, most in (("batch_size", 64), ("target_network_frequency", 20), ("num_steps", 16)):
@@ -683,7 +683,7 @@ def _estimate(lab: Lab, world: str, expected: float, within: float, more: dict[s
     """
     for count in (1_500, 5_000) if lab.replays else (8_000, 32_000):
         trace = lab.run(world, **{**lab.learning(count), **more})
-        logged = [[value for _, value in trace.logged(key)[-5:]] for key in VALUES]
+        logged = [[value for _, value in trace.logged(key)[-10:]] for key in VALUES]
         means = [sum(last) / len(last) for last in logged if last]
         if not means:
             raise Skipped(f"it logs no predicted values: none of {', '.join(VALUES)}")
