@@ -7,6 +7,7 @@ from common.args import fail
 
 TOOLS = {
     "benchmark": "run scripts on environments with several seeds, and go on where that stopped",
+    "check": "does a script, a fork of yours, handle episodes, seeds, flags and logging rightly?",
     "compare": "curves, scores and costs of runs, side by side",
     "evaluate": "play a run's policy and print its returns",
     "sweep": "search a script's hyperparameters, and try the best on fresh seeds",

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
+from common.tools.worlds import Endless, Probe, Push
+
 
 class Counter(gym.Env):
     """obs = 1000 * episode + t, so every true transition has next_obs = obs + 1. Ends as its arguments say.
@@ -48,55 +50,6 @@ class Counter(gym.Env):
         return np.full((40, 60, 3), min(self.t * 20, 255), np.uint8)
 
 
-class Probe(gym.Env):
-    """Andy Jones's probe environments (andyljones.com/posts/rl-debugging.html): each isolates one thing to get right.
-
-    "constant": one step, reward 1. "obs": one step, reward = observation (±1). "discount": two steps, reward 1 at
-    the end. "action": one step, reward ±1 by the action. "both": one step, reward ±1 by action and observation.
-    Of Box actions the sign counts.
-    """
-
-    def __init__(self, kind="constant", actions=None):
-        self.kind = kind
-        self.observation_space = Box(-1.0, 1.0, (1,), np.float32)
-        self.action_space = actions or Discrete(2)
-
-    def _obs(self):
-        return np.array([self.x], np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x = 0.0
-        if self.kind in ("obs", "both"):
-            self.x = float(self.np_random.choice((-1.0, 1.0)))
-        return self._obs(), {}
-
-    def step(self, action):
-        sign = 1.0 if action > 0 else -1.0
-        if self.kind == "discount":
-            if self.x == 0.0:
-                self.x = 1.0
-                return self._obs(), 0.0, False, False, {}
-            return self._obs(), 1.0, True, False, {}
-        reward = {"constant": 1.0, "obs": self.x, "action": sign, "both": sign * self.x}[self.kind]
-        return self._obs(), reward, True, False, {}
-
-
-class Endless(gym.Env):
-    """Reward 1 for ever; only a time limit cuts it, so the value is 1 / (1 - gamma) whatever the limit."""
-
-    def __init__(self, actions=None):
-        self.observation_space = Box(-1.0, 1.0, (2,), np.float32)
-        self.action_space = actions or Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
-
-    def step(self, action):
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, False, {}
-
-
 class Reach(gym.Env):
     """Box actions with different bounds per dimension; the observation is the action that arrived."""
 
@@ -127,28 +80,6 @@ class Aim(gym.Env):
 
     def step(self, action):
         return np.zeros(1, np.float32), -float(np.sum((action - self.GOAL) ** 2)), True, False, {}
-
-
-class Push(gym.Env):
-    """The action drags two coordinates about, to be kept at (0.5, -0.5); bounds are centre ± unit.
-
-    Whatever the centre and the unit, the world is the same: only the units of its actions differ.
-    """
-
-    def __init__(self, centre=0.0, unit=1.0):
-        self.centre, self.unit = centre, unit
-        self.observation_space = Box(-2.0, 2.0, (2,), np.float32)
-        self.action_space = Box(centre - unit, centre + unit, (2,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x = self.np_random.uniform(-1, 1, 2)
-        return self.x.astype(np.float32), {}
-
-    def step(self, action):
-        drag = (np.asarray(action, np.float64) - self.centre) / self.unit
-        self.x = 0.7 * self.x + 0.3 * drag
-        return self.x.astype(np.float32), -float(np.sum((self.x - (0.5, -0.5)) ** 2)), False, False, {}
 
 
 class Shifted(gym.Env):

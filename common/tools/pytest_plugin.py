@@ -1,0 +1,51 @@
+"""The checks of `python -m common check` as tests of pytest.
+
+    pytest -p common.tools.pytest_plugin --plainrl-check my_ppo.py
+
+runs the checks alone; with folders or files named as well, these too. In a conftest.py of your own,
+`pytest_plugins = ["common.tools.pytest_plugin"]` stands for `-p`. It has no entry point that pytest would load unasked:
+in a project with a folder named `common` of its own, that would stop every pytest.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.tools.check import CHECKS, Lab, examine
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "make the checks of `python -m common check SCRIPT`; may be given more than once"
+    parser.addoption("--plainrl-check", action="append", default=[], metavar="SCRIPT", help=text)
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    scripts = config.getoption("--plainrl-check")
+    if not scripts:
+        return
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        items.clear()
+    for script in scripts:
+        lab = functools.cache(functools.partial(Lab, Path(script)))  # made by the first test, and shared
+        items += [CheckItem.from_parent(session, name=name, script=script, lab=lab) for name in CHECKS]
+
+
+class CheckItem(pytest.Item):
+    def __init__(self, *, script: str, lab: Callable[[], Lab], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.script, self.lab = script, lab
+
+    def runtest(self) -> None:
+        (verdict,) = examine(self.lab(), (self.name,))
+        if verdict.word == "SKIP":
+            pytest.skip(verdict.text)
+        assert verdict.word == "PASS", verdict.text
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        return str(excinfo.value)
+
+    def reportinfo(self) -> tuple[str, None, str]:
+        return self.script, None, f"{self.script}: {self.name}"
