@@ -209,12 +209,12 @@ BUGS = {
     "n-step returns across episodes": (DQN, [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "False"))], "n_step"),
     "GAE runs on over time limits": (
         PPO,
-        [("continues = ~(terminations | truncations)", "continues = ~terminations")],
+        [("gae_lambda * ~(terminations | truncations)", "gae_lambda * ~terminations")],
         "advantages",
     ),
     "GAE runs on over terminations": (
         PPO,
-        [("continues = ~(terminations | truncations)", "continues = ~truncations")],
+        [("gae_lambda * ~(terminations | truncations)", "gae_lambda * ~truncations")],
         "advantages",
     ),
     "advantage of the wrong sign": (PPO, [("loss = pg_loss - ", "loss = -pg_loss - ")], "policy"),

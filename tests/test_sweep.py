@@ -270,7 +270,8 @@ def test_a_search_makes_as_many_trials_as_asked_for_and_more_can_be_added(fork, 
     assert sorted(trial["trial"] for trial in found["trials"]) == list(range(5))
     assert all(first[trial["trial"]] == trial for trial in found["trials"] if trial["trial"] < 3)
     rates = [trial["params"]["learning_rate"] for trial in found["trials"]]
-    assert len(set(rates)) == 5 and all(1e-5 <= rate <= 1e-1 for rate in rates)
+    # A Gaussian process may rightly go to the end of a range twice.
+    assert len(set(rates)) >= (4 if method == "gp" else 5) and all(1e-5 <= rate <= 1e-1 for rate in rates)
     best = max(score(t["params"]["learning_rate"], t["params"]["gamma"], 1) for t in found["trials"])
     winner = found["winner"]
     assert score(winner["learning_rate"], winner["gamma"], 1) == pytest.approx(best)
