@@ -35,7 +35,7 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
     count = sum(len(cell.runs) for task in comparison.tasks for cell in task.cells.values())
     parts = {
         "title": html.escape(title),
-        "summary": html.escape(f"{count} runs, {len(comparison.arms)} arms, {len(comparison.tasks)} tasks"),
+        "summary": f"runs: {count}, arms: {len(comparison.arms)}, tasks: {len(comparison.tasks)}",
         "metric": html.escape(metric),
         "tables": "".join(map(_table, comparison.tables)),
         "films": _films(comparison, path.parent, embed_mb),
