@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools import verdict
+from common.tools import sweep, verdict
 from common.tools.launch import ask
 from common.tools.search import Dimension, flags, product, read_space, wandb_sweep
 
@@ -257,6 +257,33 @@ def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
     for name in ("history.png", "importance.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 7
+
+
+def searched(tmp_path, method, count):
+    """The learning rates that `count` trials draw one after the other, each told its score."""
+    args = sweep.Args(FORK, ("learning_rate=1e-5..1e-1:log",), method=method, trials=count)
+    folder = tmp_path / method
+    folder.mkdir()
+    dimensions = space("learning_rate=1e-5..1e-1:log")
+    search = sweep.Sweep(args, folder, method, [], {"env_id": "x"}, dimensions, [1])
+    queue = sweep.Queue(search, method, [{"slot": i, "fixed": {}, "seeds": [1]} for i in range(count)])
+    rates = []
+    while (trial := queue.take()) is not None:
+        rates.append(dimensions[0].suggest(trial))
+        queue.tell(trial, "COMPLETE", score(rates[-1], 0.9, 0))
+    return np.log10(rates)
+
+
+def test_bayesian_search_learns_from_every_trial_so_far(tmp_path):
+    blind = searched(tmp_path, "random", 30)
+    tpe, gp = searched(tmp_path, "tpe", 30), searched(tmp_path, "gp", 14)
+    assert len(blind) == len(tpe) == 30
+    assert np.array_equal(tpe[:5], blind[:5])  # drawn before there is anything to learn from
+    # The best is at -3, of a range from -5 to -1 in which random draws are 1 away from it on average. Optuna's own loop
+    # with its TPE comes to 0.50 to 0.67 (6 seeds).
+    away = [np.abs(rates + 3).mean() for rates in (blind, tpe[15:], gp[7:])]
+    assert 0.7 < away[0] < 1.3
+    assert away[1] < 0.75 and away[2] < 0.2
 
 
 @pytest.mark.parametrize("method", ["random", "tpe", "gp"])

@@ -249,8 +249,15 @@ class Queue:
                         break
             else:
                 return None
-        self.study.sampler = self.sweep.sampler(waiting.user_attrs["slot"])
-        return optuna.trial.Trial(self.study, waiting._trial_id)
+        # A study of its own for each: one that is asked again remembers the trials that there were the first time.
+        study = optuna.load_study(
+            study_name=self.study.study_name,
+            storage=storage,
+            sampler=self.sweep.sampler(waiting.user_attrs["slot"]),
+            pruner=self.study.pruner,
+        )
+        study.get_trials(deepcopy=False)  # its storage knows no trial that it has not read
+        return optuna.trial.Trial(study, waiting._trial_id)
 
     def tell(self, trial: Any, state: str, value: float | None = None, **notes: Any) -> bool:
         """False if it is no longer ours: this process was silent for so long that another took it for dead."""
