@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.tools.stats import probability_of_improvement
+from common.tools.stats import interval, mean, probability_of_improvement
 
 RESAMPLES = 20_000
-LEVEL = 0.95
 
 
 def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -16,13 +15,8 @@ def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: in
 
     Efron, 1979: https://doi.org/10.1214/aos/1176344552. With fewer than about ten values it is too narrow.
     """
-    generator = np.random.default_rng(seed)
-    means = [
-        np.asarray(values)[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-        for values in (ours, theirs)
-    ]
-    low, high = np.quantile(means[0] - means[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    arms = [np.asarray(ours)], [np.asarray(theirs)]
+    return interval(lambda a, b: mean(a) - mean(b), *arms, reps=RESAMPLES, seed=seed)
 
 
 def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
