@@ -62,6 +62,8 @@ class Args(common.RunArgs):
     """critic updates between policy updates; there are then as many policy updates in a row"""
     target_network_frequency: int = 1
     """critic updates between target network updates"""
+    bf16: bool = False
+    """compute the hidden layers of updates in bfloat16: faster where the processor has instructions for it"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -77,12 +79,20 @@ from torch import Tensor, nn
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
+class Head(nn.Linear):
+    """An output layer, in float32 with --bf16 too: 8 bits would round a Q-value of 1,000 to a multiple of 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def mlp(width: int, hidden_sizes: tuple[int, ...], out_dim: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for size in hidden_sizes:
         layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, out_dim))
+    return nn.Sequential(*layers, Head(width, out_dim))
 
 
 class Critic(nn.Module):
@@ -241,7 +251,8 @@ def main(args: Args) -> None:
 
     @common.compiled(args, critic_optimizer)
     def update_critic(batch: SimpleNamespace) -> dict[str, Tensor]:
-        loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
         critic_optimizer.zero_grad()
         loss.backward()
         common.sync_grads(critic.parameters())  # their mean over the processes of torchrun
@@ -250,8 +261,9 @@ def main(args: Args) -> None:
 
     @common.compiled(args, actor_optimizer, alpha_optimizer)
     def update_actor(batch: SimpleNamespace) -> dict[str, Tensor]:
-        actions, log_prob = actor.sample(batch.obs)
-        loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            actions, log_prob = actor.sample(batch.obs)
+            loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)
         actor_optimizer.zero_grad()
         loss.backward(inputs=list(actor.parameters()))  # none for the critics' own weights
         common.sync_grads(actor.parameters())

@@ -11,7 +11,7 @@ import sys
 import traceback
 import types
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, get_type_hints
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
@@ -52,6 +52,9 @@ class RunArgs:
     """choose deterministic GPU kernels over the fastest ones"""
     torch_threads: int = 1
     """CPU threads of torch; more pay off for images or layers wider than about 512 units"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """float32 matrix products: highest is exact, high allows GPUs TF32, medium allows GPUs and CPUs with AMX bfloat16;
+    on other CPUs medium is exact too, with oneDNN instead of MKL: on AMD twice as fast for 256 units, slower for 64"""
     compile: bool = False
     """make one compiled graph of each update: faster, after a start that takes up to half a minute the first time"""
     track: bool = True

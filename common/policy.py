@@ -58,6 +58,7 @@ def load_policy(run_dir: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, An
     except (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         fail(f"the policy in {run_dir} cannot be loaded: {error}", code=3)
     torch.set_num_threads(args.torch_threads)  # sums of floats depend on how they are split over threads
+    torch.set_float32_matmul_precision(args.matmul_precision)
     return getattr(network.eval(), saved["method"]), facts
 
 

@@ -73,6 +73,7 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
     torch.manual_seed(seed)
     torch.set_num_threads(args.torch_threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     if args.cuda and not torch.cuda.is_available() and RANK == 0:

@@ -567,6 +567,9 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
         run(torch_deterministic=deterministic)
         assert torch.backends.cudnn.deterministic == deterministic
         assert torch.backends.cudnn.benchmark != deterministic
+    for precision in ("medium", "highest"):
+        run(matmul_precision=precision)
+        assert torch.get_float32_matmul_precision() == precision
     if not torch.cuda.is_available():
         assert "no CUDA GPU found" in run(cuda=True)[1]
     _, out = run(async_envs=True, num_envs=2)

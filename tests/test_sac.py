@@ -219,6 +219,29 @@ def test_actor_loss_and_its_gradient_in_the_policy_against_finite_differences():
         assert ls.grad[place].item() == pytest.approx(slope, abs=1e-6)
 
 
+def test_in_bfloat16_are_the_products_of_hidden_layers_alone():
+    torch.manual_seed(0)
+    critic = sac.Critic(common.make_envs("Pendulum-v1", 1), sac.Args(hidden_sizes=(64, 32)))
+    obs, actions = torch.randn(128, 3), torch.rand(128, 1) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        qf1, _ = critic(obs, actions)
+    assert qf1.dtype == torch.float32
+    x, (first, second, head) = torch.cat([obs, actions], dim=1), critic.qf1[::2]
+
+    def rounded(value):
+        return value.bfloat16().double()
+
+    for layer in (first, second):
+        x = rounded(torch.relu(rounded(x) @ rounded(layer.weight).T + rounded(layer.bias)))
+    by_hand = x @ head.weight.double().T + head.bias.double()
+    # A sum that falls on the other side of a rounding edge moves a unit by 2^-8 of itself; rounding the head as well,
+    # or nothing, would differ by more.
+    error = (qf1 - by_hand.squeeze(1)).abs().max().item()
+    assert error < 2e-3 * by_hand.std().item()
+    assert (rounded(qf1) - qf1).abs().max().item() > 2 * error
+    assert (critic(obs, actions)[0] - qf1).abs().max().item() > 2 * error
+
+
 @pytest.mark.parametrize(("entropies", "sign"), [([0.5, 1.5, 1.0], 1), ([-3.0, -2.0, -4.0], -1)])
 def test_alpha_loss_moves_the_temperature_towards_the_target_entropy(entropies, sign):
     # dJ/d(log alpha) = alpha (mean entropy - target): positive, so alpha falls, where there is entropy to spare.
@@ -500,6 +523,7 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
         {"policy_frequency": 1},
         {"target_network_frequency": 4},
         {"num_envs": 2},
+        {"bf16": True},
     ):
         assert not same(plain, weights(train(tmp_path, **{**SMALL, **flags}))), flags
 
