@@ -161,7 +161,13 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 def main(args: Args) -> None:
     device = common.setup(args)
     envs = common.make_envs(
-        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, life_loss=True, env_timeout=args.env_timeout
+        args.env_id,
+        args.num_envs,
+        args.async_envs,
+        args.allow_env_import,
+        native=args.native_envs,
+        life_loss=True,
+        env_timeout=args.env_timeout,
     )
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")

@@ -244,7 +244,12 @@ class DQN(lightning.LightningModule):
 def main(args: Args) -> None:
     device = common.setup(args, torchrun=False)
     envs = common.make_envs(
-        args.env_id, args.num_envs, args.async_envs, args.allow_env_import, env_timeout=args.env_timeout
+        args.env_id,
+        args.num_envs,
+        args.async_envs,
+        args.allow_env_import,
+        native=args.native_envs,
+        env_timeout=args.env_timeout,
     )
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")

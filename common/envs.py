@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
@@ -269,6 +270,7 @@ def make_envs(
     async_envs: bool = False,
     allow_import: bool = False,
     *,
+    native: bool = False,
     life_loss: bool = False,
     first: Callable[[], gym.Env] | None = None,
     env_timeout: float = RunArgs.env_timeout,
@@ -282,6 +284,7 @@ def make_envs(
     Args:
         async_envs: a process for each environment (Atari games run in threads of their own either way).
         allow_import: import the module of an id of the form module:Env-v0.
+        native: step all in one array operation, where gymnasium can (CartPole; Atari games always are).
         life_loss: report a lost life as a termination, without restarting the game.
         first: makes the first environment, if it is to be another than the rest (one that is filmed, say).
         env_timeout: seconds that a step or reset may take; 0 waits for ever.
@@ -304,6 +307,9 @@ def make_envs(
         if env_id.startswith("ALE/"):
             spare: Callable[[], gym.vector.VectorEnv] = functools.partial(_atari, env_id, 1)
             vector = _atari(env_id, num_envs)
+        elif native:
+            spare = functools.partial(_native, env_id, 1)
+            vector = _native(env_id, num_envs)
         else:
             spare = functools.partial(_gymnasium, env_id, 1, False, None)
             vector = _gymnasium(env_id, num_envs, async_envs, first)
@@ -373,6 +379,48 @@ class InTurn(gym.vector.SyncVectorEnv):
             if info:
                 infos = self._add_info(infos, info, i)
         return obs, rewards.copy(), terminations.copy(), truncations.copy(), infos
+
+
+class NativeCartPole(CartPoleVectorEnv):
+    """gymnasium's CartPole in array operations, with SAME_STEP autoreset in place of its NEXT_STEP.
+
+    One generator draws the starts of all episodes, so they are not those of single environments.
+    """
+
+    metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """`seed` is a list, as for other vector environments, of which the first decides."""
+        return super().reset(seed=seed[0] if seed else None, options=options)
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, rewards, terminations, truncations, infos = super().step(action)
+        ended = self.prev_done  # gymnasium's would reset them in the next step, whatever its action
+        if np.count_nonzero(ended):
+            infos = {"final_obs": obs, "_final_obs": ended}
+            state: Any = self.state
+            state[:, ended] = self.np_random.uniform(self.low, self.high, (4, np.count_nonzero(ended)))
+            self.steps[ended] = 0
+            self.prev_done = np.zeros_like(ended)
+            obs = state.T.astype(np.float32)
+        return obs, rewards, terminations, truncations, infos
+
+    def snapshots(self) -> list[Any]:
+        return [snapshot(self)]
+
+    def restore(self, states: list[Any]) -> np.ndarray:
+        """Returns the observations."""
+        (state,) = states
+        self.reset()
+        restore(self, state)
+        return np.array(self.state).T.astype(np.float32)
+
+
+def _native(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+    spec = gym.spec(env_id)
+    if not str(spec.vector_entry_point).endswith(":CartPoleVectorEnv"):
+        fail(f"--native-envs is for CartPole; {env_id} has no vector environment in array operations: leave it out")
+    return NativeCartPole(num_envs, max_episode_steps=spec.max_episode_steps or 500)
 
 
 def _guarded(make: Callable[[], gym.Env], index: int, trainer: int) -> gym.Env:

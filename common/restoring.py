@@ -15,7 +15,7 @@ from common.replayed import ReplayedAtari
 
 def snapshots(vector: Any) -> list[Any]:
     """The state of each environment; a vector environment with SAME_STEP autoreset has none of its own."""
-    return vector.snapshots() if isinstance(vector, ReplayedAtari) else list(vector.call("snapshot"))
+    return vector.snapshots() if hasattr(vector, "snapshots") else list(vector.call("snapshot"))
 
 
 def restore_all(vector: Any, states: list[Any], obs: np.ndarray) -> None:
@@ -23,10 +23,10 @@ def restore_all(vector: Any, states: list[Any], obs: np.ndarray) -> None:
 
     Raises ValueError if that is impossible.
     """
-    if not isinstance(vector, ReplayedAtari):
+    if not hasattr(vector, "restore"):
         vector.set_attr("restored", states)
     elif not np.array_equal(vector.restore(states), obs):
-        raise ValueError("a game, played again, leads elsewhere: is it another version of ale-py?")
+        raise ValueError("what is restored leads elsewhere: is it another version?")
 
 
 def first_difference(make: Callable[[], VectorEnv]) -> str:

@@ -152,10 +152,53 @@ def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
         assert episodes == [(12.0, 12), (12.0, 12)]
 
 
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_native_cartpole_is_cartpole_with_true_endings(num_envs):
+    """Each transition, one by one, against gymnasium's single environment put into the state before it."""
+    envs, single = make_envs("CartPole-v1", num_envs, native=True), gym.make("CartPole-v1").unwrapped
+    single.reset()
+    obs, _ = envs.reset(seed=1)
+    ages, ends, generator = [0] * num_envs, [], torch.Generator().manual_seed(1)
+    for _ in range(1100):
+        state = np.array(envs.vector.state).T
+        assert torch.equal(obs, torch.as_tensor(state, dtype=torch.float32))
+        actions = (obs[:, 2] + 0.5 * obs[:, 3] + 0.1 * obs[:, 1] > 0).long()  # balances
+        chance = torch.rand(num_envs, generator=generator) < 0.5
+        chance[0] = False
+        actions[chance] = torch.randint(2, (int(chance.sum()),), generator=generator)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        true_obs = final_obs(next_obs, infos)
+        for i in range(num_envs):
+            single.state, single.steps_beyond_terminated = state[i], None
+            last, reward, terminated, _, _ = single.step(int(actions[i]))
+            ages[i] += 1
+            assert true_obs[i].numpy() == pytest.approx(last, rel=1e-6, abs=1e-6)
+            assert (rewards[i], terminations[i], truncations[i]) == (reward, terminated, ages[i] == 500)
+            ended = bool(terminations[i] or truncations[i])
+            assert ended == (not torch.equal(next_obs[i], true_obs[i]))
+            if ended:
+                assert infos["_episode"][i] and infos["episode"]["r"][i] == infos["episode"]["l"][i] == ages[i]
+                assert next_obs[i].abs().max() <= 0.05
+                ends.append((i, bool(truncations[i])))
+                ages[i] = 0
+        obs = next_obs
+    assert (0, True) in ends
+    assert num_envs == 1 or len({i for i, truncated in ends if not truncated}) == num_envs - 1
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCar-v0"])
+def test_native_is_refused_where_there_is_none(env_id, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make_envs(env_id, 2, native=True)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_seeds_decide_the_episodes(num_envs):
+def test_seeds_decide_the_episodes(num_envs, native):
     def observations(seed, async_envs=False, role=0):
-        envs = make_envs("CartPole-v1", num_envs, async_envs)
+        envs = make_envs("CartPole-v1", num_envs, async_envs, native=native)
         obs = [envs.reset(seed=seed, role=role)[0]]
         for t in range(60):
             obs.append(envs.step(torch.full((num_envs,), t % 2))[0])

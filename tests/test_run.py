@@ -577,6 +577,8 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
     apart, _ = run(num_envs=2, async_envs=True)
     for name, value in weights(together).items():
         assert torch.equal(value, weights(apart)[name])
+    native, _ = run(native_envs=True, num_envs=2)
+    assert not torch.equal(*(next(iter(weights(each).values())) for each in (native, together)))
     imported, _ = run(env_id="worlds:Mixed-v0", allow_env_import=True)
     assert imported.name.startswith("worlds-Mixed-v0__")
     threads, _ = run(torch_threads=2)

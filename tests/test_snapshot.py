@@ -39,6 +39,8 @@ EVERY = [(i, None, n) for i, n in [*CLASSIC, ("Acrobot-v1", 530)]] + [(i, "box2d
 EVERY += [(i, "mujoco", 1030) for i in MUJOCO] + [("BipedalWalkerHardcore-v3", "box2d", 2050)] + GAMES
 QUICK = [
     *((i, None, n, num_envs, way) for i, n in CLASSIC[:2] for num_envs, way in [(1, "sync"), (3, "async")]),
+    ("CartPole-v1", None, 100, 1, "native"),
+    ("CartPole-v1", None, 100, 3, "native"),
     ("Acrobot-v1", None, 530, 1, "sync"),
     ("Pendulum-v1", None, 230, 3, "sync"),
     ("LunarLander-v3", "box2d", 250, 3, "sync"),
@@ -86,7 +88,9 @@ def continued(folder):
     answers = {}
     for path in sorted(Path(folder).glob("*.pt")):
         case = json.loads(path.with_suffix(".json").read_text())
-        vector = make_envs(case["id"], case["num_envs"], case["way"] == "async", life_loss=True)
+        vector = make_envs(
+            case["id"], case["num_envs"], case["way"] == "async", native=case["way"] == "native", life_loss=True
+        )
         vector.load_state_dict(torch.load(path, weights_only=True))
         obs = hashlib.sha256(vector.obs.numpy().tobytes()).hexdigest()
         answers[path.stem] = [obs, play(vector, case["steps"])]
@@ -99,7 +103,7 @@ def goes_on(cases, tmp_path):
     truth = {}
     cases = [case for case in cases if there(case[1])]
     for number, (env_id, _, steps, num_envs, way) in enumerate(cases):
-        vector = make_envs(env_id, num_envs, way == "async", life_loss=True)
+        vector = make_envs(env_id, num_envs, way == "async", native=way == "native", life_loss=True)
         vector.reset(seed=number)
         vector.vector.action_space.seed(number)
         before = play(vector, steps)
