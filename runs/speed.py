@@ -42,7 +42,8 @@ from speed_parts import OURS, PEERS, ROOT, SOLVED, SOLVED_INTERVAL, WARM_UP, WOR
 from common.args import fail, warn
 
 PARTS = (*OURS, *PEERS)
-NAMES = {"eager": "ours", "compiled": "ours, --compile", "sb3": "Stable-Baselines3", "sbx": "SBX", "cleanrl": "CleanRL"}
+NAMES = {"eager": "ours", "compiled": "ours, --compile", "bf16": "ours, --compile --bf16"}
+NAMES |= {"sb3": "Stable-Baselines3", "sbx": "SBX", "cleanrl": "CleanRL"}
 CLOCKS = ("wall", "processor")
 SWEEPS = {
     "num-envs": (1, 4, 16, 64, 256),
@@ -117,8 +118,8 @@ def steps_table(result: dict[str, Any]) -> list[str]:
     lines = []
     for name in CLOCKS:
         lines += [f"Environment steps a second of {'wall-clock' if name == 'wall' else 'processor'} time:", ""]
-        lines += ["| work | " + " | ".join(NAMES.values()) + " | best peer | eager ratio | compiled ratio |"]
-        lines += ["|---" * (len(NAMES) + 4) + "|"]
+        lines += ["| work | " + " | ".join(NAMES.values()) + " | best peer | ratio | compiled | bf16 |"]
+        lines += ["|---" * (len(NAMES) + 5) + "|"]
         for work, found in result["works"].items():
             rounds = {part: [row and row[name] for row in rows] for part, rows in found["rounds"].items()}
             best = best_peer({part: present(values) for part, values in rounds.items()})
@@ -213,9 +214,9 @@ class Bench:
         self.result = {"job": args.job, **machine(args.core), "versions": {}, **result}
         self.save()  # a file that cannot be written is known before minutes are spent
 
-    def parts(self, number: int) -> list[str]:
+    def parts(self, number: int, bf16: bool = False) -> list[str]:
         """All parts, each round beginning with another one."""
-        parts = [part for part in PARTS if part in self.pythons]
+        parts = [part for part in PARTS if part in self.pythons and (bf16 or part != "bf16")]
         return parts[number % len(parts) :] + parts[: number % len(parts)]
 
     def run(self, job: str, part: str, work: str, *words: str, limit: float = 1200) -> dict[str, Any]:
@@ -264,11 +265,12 @@ class Bench:
 def steps(args: argparse.Namespace) -> None:
     bench = Bench(args, Path(args.out or ROOT / "runs/results/speed/steps.json"), works={})
     for work in args.works:
-        rounds: dict[str, list[dict[str, float] | None]] = {part: [] for part in PARTS if part in bench.pythons}
+        parts = sorted(bench.parts(0, WORKS[work].bf16), key=PARTS.index)
+        rounds: dict[str, list[dict[str, float] | None]] = {part: [] for part in parts}
         found: dict[str, Any] = {"window": WORKS[work].window, "rounds": rounds, "phases": {}}
         bench.result["works"][work] = found
         for number in range(args.rounds):
-            for part in bench.parts(number):
+            for part in bench.parts(number, WORKS[work].bf16):
                 try:
                     rounds[part].append(rates(bench.run("steps", part, work)["CLOCK"], WORKS[work].window))
                 except ValueError as error:
@@ -277,7 +279,7 @@ def steps(args: argparse.Namespace) -> None:
                 shown = {name: round(rate) for name, rate in (rounds[part][-1] or {}).items()}
                 print(f"{work}, round {number + 1}, {part}: {shown}", flush=True)
             bench.save()
-        for part in OURS:
+        for part in [part for part in parts if part in OURS]:
             if phases := bench.run("phases", part, work).get("PHASES"):
                 found["phases"][part] = phases
         bench.save()

@@ -39,6 +39,7 @@ class Work:
     ours: tuple[str, ...] = ()
     hidden_sizes: tuple[int, ...] = (64, 64)
     normalise: bool = False
+    bf16: bool = False  # whether our script has --bf16
 
 
 DQN: dict[str, float | bool] = {
@@ -91,14 +92,21 @@ SAC: dict[str, float | bool] = {
 WORKS = {
     "dqn": Work("dqn", "dqn", "CartPole-v1", (12_000, 32_000), DQN, ("--no-anneal-lr", "--no-double"), (120, 84)),
     "ppo": Work("ppo", "ppo", "CartPole-v1", (10_240, 40_960), PPO),
-    "ppo-64": Work("ppo", "ppo", "CartPole-v1", (20_480, 61_440), PPO | {"num-envs": 64, "num-steps": 32}),
+    "ppo-64": Work(
+        "ppo", "ppo", "CartPole-v1", (20_480, 61_440), PPO | {"num-envs": 64, "num-steps": 32}, ("--native-envs",)
+    ),
     "ppo-mujoco": Work(
         "ppo", "ppo_continuous_action", "HalfCheetah-v4", (4_096, 12_288), MUJOCO, ("--norm-obs", "--norm-reward"),
         normalise=True,
     ),
-    "sac": Work("sac", "sac_continuous_action", "HalfCheetah-v4", (1_500, 2_000), SAC, hidden_sizes=(256, 256)),
+    # medium is float32 by oneDNN where the processor has no AMX, as here, and bfloat16 where it has
+    "sac": Work(
+        "sac", "sac_continuous_action", "HalfCheetah-v4", (1_500, 2_000), SAC, ("--matmul-precision", "medium"),
+        (256, 256), bf16=True,
+    ),
 }  # fmt: skip
-OURS, PEERS = ("eager", "compiled"), ("sb3", "sbx", "cleanrl")
+OURS = {"eager": ["--no-compile"], "compiled": ["--compile"], "bf16": ["--compile", "--bf16"]}
+PEERS = ("sb3", "sbx", "cleanrl")
 
 
 def flags(work: Work, total: int) -> list[str]:
@@ -178,10 +186,10 @@ def evaluated(step: int, mean_return: float) -> None:
         os._exit(0)
 
 
-def ours_flags(work: Work, compiled: bool, folder: str) -> list[str]:
+def ours_flags(work: Work, part: str, folder: str) -> list[str]:
     words = [*flags(work, work.window[1]), *work.ours, "--hidden-sizes", *map(str, work.hidden_sizes)]
     words += ["--runs-dir", folder, "--eval-episodes", "0", "--no-cuda"]
-    return [*words, "--compile" if compiled else "--no-compile"]
+    return [*words, *OURS[part]]
 
 
 def run_ours(script: str, words: list[str]) -> None:
@@ -268,7 +276,7 @@ def steps(part: str, work: Work, checkout: str) -> None:
     if part in OURS:
         on_log(clock)
         with tempfile.TemporaryDirectory() as folder:
-            run_ours(work.script, ours_flags(work, part == "compiled", folder))
+            run_ours(work.script, ours_flags(work, part, folder))
     elif part == "cleanrl":
         run_cleanrl(checkout, work.cleanrl, flags(work, last + 1), lambda step, names: clock(step))
     else:
@@ -349,7 +357,7 @@ def phases(part: str, work: Work) -> None:
     on_log(look)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run_ours(work.script, ours_flags(work, part == "compiled", folder))
+            run_ours(work.script, ours_flags(work, part, folder))
         finally:
             profile.stop()
 
@@ -395,7 +403,7 @@ def solved(part: str, seed: int, checkout: str) -> None:
         words = ["--env-id", "CartPole-v1", "--seed", str(seed), "--no-capture-video"]
         words += ["--eval-interval", str(SOLVED_INTERVAL), "--eval-episodes", str(SOLVED_EPISODES)]
         with tempfile.TemporaryDirectory() as folder:
-            run_ours("ppo", [*words, "--runs-dir", folder, "--compile" if part == "compiled" else "--no-compile"])
+            run_ours("ppo", [*words, "--runs-dir", folder, *OURS[part]])
     elif part == "cleanrl":
         import torch
 
@@ -468,8 +476,7 @@ def main() -> None:
     elif args.job == "solved":
         solved(args.part, int(args.work), args.cleanrl)
     else:
-        compiled = "--compile" if args.part == "compiled" else "--no-compile"
-        cost(args.work, args.env_id, args.seconds, args.fill, [*words, compiled])
+        cost(args.work, args.env_id, args.seconds, args.fill, [*words, *OURS[args.part]])
 
 
 def version_of(package: str) -> str | None:

@@ -105,16 +105,16 @@ def test_the_table_of_steps():
         cells(line) for line in speed.steps_table(STEPS) if line.startswith(("| dqn |", "| dqn, eager"))
     )
     assert wall == [
-        "dqn", "150 (100 to 200)", "400", "100 (100 to 100)", "-", "45 (40 to 50)",
-        "Stable-Baselines3", "1.50 (1.00 to 2.00)", "4.00",
+        "dqn", "150 (100 to 200)", "400", "-", "100 (100 to 100)", "-", "45 (40 to 50)",
+        "Stable-Baselines3", "1.50 (1.00 to 2.00)", "4.00", "-",
     ]  # fmt: skip
-    assert processor[6:] == ["CleanRL", "2.25 (1.50 to 3.00)", "6.00"]
+    assert processor[7:] == ["CleanRL", "2.25 (1.50 to 3.00)", "6.00", "-"]
     assert phases == ["dqn, eager", "5.0", "250.0", "255.0"]
 
 
 def test_a_table_without_peers_has_no_ratio():
     only = {"works": {"ppo": {"rounds": rounds(eager=[(10.0, 10.0)]), "phases": {}}}}
-    assert [cells(line)[-3:] for line in speed.steps_table(only) if line.startswith("| ppo")] == [["-"] * 3] * 2
+    assert [cells(line)[-4:] for line in speed.steps_table(only) if line.startswith("| ppo")] == [["-"] * 4] * 2
 
 
 def test_a_run_that_did_not_solve_the_task_counts_as_infinitely_long():
@@ -168,7 +168,7 @@ def test_steps_writes_down_every_round_and_the_phases(tmp_path, monkeypatch, cap
     found = json.loads((tmp_path / "steps.json").read_text())["works"]["dqn"]
     rate = {"wall": 10_000.0, "processor": 20_000.0}
     assert found["rounds"] == {"eager": [rate, rate], "compiled": [rate, None]}
-    assert found["phases"] == {part: {"steps": 1000, "seconds": {part: 0.5}} for part in OURS}
+    assert found["phases"] == {part: {"steps": 1000, "seconds": {part: 0.5}} for part in ("eager", "compiled")}
     assert [part for job, part, _ in seen if job == "steps"] == ["eager", "compiled", "compiled", "eager"]
     assert "warning: dqn, compiled: 0 rows" in capsys.readouterr().err
 
@@ -205,10 +205,11 @@ def test_a_figure_is_small(tmp_path):
 # --- the same work for everybody ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WORKS)
-def test_our_scripts_take_every_flag_of_the_work(name):
+@pytest.mark.parametrize(("name", "part"), [*((name, "compiled") for name in WORKS), ("sac", "bf16")])
+def test_our_scripts_take_every_flag_of_the_work(name, part):
     work = WORKS[name]
-    args = common.parse(load(work.script).Args, argv=speed_parts.ours_flags(work, True, "somewhere"))
+    args = common.parse(load(work.script).Args, argv=speed_parts.ours_flags(work, part, "somewhere"))
+    assert getattr(args, "bf16", False) == (part == "bf16")
     assert {flag: getattr(args, flag.replace("-", "_")) for flag in work.flags} == work.flags
     assert args.compile and args.total_timesteps == work.window[1] and args.hidden_sizes == work.hidden_sizes
     assert args.track and args.eval_episodes == 0
@@ -250,9 +251,10 @@ def test_windows_are_after_the_first_updates_and_begin_and_end_with_a_rollout():
 def test_each_round_has_every_part_and_begins_with_another(tmp_path):
     args = speed.argparse.Namespace(job="steps", core=0, sb3_python="a", sbx_python=None, cleanrl_python="b")
     bench = speed.Bench(args, tmp_path / "steps.json")
-    orders = [bench.parts(number) for number in range(4)]
+    orders = [bench.parts(number, bf16=True) for number in range(5)]
     assert all(sorted(order) == sorted([*OURS, "sb3", "cleanrl"]) for order in orders)
-    assert len({order[0] for order in orders}) == 4
+    assert len({order[0] for order in orders}) == 5
+    assert set(bench.parts(0)) == {"eager", "compiled", "sb3", "cleanrl"}
 
 
 # --- inside the processes -------------------------------------------------------------------------------------------
