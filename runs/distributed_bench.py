@@ -1,6 +1,7 @@
 """What a second process brings: ppo.py on HalfCheetah, two processes on two cores beside one process on one core.
 
     python runs/distributed_bench.py --cores 0 1 --seconds 30 --repeats 3
+    python runs/distributed_bench.py -- --hidden-sizes 256 256 --num-minibatches 4      # other flags of ppo.py
 
 Each process has the same flags, so two of them play twice the steps between the same number of updates, and 2 would be
 all there is. Runs of one and of two alternate. Printed of each: environment steps a second; processor time a step, over
@@ -26,10 +27,10 @@ FLAGS = [
 ]
 
 
-def worker(folder: Path, cores: list[int], seconds: float) -> None:
+def worker(folder: Path, cores: list[int], seconds: float, flags: list[str]) -> None:
     """ppo.py in this process, for `seconds` after its second rollout."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    os.sched_setaffinity(0, {cores[rank]})
+    os.sched_setaffinity(0, cores)  # torchrun pins nobody; one of two that is pinned to a core waits longer
     import importlib.util
 
     import common
@@ -59,14 +60,14 @@ def worker(folder: Path, cores: list[int], seconds: float) -> None:
             raise SystemExit(0)
 
     distributed._all_reduce, common.Run.log = timed, marked
-    script.main(common.parse(script.Args, argv=[*FLAGS, "--runs-dir", str(folder / "runs")]))
+    script.main(common.parse(script.Args, argv=[*FLAGS, *flags, "--runs-dir", str(folder / "runs")]))
 
 
-def measure(cores: list[int], seconds: float) -> dict[str, float]:
+def measure(cores: list[int], seconds: float, flags: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(cores))]
-        words = [__file__, "--worker", name, "--seconds", str(seconds), "--cores", *map(str, cores)]
+        words = [__file__, "--worker", name, "--seconds", str(seconds), "--cores", *map(str, cores), "--", *flags]
         command = [sys.executable, *(launcher if len(cores) > 1 else []), *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -85,14 +86,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("flags", nargs="*", help="of ppo.py, in place of its own above")
     options = parser.parse_args()
     if options.worker is not None:
-        worker(options.worker, options.cores, options.seconds)
+        worker(options.worker, options.cores, options.seconds, options.flags)
         return
     several: dict[int, list[dict[str, float]]] = {1: [], len(options.cores): []}
     for _ in range(options.repeats):
         for number, results in several.items():
-            results.append(measure(options.cores[-number:], options.seconds))
+            results.append(measure(options.cores[-number:], options.seconds, options.flags))
             print(json.dumps({"processes": number, **results[-1]}), flush=True)
     middle = [statistics.median(result["steps_per_second"] for result in results) for results in several.values()]
     print(f"{len(options.cores)} processes: {middle[1] / middle[0]:.2f} times the steps a second of one")
