@@ -11,7 +11,7 @@ import sys
 import traceback
 import types
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, get_type_hints
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
@@ -119,7 +119,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
     if show_tracebacks and sys.exc_info()[0] is not None:
         traceback.print_exc()
     of_several = f"process {RANK}: " if WORLD_SIZE > 1 else ""
-    print("error: " + of_several + " ".join(message.split()), file=sys.stderr)
+    say("error: " + of_several + " ".join(message.split()), sys.stderr)
     raise SystemExit(code)
 
 
@@ -127,7 +127,16 @@ def warn(message: str) -> None:
     """One line on stderr; of several processes the first alone warns."""
     if RANK > 0:
         return
-    print("warning: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    say("warning: " + " ".join(message.split()), sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Prints, and goes on where nobody reads any more (`| head`) or the disk is full: that ends no run."""
+    stream = stream or sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> T:
@@ -149,6 +158,9 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     try:
         with contextlib.redirect_stderr(shown):
             args = tyro.cli(args_class, prog=prog, description=doc, args=argv, **default, registry=registry)
+    except BrokenPipeError:  # --help | head
+        say("")
+        raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from common import distributed
-from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, warn
+from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, say, warn
 from common.health import Alarms
 from common.provenance import keep_source
 from common.redact import REDACTED, redact
@@ -77,7 +77,7 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     if args.cuda and not torch.cuda.is_available() and RANK == 0:
-        print("no CUDA GPU found: training on the CPU", flush=True)
+        say("no CUDA GPU found: training on the CPU")
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if WORLD_SIZE > 1:
         if device.type == "cuda":
@@ -183,7 +183,7 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     if (path / "finished.json").exists():
         finished = json.loads((path / "finished.json").read_text())["global_step"]
         if args.total_timesteps <= facts["total_timesteps"]:
-            print(f"already complete, at step {finished}: {path}")
+            say(f"already complete, at step {finished}: {path}")
             raise SystemExit(0)
         (path / "finished.json").unlink()
     saved_script = path / "source" / script.name
@@ -255,9 +255,7 @@ class Run:
         if RANK == 0:
             many = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
             again = f", from step {saved['step']:,}" if saved else ""
-            print(
-                f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{many}{again}: {path}", flush=True
-            )
+            say(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{many}{again}: {path}")
 
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
         """Writes one row to every sink, with charts/SPS and the mean of the episodes that ended since the last.
@@ -453,7 +451,7 @@ class Run:
         self._close(exit_code=0)
         self._console.line(f"done in {seconds:.1f} s: {self.dir}")
         if self.wandb is not None:
-            print(self.wandb.where(), flush=True)
+            say(self.wandb.where())
 
     def _close(self, exit_code: int) -> None:
         if self._finished:
@@ -532,10 +530,10 @@ class _Console:
         if mean_return is not None:
             parts.insert(1, f"return {mean_return:.1f}")
         text = "  ".join(parts)
-        print(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+        say(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n")
 
     def line(self, text: str) -> None:
-        print(f"\r{text:<78}" if self.terminal else text, flush=True)
+        say(f"\r{text:<78}" if self.terminal else text)
 
 
 def _clock(seconds: float) -> str:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.args import RunArgs
+from common.args import RunArgs, say
 from common.redact import redact, redact_argv
 
 
@@ -158,7 +158,7 @@ class Wandb(Sink):
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if self.mode != "online":
                 raise
-            print(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", file=sys.stderr)
+            say(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", sys.stderr)
             wandb.teardown(1)  # a failed init keeps its id in use
             self.mode = "offline"
             self.run = init(self.mode)
@@ -221,7 +221,7 @@ class Wandb(Sink):
         try:
             return "online" if self.wandb.login(prompt=False, verify=True) else "offline"
         except (errors.AuthenticationError, errors.UsageError, errors.CommError) as error:
-            print(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", file=sys.stderr)
+            say(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", sys.stderr)
             return "offline"
         finally:
             if before is None:

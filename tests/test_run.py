@@ -586,6 +586,18 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
     torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("flags", [[], ["--help"]])
+def test_nobody_reading_ends_no_run(flags, tmp_path):
+    """Both streams closed at once, as by `2>&1 | true`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, SMALL), "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run([*command, "--no-track", *flags], stdout=write, stderr=write, timeout=120, check=False)
+    assert done.returncode == 0
+    if not flags:
+        assert (only_run(tmp_path / "runs") / "finished.json").exists()
+
+
 def test_async_is_a_process_an_environment(monkeypatch):
     envs = common.make_envs("CartPole-v1", 2, async_envs=True)
     children = [p for p in envs.vector.processes if p.is_alive() and p.pid != os.getpid()]
