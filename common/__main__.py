@@ -8,6 +8,7 @@ from common.args import fail
 TOOLS = {
     "benchmark": "run scripts on environments with several seeds, and go on where that stopped",
     "check": "does a script, a fork of yours, handle episodes, seeds, flags and logging rightly?",
+    "check-results": "run a row of the reference results again: do the scores still stand?",
     "compare": "curves, scores and costs of runs, side by side",
     "evaluate": "play a run's policy and print its returns",
     "sweep": "search a script's hyperparameters, and try the best on fresh seeds",
@@ -17,12 +18,12 @@ TOOLS = {
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m common TOOL [-h] ...\n")
-        print("\n".join(f"  {name:<10} {what}" for name, what in TOOLS.items()))
+        print("\n".join(f"  {name:<14} {what}" for name, what in TOOLS.items()))
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     tool = sys.argv[1]
     if tool not in TOOLS:
         fail(f"there is no tool {tool!r}; there are: {', '.join(TOOLS)}")
-    importlib.import_module(f"common.tools.{tool}").main(sys.argv[2:])
+    importlib.import_module(f"common.tools.{tool.replace('-', '_')}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

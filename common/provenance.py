@@ -2,6 +2,8 @@
 
 import difflib
 import hashlib
+import importlib.metadata
+import platform
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -79,3 +81,15 @@ def _git(folder: Path, *words: str) -> str | None:
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=5).stdout
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that a run's numbers may depend on."""
+    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -5,12 +5,10 @@ import collections
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
 import random
 import re
 import secrets
@@ -29,7 +27,7 @@ from torch import Tensor
 from common import distributed
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, say, warn
 from common.health import Alarms
-from common.provenance import keep_source
+from common.provenance import keep_source, versions
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
@@ -146,7 +144,7 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
             "processes": WORLD_SIZE,
-            "versions": _versions(),
+            "versions": versions(),
             **source,
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
@@ -190,7 +188,7 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     if not saved_script.exists() or saved_script.read_text("utf-8") != redact(script.read_text("utf-8")):
         warn(f"{script} has changed since the run began; the source it began with is in {saved_script}")
     then = {"device": facts["device"], "threads": facts["threads"], **facts["versions"]}
-    today = {"device": _device_name(device), "threads": torch.get_num_threads(), **_versions()}
+    today = {"device": _device_name(device), "threads": torch.get_num_threads(), **versions()}
     changed = [f"{name} {then.get(name)} -> {value}" for name, value in today.items() if then.get(name) != value]
     if changed:
         warn(f"resumed, but not to the bit: {', '.join(changed)}")
@@ -570,14 +568,3 @@ def _lock(path: Path) -> Any:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -148,11 +148,11 @@ def main(argv: list[str]) -> None:
     if args.slurm:
         _submit(plan, mine_only, args)
     else:
-        _run(mine_only, args.workers, command)
+        _summary(mine_only, run_all(mine_only, args.workers, command))
 
 
-def _run(jobs: list[Job], workers: int, command: list[str]) -> None:
-    """Every job once, by this process or another; then the table, and the code of the first that failed."""
+def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
+    """Every job once, by this process or another; returns those that failed. After a signal `command` is what goes on."""
     pool, screen, began = Pool(workers), Screen(), time.monotonic()
     pool.listen()
     failed: list[Job] = []
@@ -188,7 +188,7 @@ def _run(jobs: list[Job], workers: int, command: list[str]) -> None:
         time.sleep(0.1)
     if pool.stopping:
         pool.leave(command)
-    _summary(jobs, failed)
+    return failed
 
 
 def _name(job: Job) -> str:

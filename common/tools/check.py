@@ -24,6 +24,7 @@ from tyro.conf import Positional, arg
 
 from common.args import fail, parse
 from common.tools import witness
+from common.tools.launch import as_words
 
 TIMEOUT = 600  # seconds that one run may take; it takes about one
 QUIET: dict[str, Any] = {"track": False, "cuda": False, "capture_video": False, "eval_episodes": 0, "eval_interval": 0}
@@ -803,19 +804,6 @@ def examine(lab: Lab, names: tuple[str, ...] = ()) -> Iterator[Verdict]:
             yield Verdict("FAIL", name, str(failure))
         except Skipped as reason:
             yield Verdict("SKIP", name, str(reason))
-
-
-def as_words(flags: dict[str, Any]) -> list[str]:
-    words = []
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
 
 
 def main(argv: list[str]) -> NoReturn:

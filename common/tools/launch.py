@@ -83,6 +83,20 @@ def base_arguments(script: Path, flags: list[str], own: set[str]) -> tuple[dict[
     return types, given.args
 
 
+def as_words(flags: dict[str, Any]) -> list[str]:
+    """Arguments, as JSON has them, as they are written on a command line."""
+    words = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
 def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
     """The tool's own words, and those after `--`, which are the script's."""
     cut = argv.index("--") if "--" in argv else len(argv)

@@ -5,12 +5,16 @@ Scores are one array a task, [..., runs of this task]; leading dimensions are bo
 different numbers of runs, which rliable's matrices cannot.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 Tasks = Sequence[np.ndarray]
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
+ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
 
 
 def iqm(tasks: Tasks) -> np.ndarray:
@@ -97,3 +101,46 @@ def band(
             bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
             result[1:, points[begin : begin + at_once]] = bounds
     return result
+
+
+@dataclass
+class Shift:
+    """Of new scores beside old ones: the difference of their means, and what is known of it."""
+
+    difference: float
+    low: float  # the true difference is lower with a probability of at most `level`,
+    high: float  # and higher with as much
+    worse: float  # probability of a difference as low as this, or lower, if the new scores are drawn as the old ones
+    better: float  # as high, or higher
+
+
+def permutation(old: Sequence[float], new: Sequence[float], level: float, most: int = ARRANGEMENTS) -> Shift:
+    """Permutation test of the difference of means, and its bounds; exact for any distribution of the scores.
+
+    If all are drawn alike, every way to call so many of them the new ones is as likely as any other (Fisher, 1935); of
+    more than `most` ways some are drawn (Phipson & Smyth, 2010: https://doi.org/10.2202/1544-6115.1585). The bounds
+    are the ends of the shifts of the new scores that the test does not reject, infinite where it can reject none.
+    """
+    scores, m = np.array([*new, *old], dtype=float), len(new)
+    if math.comb(len(scores), m) <= most:
+        taken = np.array(list(itertools.combinations(range(len(scores)), m)))[1:]  # the first is as it was
+    else:
+        taken = np.argsort(np.random.default_rng(0).random((most - 1, len(scores))), axis=1)[:, :m]
+    # To exchange k new scores for old ones gives a mean as low, or lower, just where the k are no lower than those; and
+    # after a shift of all new scores, where it makes up for the k's excess.
+    exchanged = np.maximum((taken >= m).sum(axis=1), 1)
+    excess = np.sort((scores[:m].sum() - scores[taken].sum(axis=1)) / exchanged)
+    ways, rounding = len(excess) + 1, 1e-9 * np.abs(scores).max()
+    rejected = int((np.arange(1, ways + 1) / ways <= level).sum())
+    return Shift(
+        difference=float(np.mean(new) - np.mean(old)),
+        low=float(excess[rejected - 1]) if rejected else -np.inf,
+        high=float(excess[-rejected]) if rejected else np.inf,
+        worse=float(1 + (excess >= -rounding).sum()) / ways,
+        better=float(1 + (excess <= rounding).sum()) / ways,
+    )
+
+
+def runs_needed(old: int, level: float) -> int:
+    """New runs without which `permutation` finds nothing at `level`, whatever they score: it takes 1/level ways."""
+    return next(m for m in itertools.count(1) if 1 / math.comb(old + m, m) <= level)

@@ -1,0 +1,268 @@
+"""Runs a row of the reference results again, and says whether its scores still stand.
+
+    python -m common check-results                                  # the rows there are
+    python -m common check-results ppo/CartPole-v1 --workers 2      # one again, with seeds that it does not have
+    python -m common check-results ppo/CartPole-v1 --same-seeds     # its very runs: the same to the bit?
+    python -m common check-results ppo/CartPole-v1 --script my_ppo.py
+
+A row is a folder with a runs.json of runs/collect.py. Its arguments are the stored ones; what the script got later has
+its default; tracking and films are off. The same command goes on where it was stopped, and begins anew when the
+script, `common` or a library has changed.
+
+FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
+means: p is at most --level, 0.01. Whatever scores look like, a script that learns as before FAILs with no more than
+that probability, for each row. PASS means that no drop was found; the interval says how large a one may have been missed.
+4 times in 5 it finds a drop of 2.6 standard deviations with five runs beside five stored ones, of 2.0 with five beside
+ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of five beside
+ten good ones. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from common.args import fail, parse
+from common.provenance import ALGOS, versions
+from common.tools.benchmark import run_all
+from common.tools.launch import INCIDENTAL, Job, as_words, ask, base_arguments, component, jsonable, numbers, sanitized
+from common.tools.runs import read_lines
+from common.tools.stats import permutation, runs_needed
+from common.tools.tables import Table, number, text
+
+FRESH = range(5, 11)  # how many fresh seeds are run without being asked for
+# What args.json says of a run besides its arguments.
+FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
+# Arguments that are not repeated. Films change no score; which module may be imported, the user says.
+NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
+
+
+@dataclass
+class Args:
+    rows: Annotated[Positional[tuple[str, ...]], arg(metavar="ROW")] = ()
+    """rows to run again, as ppo/CartPole-v1; none lists them"""
+    results: Path = ALGOS.parent / "runs" / "results"
+    """the folder they are in"""
+    seeds: str | None = None
+    """seeds to run, 101-105 or 101,103 (default: five new ones from 101 on, more beside fewer than five stored)"""
+    same_seeds: bool = False
+    """run the row's own seeds (or those of --seeds), and say whether every return is the stored one, to the bit"""
+    level: float = 0.01
+    """probability with which a script that learns as before may FAIL, for each row"""
+    script: Path | None = None
+    """run this one, a fork, instead of the row's script"""
+    workers: int = 1
+    """runs at a time; the cores this process may use are divided among them"""
+    runs_dir: Path = Path("runs")
+    """where run directories are made"""
+    track: bool = False
+    """track the runs with W&B, as a group"""
+    allow_env_import: bool = False
+    """let a row's env id of the form module:Env-v0 import (that is, run) that module"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+
+@dataclass
+class Row:
+    name: str
+    folder: Path
+    scores: dict[int, float]  # the last greedy evaluation of each seed
+    facts: list[dict[str, Any]]  # args.json of each run
+    training: str  # how long one took, as it is shown
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self.facts[0]
+
+
+def read_row(folder: Path, name: str) -> Row:
+    """Raises ValueError, with the reason, if it cannot be run again."""
+    try:
+        kept = json.loads((folder / "runs.json").read_text("utf-8"))
+        scores = {int(run["seed"]): float(run["eval_return"]) for run in kept}
+        facts = [run["args"] for run in kept]
+        seconds = [float(run["training_seconds"]) for run in kept]
+        for said in facts:
+            str(said["script"]), str(said["env_id"]), int(said["total_timesteps"])
+    except KeyError as error:
+        raise ValueError(f"a run in its runs.json has no {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"its runs.json cannot be read: {error}") from None
+    if not kept or len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
+        raise ValueError("its runs.json has no run, a seed twice, or a score that is not finite")
+    for key in sorted(set().union(*facts) - FACTS - NOT_REPEATED | {"script"}):
+        if len({repr(said.get(key)) for said in facts}) > 1:
+            raise ValueError(f"its runs differ in {key}: no one command repeats them")
+    if any(said.get("processes", 1) != 1 for said in facts):
+        raise ValueError("its runs are of several processes, under torchrun")
+    return Row(name, folder, scores, facts, f"{statistics.fmean(seconds):,.1f} s")
+
+
+def listing(rows: dict[str, Row | str]) -> str:
+    header = ["row", "script", "environment", "steps", "seeds", "mean ± std", "training"]
+    lines = []
+    for row in rows.values():
+        if isinstance(row, Row):
+            what = [row.name, row.args["script"], row.args["env_id"], f"{row.args['total_timesteps']:,}"]
+            lines.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
+    broken = [f"{name} cannot be run again: {why}" for name, why in rows.items() if isinstance(why, str)]
+    return "\n".join([text(Table("Greedy evaluation, and training time of a seed", header, lines)), *broken])
+
+
+def _spread(scores: Sequence[float]) -> str:
+    return f"{statistics.fmean(scores):.1f} ± {statistics.pstdev(scores):.1f}"
+
+
+def choose_seeds(row: Row, args: Args) -> list[int]:
+    """Code 2 if --seeds cannot be compared with the row's."""
+    given, stored = numbers(args.seeds, "--seeds") if args.seeds else [], ", ".join(map(str, row.scores))
+    if args.same_seeds:
+        if strange := set(given) - set(row.scores):
+            fail(f"{row.name} has no seed {min(strange)}: with --same-seeds they are among {stored}")
+        return given or [*row.scores]
+    if known := set(given) & set(row.scores):
+        fail(f"{row.name} has seed {min(known)} itself: give others, or --same-seeds")
+    least = runs_needed(len(row.scores), args.level)
+    fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
+    given = given or [*itertools.islice(fresh, min(max(FRESH[0], least), FRESH[-1]))]
+    if len(given) < least:
+        fail(
+            f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} the test finds nothing with "
+            f"fewer than {least} new ones; give so many --seeds, or a higher --level"
+        )
+    return given
+
+
+def make_jobs(row: Row, args: Args) -> list[Job]:
+    """The row's command with each seed; code 2 if the script does not take it any more."""
+    script = args.script or ALGOS / f"{component(row.args['script'], f'{row.name}: its script')}.py"
+    has = ask(script, [[]])[1][0].args
+    stored = {key: value for key, value in row.args.items() if key not in FACTS | NOT_REPEATED}
+    if gone := {key: value for key, value in stored.items() if key not in has}:
+        fail(f"{row.name} was run with {' '.join(as_words(gone))}, which {script.name} does not have any more")
+    flags = as_words({key: value for key, value in stored.items() if jsonable(has[key]) != value})
+    seeds = choose_seeds(row, args)
+    print(f"{row.name}: python {script} {' '.join(flags)}\n    with seeds {', '.join(map(str, seeds))}; ", end="")
+    print(f"a stored run trained for {row.training}", flush=True)
+    flags += as_words({"track": args.track, "capture_video": False, "allow_env_import": args.allow_env_import})
+    base = base_arguments(script, flags, set())[1]
+    # All that the runs depend on is in their name: those of other code are not taken for finished ones.
+    code = hashlib.sha256(json.dumps([str(script.resolve()), base, versions()], sort_keys=True).encode())
+    for path in (script, *sorted(Path(__file__).parent.parent.glob("*.py"))):
+        code.update(path.read_bytes())
+    group = sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
+    folder, jobs = args.runs_dir / f"{group}.check", []
+    for seed in seeds:
+        own = ["--seed", str(seed), "--runs-dir", str(args.runs_dir), "--wandb-group", group]
+        wanted = {key: value for key, value in base.items() if key not in INCIDENTAL}
+        wanted = jsonable({**wanted, "seed": seed, "wandb_group": group})
+        log, lock = folder / "logs" / f"{seed}.log", folder / "locks" / str(seed)
+        steps = wanted["total_timesteps"]
+        jobs.append(Job(str(seed), script, [*flags, *own], wanted, args.runs_dir, steps, log, lock))
+    return jobs
+
+
+def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
+    """Whether a run's score, training returns and evaluations are those of the stored run of its seed."""
+    seed, keys = job.wanted["seed"], ("charts/episodic_return", "eval/episodic_return")
+    then = read_lines(row.folder / f"seed{seed}.jsonl.gz", keys).rows
+    now = read_lines(run_dir / "metrics.jsonl", keys).rows
+    steps_and_values = [np.array_equal(then[key][[0, 2]], now[key][[0, 2]]) for key in keys]
+    return job.score() == row.scores[seed] and all(steps_and_values)
+
+
+def changes(row: Row, run_dirs: list[Path]) -> str:
+    """How the new runs were made otherwise than the stored ones: commit, device, versions."""
+
+    def seen(runs: list[dict[str, Any]]) -> dict[str, str]:
+        facts = [{"commit": str(run.get("git_commit"))[:7], "device": run.get("device")} for run in runs]
+        facts = [{**fact, **run.get("versions", {})} for fact, run in zip(facts, runs, strict=True)]
+        return {key: "/".join(sorted({str(fact.get(key)) for fact in facts})) for key in set().union(*facts)}
+
+    old, new = seen(row.facts), seen([json.loads((path / "args.json").read_text("utf-8")) for path in run_dirs])
+    keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    diff = run_dirs[0] / "source" / "uncommitted.diff"
+    edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
+    return ", ".join([*(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys), *edited]) or "nothing"
+
+
+def report(row: Row, jobs: list[Job], args: Args) -> int:
+    """Prints the verdict on a row whose runs are finished, and returns its exit code."""
+    run_dirs = [path for job in jobs if (path := job.find()) is not None]
+    stored, new = [*row.scores.values()], [score for job in jobs if (score := job.score()) is not None]
+    if len(new) < len(jobs):
+        print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
+        return 1
+    same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
+    shift, possible = permutation(stored, new, args.level), len(new) >= runs_needed(len(stored), args.level)
+    word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
+    print(f"{word}  {row.name}" + " (better)" * (shift.better <= args.level))
+    for name, scores in (("stored", stored), ("new", new)):
+        each = " ".join(f"{score:.1f}" for score in scores)
+        print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
+    if possible:
+        print(
+            f"      difference {shift.difference:+.4g}, {100 - 200 * args.level:g} % interval {number(shift.low)} to "
+            f"{number(shift.high)}; one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
+        )
+    else:
+        print(f"      {len(new)} runs beside {len(stored)} are too few for the test at --level {args.level:g}")
+    if args.same_seeds:
+        print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
+    print(f"      changed since: {changes(row, run_dirs)}")
+    return {"PASS": 0, "FAIL": 1, "OPEN": 2}[word]
+
+
+def main(argv: list[str]) -> None:
+    args = parse(Args, __doc__, argv, prog="python -m common check-results")
+    if args.workers < 1:
+        fail("--workers must be at least 1")
+    if not 0 < args.level < 0.5:
+        fail("--level must be between 0 and 0.5")
+    rows: dict[str, Row | str] = {}
+    for path in sorted(args.results.rglob("runs.json")):
+        name = path.parent.relative_to(args.results).as_posix()
+        try:
+            rows[name] = read_row(path.parent, name)
+        except ValueError as error:
+            rows[name] = str(error)
+    if not rows:
+        fail(f"there are no results (runs.json) below {args.results}: say where they are with --results")
+    if not args.rows:
+        print(listing(rows))
+        return
+    jobs: dict[str, tuple[Row, list[Job]]] = {}
+    for name in dict.fromkeys(word.rstrip("/") for word in args.rows):
+        row = rows.get(name)
+        if row is None:
+            near = difflib.get_close_matches(name, rows, 1)
+            fail(f"there is no row {name}; " + (f"there is {near[0]}" if near else "without a name, all are listed"))
+        if isinstance(row, str):
+            fail(f"{name} cannot be run again: {row}")
+        jobs[name] = row, make_jobs(row, args)
+    every = [job for _, mine in jobs.values() for job in mine]
+    failed = run_all(every, args.workers, ["python", "-m", "common", "check-results", *argv])
+    codes = []
+    for name, (row, mine) in jobs.items():
+        broken = [job for job in mine if job in failed]
+        if broken:
+            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].last_words()}")
+        else:
+            codes.append(report(row, mine, args))
+    sys.stdout.flush()
+    if failed:
+        fail(f"{len(failed)} of {len(every)} runs failed; the same command tries them again", failed[0].code or 1)
+    if 2 in codes:
+        fail("same seeds, but other returns, and too few of them for the test: take fresh seeds, or a higher --level")
+    raise SystemExit(max(codes))
