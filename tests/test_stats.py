@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,125 @@ def test_rliable_where_it_imports():
             assert getattr(stats, name)(tasks) == pytest.approx(getattr(metrics, f"aggregate_{name}")(scores))
         theirs = metrics.probability_of_improvement(scores, others)
         assert stats.probability_of_improvement(tasks, list(others.T)) == pytest.approx(theirs)
+
+
+def ways(old, new):
+    """Difference of means of every assignment of the scores to the two names, as often as there are orders of them."""
+    scores = [Fraction(score) for score in (*new, *old)]
+    m = len(new)
+    return [
+        sum(order[:m]) / m - sum(order[m:]) / (len(order) - m)  # one entry each for many equal arrangements: no matter
+        for order in itertools.permutations(scores)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 3), (4, 3), (2, 5), (5, 1)])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "constant"])
+def test_the_permutation_test_against_all_orders_in_fractions(shape, kind):
+    generator = np.random.default_rng(sum(shape))
+    scores = {"distinct": generator.normal(size=8), "ties": generator.integers(0, 3, 8), "constant": np.full(8, 0.1)}
+    old, new = scores[kind][: shape[0]], scores[kind][8 - shape[1] :]
+    differences = ways(old, new)
+    observed = sum(map(Fraction, new)) / len(new) - sum(map(Fraction, old)) / len(old)
+    found = stats.permutation(old, new, 0.1)
+    assert found.difference == pytest.approx(float(observed))
+    assert found.worse == pytest.approx(sum(d <= observed for d in differences) / len(differences))
+    assert found.better == pytest.approx(sum(d >= observed for d in differences) / len(differences))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3), (2, 5)])
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.3])
+def test_its_bounds_are_the_shifts_it_does_not_reject(shape, level):
+    """Just inside the interval the brute force does not reject a shift, just outside it does, on either side."""
+    generator = np.random.default_rng(8)
+    old, new = (generator.normal(size=size).round(2) for size in shape)
+
+    def share(shift, sign):
+        moved = [sign * (Fraction(float(score)) - Fraction(shift)) for score in new]
+        there = [sign * Fraction(float(score)) for score in old]
+        differences = ways(there, moved)
+        observed = sum(moved) / len(moved) - sum(there) / len(there)
+        return sum(d <= observed for d in differences) / len(differences)
+
+    found = stats.permutation(old, new, level)
+    if stats.runs_needed(shape[0], level) > shape[1]:
+        assert (found.low, found.high) == (-np.inf, np.inf) and share(1e6, 1) > level
+        return
+    for bound, outwards, sign in ((found.high, 1e-6, 1), (found.low, -1e-6, -1)):
+        assert share(bound + outwards, sign) <= level < share(bound - outwards, sign)
+
+
+@pytest.mark.parametrize(("old", "new"), [((10, 0), (5, 4)), ((10, 0), (5, 3)), ((10, 1), (5, 4)), ((20, 1), (5, 4))])
+def test_of_seeds_that_fail_or_not_it_is_fishers_exact_test(old, new):
+    """(seeds, failures): the hypergeometric tail."""
+    seeds, failures = old[0] + new[0], old[1] + new[1]
+    tail = sum(
+        math.comb(failures, k) * math.comb(seeds - failures, new[0] - k)
+        for k in range(new[1], min(failures, new[0]) + 1)
+    ) / math.comb(seeds, new[0])
+    scores = [[500.0] * (n - bad) + [143.8] * bad for n, bad in (old, new)]
+    assert stats.permutation(*scores, 0.01).worse == pytest.approx(tail)
+    assert (tail <= 0.01) == ((old, new) in [((10, 0), (5, 4)), ((20, 1), (5, 4))])
+
+
+def test_of_too_many_ways_some_are_drawn():
+    """Against the exact answer, which is within 5 standard errors of the draws'."""
+    generator = np.random.default_rng(3)
+    old, new = generator.normal(size=9), generator.normal(size=8) - 1.5
+    exact, drawn = stats.permutation(old, new, 0.01), stats.permutation(old, new, 0.01, most=20_000)
+    assert 0.01 < exact.worse < 0.2 and drawn.worse != exact.worse
+    for p, q in ((exact.worse, drawn.worse), (exact.better, drawn.better)):
+        assert abs(p - q) < 5 * math.sqrt(p * (1 - p) / 20_000)
+    assert drawn.low == pytest.approx(exact.low, abs=0.1) and drawn.high == pytest.approx(exact.high, abs=0.1)
+    # However far apart, the probability is never below that of the observed way itself.
+    assert stats.permutation([1.0] * 30, [0.0] * 30, 0.01, most=1000).worse == 1 / 1000
+
+
+def failures(old, new, level):
+    """How many rows of old [rows, n] and new [rows, m] scores FAIL, by another way: the rank of a sum among all."""
+    scores = np.concatenate([old, new], axis=1)
+    chosen = np.zeros((math.comb(scores.shape[1], new.shape[1]), scores.shape[1]))
+    for row, indices in zip(chosen, itertools.combinations(range(scores.shape[1]), new.shape[1]), strict=True):
+        row[list(indices)] = 1
+    sums = scores @ chosen.T
+    return ((sums <= new.sum(axis=1, keepdims=True) + 1e-6).mean(axis=1) <= level).sum()
+
+
+SKEWED = [lambda g, size: g.normal(size=size), lambda g, size: np.where(g.random(size) < 0.1, 143.8, 500.0)]
+SKEWED += [lambda g, size: np.minimum(480 + 30 * g.exponential(size=size), 500), lambda g, size: np.full(size, 500.0)]
+
+
+@pytest.mark.parametrize("draw", SKEWED, ids=["normal", "one in ten fails", "capped", "constant"])
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (10, 5), (3, 7)])
+def test_a_script_that_learns_as_before_fails_in_no_more_than_1_percent(draw, n, m):
+    generator, rows = np.random.default_rng(n), 300
+    old, new = draw(generator, (rows, n)), draw(generator, (rows, m))
+    found = sum(stats.permutation(*pair, 0.01).worse <= 0.01 for pair in zip(old, new, strict=True))
+    assert found == failures(old, new, 0.01)
+    old, new = draw(generator, (8000, n)), draw(generator, (8000, m))
+    rate, error = failures(old, new, 0.01) / 8000, math.sqrt(0.01 * 0.99 / 8000)
+    assert rate <= 0.01 + 4 * error
+    if draw is SKEWED[0]:  # without ties the rate is the share of the ways that are rejected
+        ways = math.comb(n + m, m)
+        assert abs(rate - math.floor(0.01 * ways) / ways) < 4 * error
+
+
+@pytest.mark.parametrize(("n", "m", "drop"), [(5, 5, 2.7), (10, 5, 2.0), (5, 10, 2.0), (3, 7, 3.0)])
+def test_the_drop_that_is_found_in_four_of_five_cases(n, m, drop):
+    """What the help of check-results and the README say of normal scores."""
+    generator, rows = np.random.default_rng(0), 4000
+    old, new = generator.normal(size=(rows, n)), generator.normal(size=(rows, m)) - drop
+    assert 0.78 < failures(old, new, 0.01) / rows < 0.83
+    some = range(200)
+    assert failures(old[some], new[some], 0.01) == sum(
+        stats.permutation(old[i], new[i], 0.01).worse <= 0.01 for i in some
+    )
+
+
+def test_how_many_runs_it_takes():
+    """The smallest p of n beside m runs is one way of all."""
+    for n, level in itertools.product(range(1, 12), (0.01, 0.05, 0.2)):
+        m = stats.runs_needed(n, level)
+        far = [stats.permutation([1.0] * n, [0.0] * size, level).worse <= level for size in (m, m - 1) if size]
+        assert far == [True, False][: len(far)]
+    assert [stats.runs_needed(n, 0.01) for n in (1, 2, 3, 5)] == [99, 13, 7, 4]

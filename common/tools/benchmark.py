@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
 
 
 def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
-    """Every job once, by this process or another; returns those that failed. After a signal `command` is what goes on."""
+    """Every job once, by this process or another; returns those that failed. `command` is to go on after a signal."""
     pool, screen, began = Pool(workers), Screen(), time.monotonic()
     pool.listen()
     failed: list[Job] = []

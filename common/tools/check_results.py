@@ -11,10 +11,10 @@ script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
 means: p is at most --level, 0.01. Whatever scores look like, a script that learns as before FAILs with no more than
-that probability, for each row. PASS means that no drop was found; the interval says how large a one may have been missed.
-4 times in 5 it finds a drop of 2.6 standard deviations with five runs beside five stored ones, of 2.0 with five beside
-ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of five beside
-ten good ones. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+that probability, for each row. PASS means that no drop was found; the interval says how large a one may be missed.
+4 times in 5 the test finds a drop of 2.7 standard deviations with five runs beside five stored ones, of 2.0 with five
+beside ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of
+five beside ten good ones. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import difflib
