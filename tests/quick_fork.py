@@ -86,7 +86,8 @@ def main(args):
         while step < args.total_timesteps:
             time.sleep(args.pause)
             step += 1
-            print(json.dumps({"global_step": step, "charts/episodic_return": score(args)}), file=metrics, flush=True)
+            row = {"global_step": step, "time": 0.0, "charts/episodic_return": score(args)}
+            print(json.dumps(row), file=metrics, flush=True)
             if args.learning_rate > 0.5 and step == 5:
                 common.fail(f"losses/policy_loss is nan at step {step}: lower the learning rate", 4)
             if args.kind == "fails" or (args.kind == "crashes_once" and step == 3 and not saved):
@@ -96,7 +97,7 @@ def main(args):
             checkpoint.with_suffix(".tmp").rename(checkpoint)
             if stopped:
                 common.fail(f"stopped at step {step}", 128 + stopped[0])
-        print(json.dumps({"global_step": step, "eval/episodic_return": score(args)}), file=metrics)
+        print(json.dumps({"global_step": step, "time": 0.0, "eval/episodic_return": score(args)}), file=metrics)
     (run_dir / "finished.json").write_text(json.dumps({"global_step": step, "time": 0.0}))
 
 
