@@ -3,13 +3,14 @@
 import itertools
 import json
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.tools import stats
+from common.tools import check_results, stats
 
 RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text())
 
@@ -278,9 +279,15 @@ def test_a_script_that_learns_as_before_fails_in_no_more_than_1_percent(draw, n,
         assert abs(rate - math.floor(0.01 * ways) / ways) < 4 * error
 
 
-@pytest.mark.parametrize(("n", "m", "drop"), [(5, 5, 2.7), (10, 5, 2.0), (5, 10, 2.0), (3, 7, 3.0)])
+README = (Path(__file__).parent.parent / "README.md").read_text()
+POWER = re.findall(r"^\| (\d+) \| (\d+) \| (\d\.\d) \|$", README, re.M)  # stored seeds, new seeds, drop
+
+
+@pytest.mark.parametrize(("n", "m", "drop"), POWER)
 def test_the_drop_that_is_found_in_four_of_five_cases(n, m, drop):
-    """What the help of check-results and the README say of normal scores."""
+    """What the README, and with its numbers the help of check-results, say of normal scores."""
+    assert f" {drop} " in check_results.__doc__ and len(POWER) == 4
+    n, m, drop = int(n), int(m), float(drop)
     generator, rows = np.random.default_rng(0), 4000
     old, new = generator.normal(size=(rows, n)), generator.normal(size=(rows, m)) - drop
     assert 0.78 < failures(old, new, 0.01) / rows < 0.83

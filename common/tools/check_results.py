@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import math
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,18 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.provenance import ALGOS, versions
 from common.tools.benchmark import run_all
-from common.tools.launch import INCIDENTAL, Job, as_words, ask, base_arguments, component, jsonable, numbers, sanitized
+from common.tools.launch import (
+    INCIDENTAL,
+    OWN_FLAGS,
+    Job,
+    as_words,
+    ask,
+    base_arguments,
+    component,
+    jsonable,
+    numbers,
+    sanitized,
+)
 from common.tools.runs import read_lines
 from common.tools.stats import permutation, runs_needed
 from common.tools.tables import Table, number, text
@@ -114,7 +126,7 @@ def listing(rows: dict[str, Row | str]) -> str:
     lines = []
     for row in rows.values():
         if isinstance(row, Row):
-            what = [row.name, row.args["script"], row.args["env_id"], f"{row.args['total_timesteps']:,}"]
+            what = [row.name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
             lines.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
     broken = [f"{name} cannot be run again: {why}" for name, why in rows.items() if isinstance(why, str)]
     return "\n".join([text(Table("Greedy evaluation, and training time of a seed", header, lines)), *broken])
@@ -146,17 +158,19 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
 
 def make_jobs(row: Row, args: Args) -> list[Job]:
     """The row's command with each seed; code 2 if the script does not take it any more."""
-    script = args.script or ALGOS / f"{component(row.args['script'], f'{row.name}: its script')}.py"
+    script = args.script or ALGOS / f"{component(str(row.args['script']), f'{row.name}: its script')}.py"
     has = ask(script, [[]])[1][0].args
     stored = {key: value for key, value in row.args.items() if key not in FACTS | NOT_REPEATED}
     if gone := {key: value for key, value in stored.items() if key not in has}:
-        fail(f"{row.name} was run with {' '.join(as_words(gone))}, which {script.name} does not have any more")
+        fail(f"{row.name} was run with {shlex.join(as_words(gone))}, which {script.name} does not have any more")
     flags = as_words({key: value for key, value in stored.items() if jsonable(has[key]) != value})
     seeds = choose_seeds(row, args)
-    print(f"{row.name}: python {script} {' '.join(flags)}\n    with seeds {', '.join(map(str, seeds))}; ", end="")
-    print(f"a stored run trained for {row.training}", flush=True)
+    print(f"{row.name}: {shlex.join(['python', str(script), *flags])}")
+    print(f"      seeds {', '.join(map(str, seeds))}; a stored run trained for {row.training}", flush=True)
     flags += as_words({"track": args.track, "capture_video": False, "allow_env_import": args.allow_env_import})
-    base = base_arguments(script, flags, set())[1]
+    base = base_arguments(script, flags, OWN_FLAGS)[1]
+    if other := {key: value for key, value in stored.items() if jsonable(base[key]) != value}:
+        fail(f"{row.name}: {script.name} does not make of {shlex.join(as_words(other))} what its runs.json has")
     # All that the runs depend on is in their name: those of other code are not taken for finished ones.
     code = hashlib.sha256(json.dumps([str(script.resolve()), base, versions()], sort_keys=True).encode())
     for path in (script, *sorted(Path(__file__).parent.parent.glob("*.py"))):
@@ -187,7 +201,7 @@ def changes(row: Row, run_dirs: list[Path]) -> str:
 
     def seen(runs: list[dict[str, Any]]) -> dict[str, str]:
         facts = [{"commit": str(run.get("git_commit"))[:7], "device": run.get("device")} for run in runs]
-        facts = [{**fact, **run.get("versions", {})} for fact, run in zip(facts, runs, strict=True)]
+        facts = [{**fact, **(run.get("versions") or {})} for fact, run in zip(facts, runs, strict=True)]
         return {key: "/".join(sorted({str(fact.get(key)) for fact in facts})) for key in set().union(*facts)}
 
     old, new = seen(row.facts), seen([json.loads((path / "args.json").read_text("utf-8")) for path in run_dirs])
