@@ -214,7 +214,8 @@ def changes(row: Row, run_dirs: list[Path]) -> str:
 def report(row: Row, jobs: list[Job], args: Args) -> int:
     """Prints the verdict on a row whose runs are finished, and returns its exit code."""
     run_dirs = [path for job in jobs if (path := job.find()) is not None]
-    stored, new = [*row.scores.values()], [score for job in jobs if (score := job.score()) is not None]
+    stored = [row.scores[job.wanted["seed"]] for job in jobs] if args.same_seeds else [*row.scores.values()]
+    new = [score for job in jobs if (score := job.score()) is not None]
     if len(new) < len(jobs):
         print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
         return 1
