@@ -202,11 +202,26 @@ def test_an_evaluation_that_is_not_finite_is_a_fail(fork):
 def test_new_arguments_have_their_defaults_and_what_is_the_users_stays_so(fork):
     """A row of older code lacks num_steps and matmul_precision; its project, its import and its films are not taken."""
     mine = {"wandb_project": "theirs", "allow_env_import": True, "capture_video": True, "debug": True}
-    keep(fork, num_steps=..., matmul_precision=..., total_timesteps=1, wandb_id="x", processes=1, parent=None, **mine)
+
+    def older(runs):
+        for run in runs[:2]:
+            del run["args"]["gamma"]
+
+    keep(
+        fork,
+        change=older,
+        num_steps=...,
+        matmul_precision=...,
+        total_timesteps=1,
+        wandb_id="x",
+        processes=1,
+        parent=None,
+        **mine,
+    )
     tool(*WORDS, "my_fork/A-v0", *FEW, cwd=fork)
     assert len(run_dirs(fork)) == 2
     for fact in facts(fork):
-        assert fact["num_steps"] == 8 and fact["matmul_precision"] == "highest"
+        assert fact["gamma"] == GIVEN["gamma"] and fact["num_steps"] == 8 and fact["matmul_precision"] == "highest"
         assert fact["wandb_project"] == RunArgs.wandb_project and not fact["allow_env_import"] and not fact["debug"]
 
 

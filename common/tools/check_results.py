@@ -95,7 +95,8 @@ class Row:
 
     @property
     def args(self) -> dict[str, Any]:
-        return self.facts[0]
+        """Those of all runs, as an argument that the script got later is missing in the older ones."""
+        return {key: value for said in self.facts for key, value in said.items()}
 
 
 def read_row(folder: Path, name: str) -> Row:
@@ -114,7 +115,7 @@ def read_row(folder: Path, name: str) -> Row:
     if not kept or len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
         raise ValueError("its runs.json has no run, a seed twice, or a score that is not finite")
     for key in sorted(set().union(*facts) - FACTS - NOT_REPEATED | {"script"}):
-        if len({repr(said.get(key)) for said in facts}) > 1:
+        if len({repr(said[key]) for said in facts if key in said}) > 1:
             raise ValueError(f"its runs differ in {key}: no one command repeats them")
     if any(said.get("processes", 1) != 1 for said in facts):
         raise ValueError("its runs are of several processes, under torchrun")
