@@ -105,7 +105,6 @@ class Hindsight:
     ) -> None:
         """One step of all environments, each [num_envs, ...]; `counts` (bool) are those whose episode is looked at."""
         t = len(self.steps)
-        truncations = truncations & ~terminations
         self.steps.append((rewards, terminations, truncations, counts))
         for i in torch.nonzero(truncations & counts).flatten().tolist():
             self.cut_at[t, i] = final_obs[i].clone()

@@ -76,7 +76,8 @@ class Training:
             self.run.log_episodes(infos, self.step)
             self.update(4)
             with common.updating:  # as a script does that has an update of its own, here around another one
-                self.update(seconds=1)
+                self.clock[0] += 0.75
+                self.update(seconds=0.25)
             self.clock[0] += 2
 
     def evaluate(self):
