@@ -198,6 +198,7 @@ def main(args: Args) -> None:
         metrics=metrics,
     )
     run.save_policy(q_network.greedy)
+    run.watch_value(lambda obs: q_network(obs).amax(dim=1), args.gamma, torch.sign if args.clip_rewards else None)
 
     @torch.no_grad()
     def act(obs: Tensor, epsilon: float) -> Tensor:

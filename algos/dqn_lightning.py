@@ -228,7 +228,8 @@ class DQN(lightning.LightningModule):
             self.optimizer.param_groups[0]["lr"] = lr
             self.data.beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, self.env_step)
             for _ in range(train_due(self.env_step)):
-                yield
+                with common.updating:
+                    yield
             if target_due(self.env_step):
                 polyak_update(self.q_network, self.target_network, args.tau)
             if log_due(self.env_step):
@@ -265,6 +266,7 @@ def main(args: Args) -> None:
     warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")  # which replay refuses
     dqn = DQN(envs, args, run, device)
     run.save_policy(dqn.q_network.greedy)
+    run.watch_value(lambda obs: dqn.q_network(obs).amax(dim=1), args.gamma)
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator=device.type,

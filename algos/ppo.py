@@ -250,6 +250,8 @@ def main(args: Args) -> None:
     reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
     run.save_policy(agent.greedy)
+    scales = torch.sign if args.clip_rewards else None, reward_scaler if args.norm_reward else None
+    run.watch_value(agent.value, args.gamma, *scales)
 
     @common.compiled(args, optimizer)
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:

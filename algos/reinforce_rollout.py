@@ -181,6 +181,8 @@ def main(args: Args) -> None:
     rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer)
     run.save_policy(agent.greedy)
+    if args.baseline:
+        run.watch_value(agent.value, args.gamma)
 
     @common.compiled(args, optimizer)
     def update(returns: Tensor) -> dict[str, Tensor]:

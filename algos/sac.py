@@ -245,6 +245,7 @@ def main(args: Args) -> None:
         metrics=metrics,
     )
     run.save_policy(actor.greedy)
+    run.watch_value(lambda obs: torch.min(*critic(obs, torch.tanh(actor(obs)[0]))), args.gamma)
     action_dim = math.prod(space.shape)
 
     @torch.no_grad()

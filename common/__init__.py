@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from common.health import vitals as vitals
     from common.normalize import RewardScaler as RewardScaler
     from common.normalize import RunningMeanStd as RunningMeanStd
+    from common.phases import updating as updating
     from common.replay import ReplayBuffer as ReplayBuffer
     from common.rollout import RolloutStorage as RolloutStorage
     from common.run import Run as Run
@@ -44,6 +45,7 @@ _HOME = {
     "vitals": "health",
     "RewardScaler": "normalize",
     "RunningMeanStd": "normalize",
+    "updating": "phases",
     "ReplayBuffer": "replay",
     "RolloutStorage": "rollout",
     "Run": "run",

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.optim import Adam
 
 from common.args import RunArgs, fail
+from common.phases import updating
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes one graph of an update, where `--compile` asks for it; otherwise the update stays what it is.
+    """Makes one graph of an update, where `--compile` asks for it; its time is that of health/time_update either way.
 
         @common.compiled(args, optimizer)
         def update(batch):
@@ -38,7 +39,13 @@ def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Cal
 
     def decorate(update: Callable[P, R]) -> Callable[P, R]:
         if not args.compile:
-            return update
+
+            @functools.wraps(update)
+            def timed(*words: P.args, **named: P.kwargs) -> R:
+                with updating:
+                    return update(*words, **named)
+
+            return timed
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.exc import InductorError
 
@@ -53,7 +60,8 @@ def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Cal
             for adam in traced:
                 adam.read_lr()
             try:
-                return graph(*words, **named)
+                with updating:
+                    return graph(*words, **named)
             except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 fail(f"--compile cannot make one graph of {update.__name__}(): {reason}; try without it, or --debug")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
 from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
+from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
 from common.restoring import first_difference, restore_all, snapshots
 from common.snapshot import restore, snapshot
@@ -129,7 +130,7 @@ class Envs:
         elif self._first_action is not None:
             acts = acts + self._first_action
         self._steps += 1
-        self.waiting_since = time.monotonic()
+        began = self.waiting_since = time.monotonic()
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)
         except Exception as error:
@@ -159,6 +160,7 @@ class Envs:
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
         self.obs = next_obs
+        stepping.seconds += time.monotonic() - began  # `with stepping` would cost 0.2 µs more
         return (
             next_obs,
             torch.from_numpy(rewards),

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from common import distributed
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, say, warn
-from common.health import Alarms
+from common.health import Alarms, Hindsight
+from common.phases import stepping, updating
 from common.provenance import keep_source, versions
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
@@ -237,7 +238,9 @@ class Run:
         self._episodes: list[tuple[float, int, int, float]] = []  # return, length, step and time of its end
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
         self._last_log = (0, time.monotonic())
+        self._phases = (stepping.seconds, updating.seconds)  # at the last row
         self._paused = 0.0
+        self.hindsight: Callable[[], Hindsight] | None = None
         self._console = _Console(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs * WORLD_SIZE)
         self._step = 0
@@ -256,7 +259,7 @@ class Run:
             say(f"{script.stem} on {args.env_id}, seed {args.seed}, {facts['device']}{many}{again}: {path}")
 
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
-        """Writes one row to every sink, with charts/SPS and the mean of the episodes that ended since the last.
+        """Writes one row to every sink, with charts/SPS, health/time_* and the mean of the episodes since the last.
 
         The only place that reads a tensor's value (and so waits for a GPU). `step` counts environment steps.
         Under torchrun the first process writes the means of the metrics and the episodes of all.
@@ -271,8 +274,14 @@ class Run:
                 distributed.on_first(functools.partial(fail, what, code=4))
         now = time.monotonic()
         last_step, last_time = self._last_log
-        values["charts/SPS"] = (step - last_step) / max(now - last_time - self._paused, 1e-9)
+        seconds = max(now - last_time - self._paused, 1e-9)
+        values["charts/SPS"] = (step - last_step) / seconds
+        in_envs, in_updates = self._since_last_log()
+        values["health/time_env"] = in_envs / seconds
+        values["health/time_update"] = in_updates / seconds
+        values["health/time_other"] = 1 - (in_envs + in_updates) / seconds
         self._last_log, self._paused = (step, now), 0.0
+        self._phases = (stepping.seconds, updating.seconds)
         self._write(values, step)
         for line in self._alarms.look(values, step) if RANK == 0 else ():
             self._console.line("")
@@ -280,6 +289,10 @@ class Run:
         mean_return = sum(self._recent) / len(self._recent) if self._recent else None
         if RANK == 0:
             self._console.progress(step, values["charts/SPS"], mean_return)
+
+    def _since_last_log(self) -> tuple[float, float]:
+        """Seconds in environments and in updates."""
+        return stepping.seconds - self._phases[0], updating.seconds - self._phases[1]
 
     def log_episodes(self, infos: dict[str, Any], step: int) -> None:
         """Notes the episodes that ended in this step; call it after every `envs.step`.
@@ -354,6 +367,18 @@ class Run:
             self._close(exit_code=6)
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
+    def watch_value(
+        self, value: Callable[[Tensor], Tensor], gamma: float, *scales: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        """Lets each evaluation log health/value_error, for a learner that has a value function.
+
+        Args:
+            value: observations [n, ...] on the policy's device to what the learner expects from them on, [n].
+            gamma: its discount factor.
+            scales: what it makes of rewards, element by element, before it learns from them: these, in turn.
+        """
+        self.hindsight = functools.partial(Hindsight, value, gamma, *scales)
+
     def resumed(self) -> None:
         """The networks are what they were, or a new run's: from here on policy.pt is theirs."""
         self._keep_policy = False
@@ -406,6 +431,7 @@ class Run:
             "alarms": self._alarms.state_dict(),
             "seconds": self._time(),
             "last_log": (last_step, time.monotonic() - last_time - self._paused),
+            "phases": self._since_last_log(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -420,6 +446,8 @@ class Run:
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
         self._last_log, self._paused = (last_step, now - ago), 0.0
+        in_envs, in_updates = state.get("phases", (0.0, 0.0))  # older checkpoints have none
+        self._phases = (stepping.seconds - in_envs, updating.seconds - in_updates)
 
     def leave_out(self, seconds: float) -> None:
         """charts/SPS is that of training: `seconds` of something else do not count."""

@@ -63,6 +63,12 @@ def rows(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def clockless(run_dir: Path) -> list[dict]:
+    """The rows without what no two runs have in common."""
+    clock = ("time", "charts/SPS", "health/time_env", "health/time_update", "health/time_other")
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows(run_dir)]
+
+
 def weights(run_dir: Path):
     import torch
 

@@ -272,7 +272,9 @@ def test_without_the_flag_nothing_is_touched():
     def update():
         return net
 
-    assert common.compiled(SimpleNamespace(compile=False), optimizer)(update) is update
+    timed = common.compiled(SimpleNamespace(compile=False), optimizer)(update)
+    assert timed() is net
+    assert (timed.__name__, timed.__wrapped__) == ("update", update)
     assert "step" not in vars(optimizer)
 
 

@@ -122,8 +122,8 @@ class Trace:
     @functools.cached_property
     def told(self) -> list[dict[str, Any]]:
         """Its rows but for the clock and for evaluation."""
-        clock = ("time", "charts/SPS")
-        rows = [{k: v for k, v in row.items() if k not in clock and not k.startswith("eval/")} for row in self.rows]
+        left_out = "eval/", "health/value_error", "time", "charts/SPS", "health/time_"
+        rows = [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in self.rows]
         return [row for row in rows if row.keys() != {"global_step"}]
 
     def played(self, num_envs: int) -> list[dict[str, Any]]:

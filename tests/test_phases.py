@@ -1,0 +1,192 @@
+"""Where the time goes, by a clock that only the test moves."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import load, only_run, rows
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+import common
+from common import phases
+
+KEYS = ("health/time_env", "health/time_update", "health/time_other")
+SHARES = pytest.approx((0.3, 0.5, 0.2))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+class Ticking(gym.Env):
+    """A step takes 3 seconds, a reset 11."""
+
+    now: list[float]
+
+    def __init__(self):
+        self.observation_space, self.action_space = Box(0.0, 1.0, (1,), np.float32), Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.now[0] += 11
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.now[0] += 3
+        self.t += 1
+        return np.zeros(1, np.float32), 1.0, self.t == 40, False, {}
+
+
+if "Ticking-v0" not in gym.registry:
+    gym.register("Ticking-v0", entry_point=Ticking, disable_env_checker=True)
+
+
+class Training:
+    """3 seconds in the environment, 5 in the update, 2 in none of both, again and again."""
+
+    def __init__(self, clock, tmp_path, compile_it=False):
+        Ticking.now = self.clock = clock
+        self.args = common.RunArgs(env_id="Ticking-v0", runs_dir=str(tmp_path), track=False, capture_video=False)
+        self.args.eval_episodes, self.args.compile = 1, compile_it
+        self.run = common.track(self.args, torch.device("cpu"))
+        self.envs = common.make_envs("Ticking-v0", 1)
+        self.checkpoint = common.Checkpoint(self.run, self.envs)
+        self.network = nn.Linear(1, 1)
+        self.run.save_policy = lambda policy: None
+        self.update = common.compiled(self.args)(self._update)
+        self.step = 0
+
+    def begin(self):
+        before = self.clock[0]
+        self.envs.reset(seed=1)
+        self.run.leave_out(self.clock[0] - before)
+
+    def _update(self, seconds):
+        self.clock[0] += seconds
+
+    def steps(self, n):
+        for _ in range(n):
+            self.step += 1
+            _, _, _, _, infos = self.envs.step(torch.zeros(1))
+            self.run.log_episodes(infos, self.step)
+            self.update(4)
+            with common.updating:  # as a script does that has an update of its own, here around another one
+                self.clock[0] += 0.75
+                self.update(seconds=0.25)
+            self.clock[0] += 2
+
+    def evaluate(self):
+        common.evaluate(self.policy, self.args, self.run, self.step)
+
+    def policy(self, obs):
+        self.clock[0] += 0.5
+        return torch.zeros(len(obs))
+
+
+def shares(training):
+    table = [row for row in rows(training.run.dir) if KEYS[0] in row]
+    return [tuple(row[key] for key in KEYS) for row in table], [row["charts/SPS"] for row in table]
+
+
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_shares_are_those_of_training_alone(compile_it, clock, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda function, **_: function)
+    training = Training(clock, tmp_path, compile_it)
+    training.begin()
+    training.steps(2)
+    training.run.log({}, training.step)
+    training.evaluate()
+    training.steps(3)
+    training.evaluate()
+    training.run.log({}, training.step)
+    training.steps(1)
+    training.run.log({}, training.step)
+    training.run.finish()
+    found, sps = shares(training)
+    assert found == [SHARES] * 3
+    assert sps == pytest.approx([0.1] * 3)
+
+
+def test_shares_go_on_where_a_checkpoint_was_made(clock, tmp_path, monkeypatch):
+    training = Training(clock, tmp_path / "a")
+    training.begin()
+    training.steps(2)
+    training.run.log({}, training.step)
+    training.steps(3)
+    state = training.run.state_dict()
+    training.steps(1)  # lost with the process
+    training.run.finish()
+
+    clock[0] += 10_000  # in another process, whose clocks stand elsewhere
+    phases.stepping.seconds, phases.updating.seconds = 777.0, 0.25
+    resumed = Training(clock, tmp_path / "b")
+    resumed.begin()
+    resumed.run.load_state_dict(state)
+    resumed.step = 5
+    resumed.steps(1)
+    resumed.run.log({}, 6)
+    resumed.run.finish()
+    assert shares(resumed) == ([SHARES], [pytest.approx(0.1)])
+
+
+def test_a_checkpoint_from_before_there_were_shares_is_resumed(clock, tmp_path):
+    training = Training(clock, tmp_path / "a")
+    training.begin()
+    state = training.run.state_dict()
+    del state["phases"]
+    training.run.load_state_dict(state)
+    training.steps(4)
+    training.run.log({}, training.step)
+    training.run.finish()
+    assert shares(training)[0] == [SHARES]
+
+
+def test_an_evaluation_that_a_signal_ends_is_no_part_of_training(clock, tmp_path, monkeypatch):
+    training = Training(clock, tmp_path)
+    training.begin()
+    training.steps(2)
+    monkeypatch.setattr(training.run, "must_stop", lambda now=False: True)
+    states = []
+    monkeypatch.setattr(training.run, "stop", lambda *_: pytest.fail("after the checkpoint"))
+
+    def write(step, evaluation_missed):
+        states.append(training.run.state_dict())
+        raise SystemExit
+
+    monkeypatch.setattr(training.checkpoint, "write", write)
+    with pytest.raises(SystemExit):
+        training.evaluate()
+    training.run.finish()
+    assert states[0]["last_log"] == (0, 20.0)
+    assert states[0]["phases"] == (6.0, 10.0)
+
+
+def test_an_update_that_fails_stops_its_clock():
+    before = phases.updating.seconds
+
+    def update():
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        common.compiled(common.RunArgs())(update)()
+    with phases.updating:
+        pass
+    assert phases.updating.seconds > before
+    assert phases.updating._depth == 0
+
+
+@pytest.mark.parametrize("script", ["dqn", "ppo", "reinforce_rollout", "sac"])
+def test_every_script_counts_its_updates(script, tmp_path):
+    module = load(script)
+    flags = {"env_id": "Pendulum-v1", "hidden_sizes": (16,)} if script == "sac" else {}
+    flags |= {"learning_starts": 100} if script in ("dqn", "sac") else {"num_envs": 2}
+    flags |= {"total_timesteps": 512, "log_interval": 256, "eval_episodes": 0, "track": False}
+    module.main(module.Args(runs_dir=str(tmp_path), **flags))
+    last = [row for row in rows(only_run(tmp_path)) if KEYS[0] in row][-1]
+    assert sum(last[key] for key in KEYS) == pytest.approx(1)
+    assert all(last[key] > 0.01 for key in KEYS)
