@@ -121,6 +121,21 @@ def test_a_worse_script_fails_and_a_better_one_passes(fork):
     assert "PASS  my_fork/A-v0 (better)\n" in done.stdout and len(run_dirs(fork)) == 10
 
 
+def test_it_fails_up_to_the_level_and_not_above(fork):
+    """Beside new scores of 101 to 105 (and a constant), a stored 103.5 and four high ones: of 252 ways to choose five,
+    three have no higher a sum: as it is, and with 103.5 in place of 104 or 105."""
+
+    def high(runs):
+        for run, place in zip(runs, (103.5, 200, 201, 202, 203), strict=True):
+            run["eval_return"] = score(place, GIVEN)
+
+    keep(fork, seeds=range(5), change=high, total_timesteps=1)
+    for level, word in (("0.01", "PASS"), ("0.0119", "PASS"), ("0.012", "FAIL")):
+        done = tool(*WORDS, "my_fork/A-v0", "--level", level, cwd=fork, check=word == "FAIL")
+        assert f"{word}  my_fork/A-v0\n" in done.stdout and f"p = 0.012, FAIL up to {level}\n" in done.stdout
+    assert len(run_dirs(fork)) == 5
+
+
 def test_one_bad_row_of_two_is_a_fail(fork):
     keep(fork, "good/A-v0")
     keep(fork, "bad/A-v0", change=lambda runs: [run | {"eval_return": run["eval_return"] + 1} for run in runs])
