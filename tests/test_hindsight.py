@@ -218,7 +218,8 @@ FLAGS = {
     "dqn_lightning": {"env_id": "Acrobot-v1", "learning_starts": 100, "total_timesteps": 300, "gamma": 0.95},
     "ppo": {"env_id": "Pendulum-v1", "total_timesteps": 1024, "norm_obs": True, "norm_reward": True},
     "reinforce_rollout": {"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 32, "total_timesteps": 640},
-    "sac": {"env_id": "Pendulum-v1", "learning_starts": 100, "total_timesteps": 300, "hidden_sizes": (16,)},
+    # the step size drives actions to where the tanh matters
+    "sac": {"env_id": "Pendulum-v1", "learning_starts": 100, "total_timesteps": 300, "policy_lr": 0.03},
 }
 
 
