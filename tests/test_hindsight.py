@@ -214,12 +214,12 @@ def test_the_episodes_are_those_of_an_evaluation_without_it():
 
 
 FLAGS = {
-    "dqn": {"env_id": "CartPole-v1", "learning_starts": 100, "total_timesteps": 400, "clip_rewards": True},
+    "dqn": {"env_id": "Truncating-v0", "learning_starts": 100, "total_timesteps": 400, "clip_rewards": True},
     "dqn_lightning": {"env_id": "Acrobot-v1", "learning_starts": 100, "total_timesteps": 300, "gamma": 0.95},
     "ppo": {"env_id": "Pendulum-v1", "total_timesteps": 1024, "norm_obs": True, "norm_reward": True},
     "reinforce_rollout": {"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 32, "total_timesteps": 640},
     # the step size drives actions to where the tanh matters
-    "sac": {"env_id": "Pendulum-v1", "learning_starts": 100, "total_timesteps": 300, "policy_lr": 0.03},
+    "sac": {"env_id": "Pendulum-v1", "learning_starts": 100, "total_timesteps": 300, "policy_lr": 0.03, "q_lr": 0.01},
 }
 
 
@@ -267,7 +267,7 @@ def test_each_script_logs_the_error_of_its_own_value(script, tmp_path):
         expected = by_episode(
             episodes, lambda obs: float(value(torch.as_tensor(obs)[None].float())), facts["gamma"], scale
         )
-    assert row["health/value_error"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert row["health/value_error"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_has_no_value_logs_none_and_none_of_it_changes_training(tmp_path, monkeypatch):
