@@ -155,6 +155,8 @@ class Alarms:
     NO_EPISODE = 5000  # steps of each environment
     DEAD = 0.9  # half of a wide ReLU network's units are silent in runs that learn well
     SATURATED = 0.9
+    VALUES = "losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values"
+    BLOWN_UP = 100  # times the largest return; the entropy bonus and DQN's overestimation stay far below
 
     def __init__(self, total_timesteps: int, num_envs: int) -> None:
         self.total = total_timesteps
@@ -162,6 +164,11 @@ class Alarms:
         self.raised: set[str] = set()
         self.first_entropy = math.nan
         self.episodes = False
+        self.largest_return = 10.0  # in size; where next to nothing is earned, SAC's entropy makes the values
+
+    def note(self, episodic_return: float) -> None:
+        self.episodes = True
+        self.largest_return = max(self.largest_return, abs(episodic_return))
 
     def look(self, row: Mapping[str, float], step: int) -> list[str]:
         """What is newly wrong, as lines for a person; `row` holds what is logged at `step`."""
@@ -173,6 +180,7 @@ class Alarms:
         collapsed = early and 0 <= entropy < self.ENTROPY * self.first_entropy
         dead = row.get("health/dead_units", 0.0)
         saturated = row.get("health/action_saturation", 0.0)
+        value = max((abs(row[name]) for name in self.VALUES if name in row), default=0.0)
         found = {
             "episode": not self.episodes
             and step >= self.NO_EPISODE * self.num_envs
@@ -181,6 +189,10 @@ class Alarms:
             "entropy": collapsed
             and f"the policy's entropy has fallen from {self.first_entropy:.3g} to {entropy:.3g} at step {step:,}: it "
             "hardly explores any more; a lower learning rate or more entropy bonus may help",
+            "value": self.episodes
+            and value > self.BLOWN_UP * self.largest_return
+            and f"predicted values of {value:,.3g} at step {step:,}, where no return was beyond "
+            f"{self.largest_return:,.3g}: they diverge; a lower learning rate or a slower target network may help",
             "dead": dead > self.DEAD
             and f"{dead:.0%} of the units pass no gradient on at step {step:,}: a lower learning rate may help",
             "saturated": saturated > self.SATURATED
@@ -191,7 +203,8 @@ class Alarms:
         return new
 
     def state_dict(self) -> dict[str, object]:
-        return {"raised": sorted(self.raised), "first_entropy": self.first_entropy, "episodes": self.episodes}
+        kept = ("first_entropy", "episodes", "largest_return")
+        return {"raised": sorted(self.raised), **{name: getattr(self, name) for name in kept}}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.__dict__ |= {**state, "raised": set(state["raised"])}  # type: ignore[call-overload]

@@ -317,7 +317,7 @@ class Run:
     def _note(self, episode: tuple[float, int, int, float]) -> None:
         r, length, step, seconds = episode
         self._recent.append(r)
-        self._alarms.episodes = True
+        self._alarms.note(r)
         row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
         self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, seconds)
 

@@ -197,6 +197,21 @@ def test_each_alarm_is_raised_once_and_survives_a_resume():
     assert again.look(bad, 18_000) == []
 
 
+@pytest.mark.parametrize("name", ["losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values"])
+def test_values_far_beyond_any_return_are_an_alarm(name):
+    alarms = Alarms(total_timesteps=100_000, num_envs=1)
+    assert alarms.look({name: 1e9}, 500) == []  # no return is known yet
+    alarms.note(0.0)
+    assert alarms.look({name: 1000.0}, 1000) == []
+    for episodic_return in (-30.0, 20.0):
+        alarms.note(episodic_return)
+    again = Alarms(total_timesteps=100_000, num_envs=1)
+    again.load_state_dict(alarms.state_dict())
+    assert again.look({name: -3000.0}, 2000) == []
+    (line,) = again.look({name: -3001.0}, 2000)
+    assert "values of 3e+03 at step 2,000" in line and "beyond 30" in line
+
+
 @pytest.mark.parametrize(
     "row",
     [
