@@ -309,6 +309,8 @@ def cost(args: argparse.Namespace) -> None:
         for flag, values in SWEEPS.items():
             if flag == "buffer-size" and script not in ("dqn", "sac"):
                 continue
+            if flag == "hidden-sizes" and script == "reinforce_rollout":
+                continue  # its width is no flag
             for value in values:
                 words = ["--env-id", env_id, "--seconds", str(args.seconds), *FILLED.get(flag, [])]
                 words += [*COSTS["all"].split(), *COSTS[script].split()]
