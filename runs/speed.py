@@ -335,7 +335,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     flags = [flag for flag in SWEEPS if any(point["flag"] == flag for point in result["points"])]
     figure, axes = plt.subplots(
-        2, len(flags), figsize=(3.2 * len(flags), 4.6), sharex="col", sharey="row", squeeze=False
+        2, len(flags), figsize=(max(3.2 * len(flags), 4.4), 4.6), sharex="col", sharey="row", squeeze=False
     )
     for column, flag in enumerate(flags):
         points = [point for point in result["points"] if point["flag"] == flag and point["memory"]]
