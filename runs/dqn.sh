@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The reference runs of algos/dqn.py: CartPole-v1, 20 seeds; Acrobot-v1, 5 seeds. About 13 minutes on one core.
+# The reference runs of algos/dqn.py: CartPole-v1, 20 seeds; Acrobot-v1 and MountainCar-v0, 5 seeds each. About 20 minutes on
+# one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,4 +10,11 @@ for seed in 1 2 3 4 5 6 7 8 9 10 31 32 33 34 35 36 37 38 39 40; do
 done
 for seed in 1 2 3 4 5; do
   python algos/dqn.py --env-id Acrobot-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT"
+done
+# rl-baselines3-zoo's flags with an eighth of its updates: one every 16 steps, where it has 8 in a row every 16.
+for seed in 31 32 33 34 35; do
+  python algos/dqn.py --env-id MountainCar-v0 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --total-timesteps 120000 --eval-interval 60000 --log-interval 5000 --gamma 0.98 --learning-rate 4e-3 \
+    --no-anneal-lr --no-double --batch-size 128 --buffer-size 10000 --learning-starts 1000 \
+    --target-network-frequency 600 --train-frequency 16 --exploration-fraction 0.2 --end-e 0.07
 done

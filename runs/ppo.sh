@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reference runs of algos/ppo.py. About an hour and a quarter on one core.
+# The reference runs of algos/ppo.py. About an hour and a half on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,10 @@ for seed in 31 32 33 34 35; do
   python algos/ppo.py --env-id LunarLander-v3 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
     --total-timesteps 1e6 --eval-interval 5e5 --log-interval 16384 --num-envs 16 --num-steps 256 \
     --num-minibatches 32 --update-epochs 8 --gamma 0.995 --gae-lambda 0.97 --ent-coef 0.01
+  python algos/ppo.py --env-id LunarLanderContinuous-v3 --cuda --compile --seed $seed --eval-episodes 100 \
+    --runs-dir "$OUT" --total-timesteps 1e6 --eval-interval 5e5 --log-interval 16384 --num-envs 16 --num-steps 256 \
+    --num-minibatches 32 --update-epochs 8 --gamma 0.995 --gae-lambda 0.97 --ent-coef 0 --learning-rate 5e-4 \
+    --logstd-init -0.5
   # CleanRL's flags for MuJoCo, except that episodes cut by the time limit bootstrap.
   python algos/ppo.py --env-id HalfCheetah-v4 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT/cleanrl" \
     --total-timesteps 1e6 --eval-interval 5e5 --log-interval 20480 --norm-obs --norm-reward --clip-vloss \

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# The reference runs of algos/reinforce_rollout.py: CartPole-v1, 10 seeds. About 3 minutes on one core.
+# The reference runs of algos/reinforce_rollout.py: CartPole-v1, 10 seeds; Acrobot-v1 and LunarLander-v3, 5 seeds each.
+# About 12 minutes on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/reference}
 for seed in 31 32 33 34 35 36 37 38 39 40; do
   python algos/reinforce_rollout.py --env-id CartPole-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT"
+done
+for seed in 31 32 33 34 35; do
+  python algos/reinforce_rollout.py --env-id Acrobot-v1 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --log-interval 10000
+  python algos/reinforce_rollout.py --env-id LunarLander-v3 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT" \
+    --total-timesteps 2e6 --learning-rate 5e-3 --eval-interval 500000 --log-interval 20000
 done

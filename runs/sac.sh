@@ -18,3 +18,9 @@ for seed in 31 32 33; do
     --total-timesteps 1e5 --log-interval 2000 --learning-starts 5000 \
     --policy-lr 3e-4 --q-lr 3e-4 --policy-frequency 1
 done
+# The same in bfloat16, into a folder of its own.
+for seed in 31 32 33; do
+  python algos/sac.py --env-id HalfCheetah-v4 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT/bf16" \
+    --total-timesteps 1e5 --log-interval 2000 --learning-starts 5000 \
+    --policy-lr 3e-4 --q-lr 3e-4 --policy-frequency 1 --compile --bf16
+done
