@@ -55,8 +55,7 @@ class RunArgs:
     torch_threads: int = 1
     """CPU threads of torch; more pay off for images or layers wider than about 512 units"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """float32 matrix products: highest is exact, high allows GPUs TF32, medium allows GPUs and CPUs with AMX bfloat16;
-    on other CPUs medium is exact too, with oneDNN instead of MKL: on AMD twice as fast for 256 units, slower for 64"""
+    """highest: exact float32 products; high: TF32 on GPUs; medium: bfloat16 on GPUs and AMX, else oneDNN's float32"""
     compile: bool = False
     """make one compiled graph of each update: faster, after a start that takes up to half a minute the first time"""
     track: bool = True
