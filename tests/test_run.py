@@ -706,7 +706,7 @@ def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
     assert "no screen" in done.stderr
     done = subprocess.run([sys.executable, "-m", "common", "evaluat"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert re.search(r"there are: (\w+, )*evaluate", done.stderr)
+    assert re.search(r"there are: ([\w-]+, )*evaluate", done.stderr)
 
 
 def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path):
