@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reference runs of algos/reinforce_rollout.py: CartPole-v1, 10 seeds; Acrobot-v1 and LunarLander-v3, 5 seeds each.
-# About 12 minutes on one core.
+# About 20 minutes on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
