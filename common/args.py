@@ -43,7 +43,7 @@ class RunArgs:
     async_envs: bool = False
     """run each environment in a process of its own: pays off for slow environments on many cores"""
     native_envs: bool = False
-    """step all environments in one array operation (CartPole; Atari games always are): pays off from 4 on"""
+    """step all environments in one array operation (CartPole; Atari games always are): pays off from 8 on"""
     env_timeout: float = 600.0
     """seconds that one step or reset of an environment may take before the run ends (0: for ever)"""
     seed: int = 1

@@ -297,6 +297,10 @@ def make_envs(
         fail(
             f"--env-id {env_id} would import and run {env_id.split(':')[0]!r}; if you trust it, add --allow-env-import"
         )
+    if native and async_envs:
+        fail(
+            "--native-envs steps all environments in one array operation, --async-envs each in a process: leave one out"
+        )
     if num_envs * WORLD_SIZE > MAX_ENVS:
         fail(f"there can be at most {MAX_ENVS} environments, not {num_envs * WORLD_SIZE}: lower --num-envs")
     _draw_in_memory()

@@ -186,10 +186,12 @@ def test_native_cartpole_is_cartpole_with_true_endings(num_envs):
     assert num_envs == 1 or len({i for i, truncated in ends if not truncated}) == num_envs - 1
 
 
-@pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCar-v0"])
-def test_native_is_refused_where_there_is_none(env_id, capsys):
+@pytest.mark.parametrize(
+    ("env_id", "async_envs"), [("Pendulum-v1", False), ("MountainCar-v0", False), ("CartPole-v1", True)]
+)
+def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, async_envs, capsys):
     with pytest.raises(SystemExit) as stop:
-        make_envs(env_id, 2, native=True)
+        make_envs(env_id, 2, async_envs, native=True)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -206,7 +208,8 @@ def test_seeds_decide_the_episodes(num_envs, native):
         return torch.stack(obs)
 
     assert torch.equal(observations(3), observations(3))
-    assert torch.equal(observations(3), observations(3, async_envs=True))
+    if not native:
+        assert torch.equal(observations(3), observations(3, async_envs=True))
     assert not torch.equal(observations(3), observations(4))
     assert not torch.equal(observations(3), observations(3, role=1))
 
