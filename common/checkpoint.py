@@ -234,7 +234,8 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
             warn(f"skipping the broken checkpoint {problems[0]}")
             continue
         for broken in found[: found.index(path)]:
-            for file in (broken, folder / f"{broken.stem}.commit"):
+            # The commit file is everybody's: if two processes renamed it, the second would find it gone.
+            for file in (broken, folder / f"{broken.stem}.commit") if RANK == 0 else (broken,):
                 if file.exists():
                     file.rename(file.with_suffix(".broken"))
         return content

@@ -202,11 +202,16 @@ def loaded(folder):
     for step, name in enumerate(names, 1):
         common.checkpoint.write_file(own / f"{name}.pt", {"step": step, "segments": {}})
         distributed.on_first(lambda name=name: (checkpoints / f"{name}.commit").write_bytes(b""))
-    steps = []
+    steps, renamed = [], []
+    rename = Path.rename
 
     def load():
         distributed.gather(None)
-        steps.append(common.checkpoint.load_latest(checkpoints)["step"])
+        Path.rename = lambda path, target: (renamed.append(path), rename(path, target))[1]
+        try:
+            steps.append(common.checkpoint.load_latest(checkpoints)["step"])
+        finally:
+            Path.rename = rename
 
     load()
     distributed.on_first(lambda: (checkpoints / f"{names[3]}.commit").unlink())
@@ -218,7 +223,8 @@ def loaded(folder):
         (own / f"{names[1]}.pt").unlink()
     load()
     distributed.gather(None)
-    return {"steps": steps, "files": sorted(path.name for path in own.iterdir())}
+    others = [path.name for path in renamed if path.parent != own]
+    return {"steps": steps, "files": sorted(path.name for path in own.iterdir()), "renamed others": others}
 
 
 def signalled(folder):

@@ -106,7 +106,8 @@ def test_committed_results_are_runs(tmp_path):
         (run,) = found([word], tmp_path)
         assert run.finished and run.seed() == "4"
         assert run.read([EVAL]).rows[EVAL].tolist() == [[1000], [10], [9.5]]
-    assert len(found([ROOT / "runs" / "results" / "dqn"], tmp_path)) == 25
+    committed = ROOT / "runs" / "results" / "dqn"
+    assert len(found([committed], tmp_path)) == len(list(committed.glob("*/seed*.jsonl.gz"))) > 0
 
 
 @pytest.mark.parametrize(

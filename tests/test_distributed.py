@@ -140,6 +140,9 @@ def test_a_checkpoint_counts_if_it_is_committed_and_whole_in_all_processes(both)
     for mine, files in zip(both, [["1", "3"], ["1", "2", "3"]], strict=False):
         assert mine["loaded"]["steps"] == [4, 3, 2, 1]
         assert [name.removeprefix("step-00000000000").split(".")[0] for name in mine["loaded"]["files"]] == files
+    # The files of all are renamed by one: the other would find them gone.
+    commits = [f"step-00000000000{step}.commit" for step in (3, 2)]
+    assert [mine["loaded"]["renamed others"] for mine in both[:2]] == [commits, []]
 
 
 def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_their_own(monkeypatch):
