@@ -160,15 +160,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(
-        args.env_id,
-        args.num_envs,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        life_loss=True,
-        env_timeout=args.env_timeout,
-    )
+    envs = common.training_envs(args, life_loss=True)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if args.dueling and not args.hidden_sizes:

@@ -244,14 +244,7 @@ class DQN(lightning.LightningModule):
 
 def main(args: Args) -> None:
     device = common.setup(args, torchrun=False)
-    envs = common.make_envs(
-        args.env_id,
-        args.num_envs,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        env_timeout=args.env_timeout,
-    )
+    envs = common.training_envs(args)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:

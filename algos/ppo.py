@@ -227,15 +227,7 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(
-        args.env_id,
-        args.num_envs,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        life_loss=True,
-        env_timeout=args.env_timeout,
-    )
+    envs = common.training_envs(args, life_loss=True)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:

@@ -206,14 +206,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(
-        args.env_id,
-        args.num_envs,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        env_timeout=args.env_timeout,
-    )
+    envs = common.training_envs(args)
     space = envs.single_action_space
     if not (isinstance(space, Box) and space.is_bounded()):
         common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")

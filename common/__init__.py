@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
+    from common.envs import training_envs as training_envs
     from common.evaluation import evaluate as evaluate
     from common.health import vitals as vitals
     from common.normalize import RewardScaler as RewardScaler
@@ -41,6 +42,7 @@ _HOME = {
     "Envs": "envs",
     "final_obs": "envs",
     "make_envs": "envs",
+    "training_envs": "envs",
     "evaluate": "evaluation",
     "vitals": "health",
     "RewardScaler": "normalize",

@@ -266,6 +266,19 @@ def env_seeds(seed: int, num_envs: int, role: int = 0) -> list[int]:
     return [((2 * seed + role) * MAX_ENVS + i) % 2**31 for i in range(num_envs)]
 
 
+def training_envs(args: RunArgs, *, life_loss: bool = False) -> Envs:
+    """The environments that the flags of a run describe; see `make_envs`."""
+    return make_envs(
+        args.env_id,
+        args.num_envs,
+        args.async_envs,
+        args.allow_env_import,
+        native=args.native_envs,
+        life_loss=life_loss,
+        env_timeout=args.env_timeout,
+    )
+
+
 def make_envs(
     env_id: str,
     num_envs: int,

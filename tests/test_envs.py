@@ -4,10 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from common import final_obs, make_envs
-from common.envs import MAX_ENVS, Envs, InTurn, env_seeds
+from common import RunArgs, final_obs, make_envs, training_envs
+from common.envs import MAX_ENVS, Envs, InTurn, NativeCartPole, env_seeds
 
 IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
@@ -194,6 +194,23 @@ def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, asyn
         make_envs(env_id, 2, async_envs, native=True)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_flags_of_a_run_reach_its_environments(capsys, monkeypatch):
+    timeouts = []
+    monkeypatch.setattr("common.envs.Watchdog", lambda envs, timeout: timeouts.append(timeout))
+    kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): AsyncVectorEnv}
+    for flags, kind in kinds.items():
+        envs = training_envs(RunArgs(num_envs=3, env_timeout=7.0, **dict.fromkeys(flags, True)))
+        assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.life_loss
+        envs._watchdog = None
+        envs.close()
+    assert timeouts == [7.0] * 3
+    assert training_envs(RunArgs(env_timeout=0.0), life_loss=True).life_loss
+    for allowed, says in ((False, "--allow-env-import"), (True, "nothing_of_this_name")):
+        with pytest.raises(SystemExit):
+            training_envs(RunArgs(env_id="nothing_of_this_name:Env-v0", allow_env_import=allowed))
+        assert says in (line := capsys.readouterr().err) and (allowed or "No module" not in line)
 
 
 @pytest.mark.parametrize("native", [False, True])
