@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common import shared
 from common.args import RANK, WORLD_SIZE, fail
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ T = TypeVar("T")
 # others wait.
 TIMEOUT = timedelta(hours=2)
 START_TIMEOUT = timedelta(minutes=10)
+_shared: shared.SharedSum | None = None
 
 
 def join(device: torch.device) -> None:
@@ -42,6 +44,7 @@ def join(device: torch.device) -> None:
             timeout=TIMEOUT,
         )
     atexit.register(dist.destroy_process_group)  # gloo's threads end the process with an abort otherwise
+    _share()
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -123,6 +126,19 @@ def launcher_store() -> dist.Store:
     return dist.TCPStore(address, port, is_master=False, timeout=START_TIMEOUT)
 
 
+def _share() -> None:
+    """Takes a faster way than gloo between processes of one machine, if all of them can."""
+    global _shared
+    path, opened = on_first(shared.create), None
+    if path is None:
+        return
+    with contextlib.suppress(OSError):
+        opened = shared.SharedSum(path, gather(os.getpid()), TIMEOUT.total_seconds())
+    if all(gather(opened is not None)):
+        _shared = opened
+    on_first(path.unlink)
+
+
 def _stop_with(launcher: int) -> None:
     """What torchrun does when it is asked to stop, where it was killed and cannot."""
     while os.getppid() == launcher:
@@ -156,7 +172,10 @@ def _new_store(launcher: dist.Store) -> dist.Store:
 @torch.library.custom_op("plainrl::all_reduce", mutates_args={"x"})  # opaque to --compile, whose graph calls it
 def _all_reduce(x: Tensor) -> None:
     with _others():
-        dist.all_reduce(x)
+        if _shared is not None and x.device.type == "cpu" and x.numel() * x.element_size() <= shared.LIMIT:
+            _shared.sum_(x)
+        else:
+            dist.all_reduce(x)
 
 
 @contextlib.contextmanager
