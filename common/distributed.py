@@ -7,6 +7,7 @@ nothing about those of other methods, of which scripts have several. With one pr
 
 import atexit
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -34,6 +35,9 @@ def join(device: torch.device) -> None:
     """Meets the other processes; for each of the functions below all of them have to call it."""
     if WORLD_SIZE == 1 or dist.is_initialized():
         return
+    # Imported later, by the optimizers, its default arguments would keep the process group to the end: gloo's threads
+    # would outlive Python, and now and then abort a run that is over.
+    importlib.import_module("torch.distributed.nn.functional")
     with _others():
         store = _new_store(launcher_store())
         dist.init_process_group(
@@ -43,7 +47,7 @@ def join(device: torch.device) -> None:
             world_size=WORLD_SIZE,
             timeout=TIMEOUT,
         )
-    atexit.register(dist.destroy_process_group)  # gloo's threads end the process with an abort otherwise
+    atexit.register(dist.destroy_process_group)
     _share()
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
 

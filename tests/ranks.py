@@ -7,6 +7,7 @@ Both train every script for some fifty updates. Environments have the seeds that
 draw is made anew here, by one generator for each half of the data: so the one process draws what the two draw.
 """
 
+import atexit
 import contextlib
 import sys
 from pathlib import Path
@@ -260,7 +261,12 @@ def signalled(folder):
     return heard
 
 
+def threads():
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
 def main(folder):
+    atexit.register(lambda: (folder / f"threads-{RANK}").write_text(" ".join(threads())))  # the last to be called
     common.setup(common.RunArgs(cuda=False))
     results = {script: trained(script, folder) for script in TRAINED}
     if WORLD_SIZE > 1:

@@ -150,6 +150,13 @@ def test_the_processes_of_one_machine_reduce_in_shared_memory_as_gloo_does(both)
         assert mine == {"taken": {"small": [1, True], "large": [0, True]}, "same": True, "left": []}
 
 
+def test_threads_of_gloo_end_before_python_does(both):
+    """One that still lets go of a tensor when Python is gone aborts the process, after a run without fault."""
+    for rank in (0, 1):
+        names = (both[3] / f"threads-{rank}").read_text()
+        assert "python" in names and "gloo" not in names
+
+
 def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_their_own(monkeypatch):
     seeds = []
     for rank in (0, 1, 2):
