@@ -68,11 +68,12 @@ def global_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a batch, of which each process has a part of the same size, this one `x`."""
     if WORLD_SIZE == 1:
         return x.mean(), x.std()
-    parts = x.double()
-    means, variances = of_all(torch.stack([parts.mean(), parts.var(correction=0)])).unbind(1)
+    var, mean = torch.var_mean(x.double(), correction=0)
+    parts = of_all(torch.stack([mean, var]))
+    mean, within = parts.mean(dim=0)
     size = WORLD_SIZE * x.numel()
-    var = (variances + (means - means.mean()) ** 2).mean() * size / (size - 1)
-    return means.mean().to(x.dtype), var.sqrt().to(x.dtype)
+    var = (within + parts[:, 0].var(correction=0)) * (size / (size - 1))
+    return mean.to(x.dtype), var.sqrt().to(x.dtype)
 
 
 def global_mean(x: Tensor) -> Tensor:
@@ -173,8 +174,19 @@ def _new_store(launcher: dist.Store) -> dist.Store:
         time.sleep(0.1)
 
 
-@torch.library.custom_op("plainrl::all_reduce", mutates_args={"x"})  # opaque to --compile, whose graph calls it
 def _all_reduce(x: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        _all_reduce_in_graph(x)
+    else:
+        _sum(x)
+
+
+@torch.library.custom_op("plainrl::all_reduce", mutates_args={"x"})  # opaque to --compile, whose graph calls it
+def _all_reduce_in_graph(x: Tensor) -> None:
+    _sum(x)
+
+
+def _sum(x: Tensor) -> None:
     with _others():
         if _shared is not None and x.device.type == "cpu" and x.numel() * x.element_size() <= shared.LIMIT:
             _shared.sum_(x)

@@ -342,13 +342,15 @@ def test_a_signal_to_torchrun_is_a_checkpoint_at_one_step_and_resume_changes_not
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("script", ["ppo", "sac"])
 def test_a_compiled_update_averages_too(script, tmp_path):
-    env_id = "Pendulum-v1" if script == "sac" else "CartPole-v1"
-    flags = ["--no-track", "--eval-episodes", 0, "--total-timesteps", 600, "--save-interval", 200, "--env-id", env_id]
-    flags += ["--learning-starts", 100] if script == "sac" else ["--num-envs", 2]
+    flags = ["--no-track", "--eval-episodes", 0, "--save-interval", 100]
+    if script == "sac":  # 100 updates: after some hundred more, rounding errors grow into other weights
+        flags += ["--env-id", "Pendulum-v1", "--learning-starts", 100, "--total-timesteps", 200]
+    else:
+        flags += ["--env-id", "CartPole-v1", "--num-envs", 2, "--total-timesteps", 600]
     final = []
     for more in ([], ["--compile"]):
         folder = tmp_path / f"runs{len(more)}"
         finish(launch(HERE.parent / "algos" / f"{script}.py", *flags, *more, "--runs-dir", folder))
         final.append(weights(only_run(folder)))
     for name, value in final[0].items():
-        torch.testing.assert_close(final[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(final[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
