@@ -20,7 +20,7 @@ from common.args import RANK, WORLD_SIZE
 
 LIMIT = 1 << 20  # bytes of a tensor: with larger ones the sum itself is what takes long
 HEAD = 64  # bytes of a process's counter: a cache line, so that no process slows another down
-AWAKE = 1e-3  # seconds
+AWAKE = 1e-3  # seconds; who waits longer sleeps in between
 
 
 class SharedSum:

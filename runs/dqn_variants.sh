@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the options of algos/dqn.py are worth: LunarLander-v3 with all of them (5 seeds), and an ablation on CartPole-v1
-# and LunarLander-v3 (flags of rl-baselines3-zoo's DQN, close to). About 2 hours on one core.
+# and LunarLander-v3 (flags of rl-baselines3-zoo's DQN, close to), on Acrobot-v1 and on MountainCar-v0, whose flags (those of
+# dqn.sh) are of Q-learning that is not double. About 2 and a half hours on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +9,10 @@ OUT=${OUT:-runs/reference}
 LUNAR="--env-id LunarLander-v3 --total-timesteps 3e5 --eval-interval 1e5 --log-interval 5000 --learning-starts 5000
   --learning-rate 6.3e-4 --batch-size 128 --train-frequency 4 --target-network-frequency 250 --exploration-fraction 0.12"
 CARTPOLE="--env-id CartPole-v1"
+ACROBOT="--env-id Acrobot-v1"
+MOUNTAINCAR="--env-id MountainCar-v0 --total-timesteps 120000 --eval-interval 60000 --log-interval 5000 --gamma 0.98
+  --learning-rate 4e-3 --no-anneal-lr --batch-size 128 --buffer-size 10000 --learning-starts 1000
+  --target-network-frequency 600 --train-frequency 16 --exploration-fraction 0.2 --end-e 0.07"
 run() {
   python algos/dqn.py --cuda --eval-episodes 100 "$@"
 }
@@ -28,4 +33,17 @@ for seed in 31 32 33; do
   run $LUNAR --seed $seed --runs-dir "$OUT/dueling" --dueling
   run $LUNAR --seed $seed --runs-dir "$OUT/n-step" --n-step 3
   run $LUNAR --seed $seed --runs-dir "$OUT/prioritized" --prioritized-replay
+done
+for seed in 31 32 33 34 35; do
+  run $ACROBOT --seed $seed --runs-dir "$OUT/all" --prioritized-replay --dueling --n-step 3
+  run $ACROBOT --seed $seed --runs-dir "$OUT/none"
+  run $ACROBOT --seed $seed --runs-dir "$OUT/no-double" --no-double
+  run $ACROBOT --seed $seed --runs-dir "$OUT/dueling" --dueling
+  run $ACROBOT --seed $seed --runs-dir "$OUT/n-step" --n-step 3
+  run $ACROBOT --seed $seed --runs-dir "$OUT/prioritized" --prioritized-replay
+  run $MOUNTAINCAR --seed $seed --runs-dir "$OUT/all" --prioritized-replay --dueling --n-step 3
+  run $MOUNTAINCAR --seed $seed --runs-dir "$OUT/double"
+  run $MOUNTAINCAR --seed $seed --runs-dir "$OUT/dueling" --no-double --dueling
+  run $MOUNTAINCAR --seed $seed --runs-dir "$OUT/n-step" --no-double --n-step 3
+  run $MOUNTAINCAR --seed $seed --runs-dir "$OUT/prioritized" --no-double --prioritized-replay
 done
