@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -69,12 +71,21 @@ def found(words, where):
 
 
 def run_compare(*words, cwd=None, env=None):
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "compare", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    """Finished within two minutes, or it says where each of its threads stood."""
+    command = [sys.executable, "-X", "faulthandler", "-m", "common", "compare", *map(str, words)]
+    env = {**os.environ, **(env or {})}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        try:
+            err = process.communicate(timeout=10)[1]
+        except subprocess.TimeoutExpired as late:  # a child of it holds the pipe
+            err = str(late.stderr)
+        pytest.fail(f"not finished (exit code {process.poll()}):\n{err}")
+    assert "Traceback" not in err, err
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 # Finding runs
@@ -451,6 +462,40 @@ def test_wandb_without_a_login_or_a_server_is_one_line(tmp_path):
         assert done.returncode == 2, done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "W&B" in line
+
+
+def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
+    import wandb
+
+    def ended(code):
+        raise KeyboardInterrupt(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(runs, "W_AND_B_TIMEOUT", 0.2)
+    never = threading.Event()
+    monkeypatch.setattr(wandb, "Api", never.wait)
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        found(["wandb:me/plainrl"], tmp_path)
+    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait() for _ in "ab"))
+    monkeypatch.setattr(wandb, "Api", FakeApi)
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        found(["wandb:me/plainrl"], tmp_path)
+    never.set()
+    assert capfd.readouterr().err == 2 * "error: W&B has no answer for me/plainrl: nothing came for 0.2 s\n"
+
+
+def test_wandb_that_failed_does_not_hold_the_process(tmp_path):
+    code = """if True:
+        import atexit, threading
+        from pathlib import Path
+        from common.tools import runs
+        atexit.register(threading.Event().wait)  # as wandb's waits for its service
+        print("so far")
+        runs.find(["wandb:me/plainrl"], Path())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2 and done.stdout == "so far\n"
+    assert done.stderr.startswith("error: W&B has no answer for me/plainrl: ") and done.stderr.count("\n") == 1
 
 
 # What is written

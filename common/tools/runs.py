@@ -6,15 +6,21 @@ A run's arguments are read when it is found, its metrics only when it is compare
 import gzip
 import json
 import os
+import queue
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.args import fail, read_facts, warn
+
+W_AND_B_TIMEOUT = 60  # seconds; a server that refuses connections takes wandb 20
 
 
 @dataclass
@@ -209,12 +215,11 @@ def from_wandb(word: str) -> list[Run]:
     path = word.removeprefix("wandb:").strip("/")
     parts = path.split("/", 2)
     group = {"group": parts[2]} if len(parts) == 3 else {}
-    try:
-        listed = list(wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False))
-    except (wandb.errors.Error, ValueError, OSError) as error:
-        fail(f"W&B has no answer for {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     found = []
-    for run in listed:
+    for run in _answers(
+        lambda: wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False),
+        f"W&B has no answer for {path}",
+    ):
         facts = dict(run.config)
         facts.setdefault("script", facts.get("exp_name"))
         if not facts["script"] or not facts.get("env_id"):
@@ -227,21 +232,55 @@ def from_wandb(word: str) -> list[Run]:
     return found
 
 
+def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
+    """What W&B answers, one by one; an error, or no answer for W_AND_B_TIMEOUT seconds, ends the process.
+
+    wandb waits without a limit for its service process in places, its atexit hook among them, and the service has been
+    seen not to end: so a thread asks, and the process ends without that hook. The service ends with its parent.
+    """
+    import wandb
+
+    answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def asking() -> None:
+        try:
+            for answer in ask():
+                answers.put(("answer", answer))
+            answers.put(("end", None))
+        except BaseException as error:
+            answers.put(("error", error))
+
+    threading.Thread(target=asking, daemon=True).start()
+    try:
+        while True:
+            try:
+                kind, answer = answers.get(timeout=W_AND_B_TIMEOUT)
+            except queue.Empty:
+                fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
+            if kind == "end":
+                return
+            if kind == "error" and isinstance(answer, wandb.errors.Error | ValueError | OSError):
+                fail(f"{otherwise}: {str(answer).splitlines()[0] if str(answer) else type(answer).__name__}")
+            if kind == "error":
+                raise answer
+            yield answer
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(int(end.code or 0))
+
+
 def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
     def read(keys: Sequence[str]) -> Metrics:
-        import wandb
-
         metrics = Metrics({})
         rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
-        try:
-            for key in keys:  # a scan for several keys has only the rows that hold all of them
-                for row in run.scan_history(keys=["global_step", "_runtime", key], page_size=10_000):
-                    numbers = _numbers(row)
-                    if {"global_step", "_runtime"} <= numbers.keys():
-                        _take(numbers, {key: rows[key]}, seconds="_runtime")
-            end = _numbers(dict(run.summary))
-        except (wandb.errors.Error, ValueError, OSError) as error:
-            fail(f"the history of {run.url} cannot be read from W&B: {error}")
+        otherwise = f"the history of {run.url} cannot be read from W&B"
+        for key in keys:  # a scan for several keys has only the rows that hold all of them
+            scan = partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
+            for row in _answers(scan, otherwise):
+                numbers = _numbers(row)
+                if {"global_step", "_runtime"} <= numbers.keys():
+                    _take(numbers, {key: rows[key]}, seconds="_runtime")
+        (end,) = map(_numbers, _answers(lambda: [dict(run.summary)], otherwise))
         metrics.rows = _arrays(rows)
         last = [array[:2, -1] for array in metrics.rows.values() if array.size]
         metrics.end_step = max([end.get("global_step") or 0.0, *(step for step, _ in last)])
