@@ -1,7 +1,9 @@
 """Where metrics go: plain JSON lines, TensorBoard, Weights & Biases. One method each for rows and for videos."""
 
+import atexit
 import collections
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -11,6 +13,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +101,66 @@ class TensorBoard(Sink):
         self.writer.close()
 
 
+class _Patience:
+    """Kills wandb's service process when a call has waited for it too long: the call then raises, as after a crash.
+
+    wandb 0.31 waits for its service without a limit in places (for a run's summary, when a socket is full, at exit),
+    and users have met services that never answer (wandb/wandb issues 4929, 5601). One thread for all runs of a process.
+    """
+
+    EXIT = 60  # seconds
+
+    def __init__(self) -> None:
+        self.call: list[float] | None = None  # another list for every call
+        self.process: Any = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        self.call = [seconds]
+        try:
+            yield
+        finally:
+            self.call = None
+
+    def at_exit(self) -> None:
+        self.call = [self.EXIT]
+
+    def _watch(self) -> None:
+        call, naps = None, 0
+        while True:
+            time.sleep(1)
+            self.process = self._service() or self.process
+            # Naps, not the clock: seconds in which this process itself was stopped are not the service's fault.
+            before, call = call, self.call
+            naps = naps + 1 if call is before else 0
+            if call is not None and naps >= call[0] and self.process is not None:
+                self.process.kill()
+
+    def _service(self) -> Any:
+        """wandb has no public name for it. None if there is none, or if it belongs to another process."""
+        try:
+            return sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
+        except (KeyError, AttributeError):
+            return None
+
+
+_patience = functools.cache(_Patience)
+
+
 class Wandb(Sink):
     """Weights & Biases: online where the user is logged in and the server answers, else offline on disk.
 
-    Never prompts, never waits for a server longer than the timeouts below. `global_step` is the x axis of every
-    metric. gymnasium >= 1.0 breaks wandb's own monitor_gym, and sync_tensorboard writes all of it twice with
-    another x axis, so neither is used.
+    Never prompts, never waits for a server, or for wandb's own process, longer than the timeouts below. `global_step`
+    is the x axis of every metric. gymnasium >= 1.0 breaks wandb's own monitor_gym, and sync_tensorboard writes all of
+    it twice with another x axis, so neither is used.
     """
 
     name = "W&B"
     LOGIN_TIMEOUT = 5  # seconds; unreachable networks are found out by this
     INIT_TIMEOUT = 20
     FINISH_TIMEOUT = 60  # what has not been uploaded by then stays on disk
+    ANSWER_TIMEOUT = 60  # on top of those, for wandb's process to answer at all
     FLUSH_INTERVAL = 2  # wandb's own 15 are what a killed run would lose
 
     def __init__(self, path: Path, args: RunArgs, facts: dict[str, Any]) -> None:
@@ -117,14 +168,17 @@ class Wandb(Sink):
         os.environ.setdefault("WANDB_DATA_DIR", str((path / "wandb").absolute()))
         import wandb
 
+        self.patience = _patience()
         hook = sys.excepthook
         logging.raiseExceptions = False  # a log file of wandb's on a full disk is not worth a page of traceback
         self.wandb = wandb
         self.late = False
         self.recent: collections.deque[tuple[float, dict[str, float], int]] = collections.deque()  # perhaps not on disk
         self.path = path
-        self.mode = self._mode()
+        with self.patience.within(self.LOGIN_TIMEOUT + self.ANSWER_TIMEOUT):
+            self.mode = self._mode()
 
+        @self.patience.within(self.INIT_TIMEOUT + self.ANSWER_TIMEOUT)
         def init(mode: Any) -> Any:
             return wandb.init(
                 id=facts["wandb_id"],
@@ -164,6 +218,8 @@ class Wandb(Sink):
             self.run = init(self.mode)
         finally:
             sys.argv = argv
+        atexit.unregister(self.patience.at_exit)
+        atexit.register(self.patience.at_exit)  # after wandb's own, which it is to come before
         sys.excepthook = hook  # wandb's own prints every traceback, whatever the user asked for
         self.run.define_metric("global_step")
         self.run.define_metric("*", step_metric="global_step")
@@ -175,12 +231,18 @@ class Wandb(Sink):
         while self.recent and self.recent[0][0] < now - 2 * self.FLUSH_INTERVAL:
             self.recent.popleft()
         self.recent.append((now, row, step))
-        self.run.log({**row, "global_step": step}, step=step)
+        with self.patience.within(self.ANSWER_TIMEOUT):
+            self.run.log({**row, "global_step": step}, step=step)
 
     def video(self, path: Path, step: int) -> None:
-        self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
+        with self.patience.within(self.ANSWER_TIMEOUT):
+            self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
 
     def close(self, exit_code: int) -> None:
+        with self.patience.within(self.FINISH_TIMEOUT + self.ANSWER_TIMEOUT):
+            self._close(exit_code)
+
+    def _close(self, exit_code: int) -> None:
         try:
             if (self.path / "policy.pt").exists() and self.mode != "disabled":
                 policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
@@ -194,7 +256,8 @@ class Wandb(Sink):
 
     def drop(self) -> None:
         self.late = True
-        with contextlib.suppress(Exception):  # or wandb's exit handler fails loudly on its dead process
+        # Else wandb's exit handler fails loudly on its dead process.
+        with self.patience.within(self.ANSWER_TIMEOUT), contextlib.suppress(Exception):
             self.wandb.teardown(1)
 
     def where(self) -> str:

@@ -373,6 +373,45 @@ def test_a_killed_wandb_process_is_one_warning(tmp_path):
     assert rows(only_run(tmp_path))[-1]["global_step"] == 12000
 
 
+STOP_IT = """if True:
+    import os, signal, sys, time, torch
+    import common
+    from common import sinks
+    sinks.Wandb.ANSWER_TIMEOUT, sinks.Wandb.FINISH_TIMEOUT, sinks._Patience.EXIT = 3, 1, 3
+    args = common.RunArgs(runs_dir=sys.argv[1], total_timesteps=10)
+    run = common.track(args, torch.device("cpu"))
+    run.log({"losses/td_loss": 1.0}, 1)
+    service = sinks._patience()._service()
+    rows = {"in a row": 50_000, "at the end": 1}.get(sys.argv[2], 0)
+    if rows:
+        os.kill(service.pid, signal.SIGSTOP)
+    for step in range(2, 2 + rows):
+        run.log({f"losses/{i}": 1.0 for i in range(100)}, step)
+        if run.wandb not in run.sinks:
+            print("off")
+            break
+    run.finish()
+    if not rows:
+        os.kill(service.pid, signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("when", ["in a row", "at the end", "at exit"])
+def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
+    """Stopped, not killed: nothing tells wandb that no answer will come."""
+    command = [sys.executable, "-c", STOP_IT, tmp_path, when]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=90, env=os.environ | {"WANDB_MODE": "offline"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("off" in done.stdout.split()) == (when == "in a row")
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert [line.startswith("warning: W&B failed and is off") for line in warnings] == [True] * (when != "at exit")
+    assert "Traceback" not in done.stderr, done.stderr
+    assert json.loads((only_run(tmp_path) / "finished.json").read_text())
+    assert rows(only_run(tmp_path))[0]["losses/td_loss"] == 1.0
+
+
 def test_a_full_disk_is_one_warning_a_sink(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
