@@ -101,6 +101,14 @@ class TensorBoard(Sink):
         self.writer.close()
 
 
+def wandb_service() -> Any:
+    """The `subprocess.Popen` of wandb's service; None if there is none, or another process owns it. No public name."""
+    try:
+        return sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
+    except (KeyError, AttributeError):
+        return None
+
+
 class _Patience:
     """Kills wandb's service process when a call has waited for it too long: the call then raises, as after a crash.
 
@@ -130,19 +138,12 @@ class _Patience:
         call, naps = None, 0
         while True:
             time.sleep(1)
-            self.process = self._service() or self.process
+            self.process = wandb_service() or self.process
             # Naps, not the clock: seconds in which this process itself was stopped are not the service's fault.
             before, call = call, self.call
             naps = naps + 1 if call is before else 0
             if call is not None and naps >= call[0] and self.process is not None:
                 self.process.kill()
-
-    def _service(self) -> Any:
-        """wandb has no public name for it. None if there is none, or if it belongs to another process."""
-        try:
-            return sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
-        except (KeyError, AttributeError):
-            return None
 
 
 _patience = functools.cache(_Patience)

@@ -381,7 +381,7 @@ STOP_IT = """if True:
     args = common.RunArgs(runs_dir=sys.argv[1], total_timesteps=10)
     run = common.track(args, torch.device("cpu"))
     run.log({"losses/td_loss": 1.0}, 1)
-    service = sinks._patience()._service()
+    service = sinks.wandb_service()
     rows = {"in a row": 50_000, "at the end": 1}.get(sys.argv[2], 0)
     if rows:
         os.kill(service.pid, signal.SIGSTOP)

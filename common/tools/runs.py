@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from common.args import fail, read_facts, warn
+from common.sinks import wandb_service
 
 W_AND_B_TIMEOUT = 60  # seconds; a server that refuses connections takes wandb 20
 
@@ -235,8 +236,8 @@ def from_wandb(word: str) -> list[Run]:
 def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
     """What W&B answers, one by one; an error, or no answer for W_AND_B_TIMEOUT seconds, ends the process.
 
-    wandb waits without a limit for its service process in places, its atexit hook among them, and the service has been
-    seen not to end: so a thread asks, and the process ends without that hook. The service ends with its parent.
+    wandb waits without a limit for its service process in places, its atexit hook among them, and the service does not
+    always end: so a thread asks, and this process ends without that hook.
     """
     import wandb
 
@@ -265,6 +266,8 @@ def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
                 raise answer
             yield answer
     except SystemExit as end:
+        if service := wandb_service():
+            service.kill()  # it holds this process's output open
         sys.stdout.flush()
         os._exit(int(end.code or 0))
 
