@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reference runs of algos/sac.py. About 10 hours on one core: Pendulum-v1 3 minutes a seed, LunarLanderContinuous-v3
+# The reference runs of algos/sac.py. About 12 hours on one core: Pendulum-v1 3 minutes a seed, LunarLanderContinuous-v3
 # 18 (rl-baselines3-zoo's step size and tau, smaller networks, compiled), HalfCheetah-v4 16 (flags of Stable-Baselines3).
 # The peer's runs with the same flags:
 #   PEER_VENV/bin/python runs/sac_sb3.py HalfCheetah-v4 --seeds 31 32 33
@@ -24,10 +24,14 @@ for seed in 31 32 33; do
     --total-timesteps 1e5 --log-interval 2000 --learning-starts 5000 \
     --policy-lr 3e-4 --q-lr 3e-4 --policy-frequency 1 --compile --bf16
 done
-# A million steps of HalfCheetah with Tianshou's flags (examples/mujoco/mujoco_sac.py: both step sizes 1e-3, a fixed
-# temperature of 0.2, 10,000 random steps), in bfloat16, into a folder of its own: about 2 hours a seed.
-for seed in 31 32 33; do
-  python algos/sac.py --env-id HalfCheetah-v4 --cuda --seed $seed --eval-episodes 100 --runs-dir "$OUT/million" \
+# A million steps with Tianshou's flags (examples/mujoco/mujoco_sac.py: both step sizes 1e-3, a fixed temperature of 0.2,
+# 10,000 random steps), in bfloat16, into a folder of its own: about 2 hours a run.
+million() {
+  python algos/sac.py --env-id "$1" --cuda --seed "$2" --eval-episodes 100 --runs-dir "$OUT/million" \
     --total-timesteps 1e6 --eval-interval 2e5 --save-interval 1e5 --log-interval 5000 --learning-starts 10000 \
     --policy-lr 1e-3 --q-lr 1e-3 --alpha 0.2 --policy-frequency 1 --compile --bf16 --matmul-precision medium
+}
+for seed in 31 32 33; do
+  million HalfCheetah-v4 $seed
 done
+million Hopper-v4 31
