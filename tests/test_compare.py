@@ -471,6 +471,7 @@ def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
         raise KeyboardInterrupt(code)
 
     monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(runs, "wandb_service", lambda: None)  # the one of other tests in this process
     monkeypatch.setattr(runs, "W_AND_B_TIMEOUT", 0.2)
     never = threading.Event()
     monkeypatch.setattr(wandb, "Api", never.wait)
