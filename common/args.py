@@ -10,11 +10,14 @@ import re
 import sys
 import traceback
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, get_type_hints
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
+_beside = 0  # how many `beside_training` are open
+_warned: set[str] = set()
 
 # Which of how many processes this is, where torchrun started it. Other launchers set RANK too: not meant for this.
 _TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
@@ -114,7 +117,10 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the process with one line on stderr; with --debug, below the traceback of the exception in hand.
 
     Codes: 2 arguments, 3 checkpoint or policy, 4 non-finite numbers, 5 environment, 6 storage, 128 + n signal n.
+    Inside `beside_training` it raises a Failure instead, which becomes a warning there.
     """
+    if _beside:
+        raise Failure(" ".join(message.split()))
     if show_tracebacks and sys.exc_info()[0] is not None:
         traceback.print_exc()
     of_several = f"process {RANK}: " if WORLD_SIZE > 1 else ""
@@ -122,11 +128,40 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def warn(message: str) -> None:
-    """One line on stderr; of several processes the first alone warns."""
-    if RANK > 0:
+def warn(message: str, once: str | None = None) -> None:
+    """One line on stderr; of several processes the first alone warns.
+
+    Args:
+        once: only the first warning with this key is printed.
+    """
+    if RANK > 0 or once in _warned:
         return
+    if once is not None:
+        _warned.add(once)
     say("warning: " + " ".join(message.split()), sys.stderr)
+
+
+class Failure(Exception):
+    """What `fail` raises inside `beside_training`."""
+
+
+@contextlib.contextmanager
+def beside_training(what: str, advice: str = "") -> Iterator[None]:
+    """Whatever fails inside is one warning that names `what`, the first time, and training goes on.
+
+    An environment's `sys.exit()` is a failure as well. KeyboardInterrupt passes.
+    """
+    global _beside
+    _beside += 1
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if show_tracebacks:
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+        warn(f"{what} failed, training goes on: {reason}{advice and '; '}{advice}", once=f"{what} failed")
+    finally:
+        _beside -= 1
 
 
 def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
