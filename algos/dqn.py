@@ -165,7 +165,6 @@ def main(args: Args) -> None:
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if args.dueling and not args.hidden_sizes:
         common.fail("--dueling needs a hidden layer to split: give --hidden-sizes")
-    run = common.track(args, device)
 
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
@@ -180,6 +179,7 @@ def main(args: Args) -> None:
         alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
     )
     metrics: dict[str, Tensor] = {}
+    run = common.track(args, device)
     checkpoint = common.Checkpoint(
         run,
         envs,
@@ -190,7 +190,7 @@ def main(args: Args) -> None:
         metrics=metrics,
     )
     run.save_policy(q_network.greedy)
-    run.watch_value(lambda obs: q_network(obs).amax(dim=1), args.gamma, torch.sign if args.clip_rewards else None)
+    evaluation = common.Evaluation(run, q_network.greedy)
 
     @torch.no_grad()
     def act(obs: Tensor, epsilon: float) -> Tensor:
@@ -213,9 +213,9 @@ def main(args: Args) -> None:
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
     target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=global_step)
     log_due = common.Every(args.log_interval, now=global_step)
-    eval_due = common.Every(args.eval_interval, now=global_step)
     exploration_steps = args.exploration_fraction * args.total_timesteps
     while global_step < args.total_timesteps:
+        evaluation(global_step)
         epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -241,18 +241,16 @@ def main(args: Args) -> None:
             metrics |= losses
             if args.prioritized_replay:
                 replay.update_priorities(batch.indices, td_errors)
-        if target_due(global_step):
+        for _ in range(target_due(global_step)):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
             health = common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
             health["health/replay_age"] = replay.mean_age()
             run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
-        if eval_due(global_step) and global_step < args.total_timesteps:
-            common.evaluate(q_network.greedy, args, run, global_step)
         checkpoint.save(global_step)
 
-    common.evaluate(q_network.greedy, args, run, global_step)
     envs.close()
+    evaluation(global_step)
     run.finish()
 
 

@@ -162,6 +162,8 @@ class DQN(lightning.LightningModule):
             replay=self.replay,
             metrics=self.metrics,
         )
+        run.save_policy(self.q_network.greedy)
+        self.evaluation = common.Evaluation(run, self.q_network.greedy)
         self.env_step = 0  # `global_step` is Lightning's name for the number of updates
         self.playing = self.play()
         self.on_sigterm = signal.getsignal(signal.SIGTERM)  # that of `run`
@@ -201,13 +203,13 @@ class DQN(lightning.LightningModule):
         train_due = common.Every(args.train_frequency, start=args.learning_starts, now=self.env_step)
         target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=self.env_step)
         log_due = common.Every(args.log_interval, now=self.env_step)
-        eval_due = common.Every(args.eval_interval, now=self.env_step)
         exploration_steps = args.exploration_fraction * args.total_timesteps
         env_steps = math.ceil(args.total_timesteps / args.num_envs) * args.num_envs
         updates = max((env_steps - args.learning_starts) // args.train_frequency, 0)
         self.data.num_batches = updates - train_due.passed
 
         while self.env_step < args.total_timesteps:
+            self.evaluation(self.env_step)
             epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, self.env_step)
             actions = self.act(obs, epsilon)
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -230,15 +232,13 @@ class DQN(lightning.LightningModule):
             for _ in range(train_due(self.env_step)):
                 with common.updating:
                     yield
-            if target_due(self.env_step):
+            for _ in range(target_due(self.env_step)):
                 polyak_update(self.q_network, self.target_network, args.tau)
             if log_due(self.env_step):
                 health = common.vitals(self.q_network, self.replay.spread(256).obs, self.env_step, self.optimizer)
                 health["health/replay_age"] = self.replay.mean_age()
                 charts = {"charts/epsilon": epsilon, "charts/learning_rate": lr}
                 run.log({**self.metrics, **health, **charts}, self.env_step)
-            if eval_due(self.env_step) and self.env_step < args.total_timesteps:
-                common.evaluate(self.q_network.greedy, args, run, self.env_step)
             self.checkpoint.save(self.env_step)
 
 
@@ -258,8 +258,6 @@ def main(args: Args) -> None:
     warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__`")  # matters to loaders with workers,
     warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")  # which replay refuses
     dqn = DQN(envs, args, run, device)
-    run.save_policy(dqn.q_network.greedy)
-    run.watch_value(lambda obs: dqn.q_network(obs).amax(dim=1), args.gamma)
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator=device.type,
@@ -275,8 +273,8 @@ def main(args: Args) -> None:
     except SIGTERMException:  # Lightning looks out for signals too, and would exit with code 0
         run.stop(dqn.env_step)
 
-    common.evaluate(dqn.q_network.greedy, args, run, dqn.env_step)
     envs.close()
+    dqn.evaluation(dqn.env_step)
     run.finish()
 
 

@@ -234,16 +234,15 @@ def main(args: Args) -> None:
         common.fail("--norm-obs is for flat observations; images are divided by 255 as it is")
     if args.num_steps * args.num_envs < 2 * args.num_minibatches:
         common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
-    run = common.track(args, device)
 
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
     reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
+    run = common.track(args, device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
     run.save_policy(agent.greedy)
-    scales = torch.sign if args.clip_rewards else None, reward_scaler if args.norm_reward else None
-    run.watch_value(agent.value, args.gamma, *scales)
+    evaluation = common.Evaluation(run, agent.greedy)
 
     @common.compiled(args, optimizer)
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
@@ -261,8 +260,8 @@ def main(args: Args) -> None:
     obs, global_step = checkpoint.start(args.seed)
     obs = obs.to(device)
     log_due = common.Every(args.log_interval, now=global_step)
-    eval_due = common.Every(args.eval_interval, now=global_step)
     while global_step < args.total_timesteps:
+        evaluation(global_step)
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
 
@@ -309,12 +308,10 @@ def main(args: Args) -> None:
             whole = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
             health = common.vitals(agent, mb.obs, global_step, optimizer)
             run.log({**metrics, **whole, **health, "charts/learning_rate": lr}, global_step)
-        if eval_due(global_step) and global_step < args.total_timesteps:
-            common.evaluate(agent.greedy, args, run, global_step)
         checkpoint.save(global_step)
 
-    common.evaluate(agent.greedy, args, run, global_step)
     envs.close()
+    evaluation(global_step)
     run.finish()
 
 

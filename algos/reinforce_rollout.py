@@ -167,15 +167,14 @@ def main(args: Args) -> None:
         common.fail(f"REINFORCE takes flat observations here; {args.env_id} has {envs.single_observation_space}")
     if args.num_steps * args.num_envs < 2:
         common.fail("--num-steps times --num-envs must be at least 2: one sample has no standard deviation")
-    run = common.track(args, device)
 
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    run = common.track(args, device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer)
     run.save_policy(agent.greedy)
-    if args.baseline:
-        run.watch_value(agent.value, args.gamma)
+    evaluation = common.Evaluation(run, agent.greedy)
 
     @common.compiled(args, optimizer)
     def update(returns: Tensor) -> dict[str, Tensor]:
@@ -192,8 +191,8 @@ def main(args: Args) -> None:
     obs, global_step = checkpoint.start(args.seed)
     obs = obs.to(device)
     log_due = common.Every(args.log_interval, now=global_step)
-    eval_due = common.Every(args.eval_interval, now=global_step)
     while global_step < args.total_timesteps:
+        evaluation(global_step)
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
 
@@ -223,12 +222,10 @@ def main(args: Args) -> None:
             health = common.vitals(agent.actor, rollout.obs.flatten(0, 1), global_step, optimizer)
             run.log({**metrics, **health, "charts/learning_rate": lr}, global_step)
         rollout.clear()
-        if eval_due(global_step) and global_step < args.total_timesteps:
-            common.evaluate(agent.greedy, args, run, global_step)
         checkpoint.save(global_step)
 
-    common.evaluate(agent.greedy, args, run, global_step)
     envs.close()
+    evaluation(global_step)
     run.finish()
 
 

@@ -214,7 +214,6 @@ def main(args: Args) -> None:
         common.fail(f"SAC takes flat observations here; {args.env_id} has {envs.single_observation_space}")
     if args.alpha is not None and args.alpha < 0:
         common.fail(f"--alpha must be at least 0, not {args.alpha}")
-    run = common.track(args, device)
 
     actor, critic = Actor(envs, args).to(device), Critic(envs, args).to(device)
     critic_target = copy.deepcopy(critic).requires_grad_(False)
@@ -224,6 +223,7 @@ def main(args: Args) -> None:
     alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, fused=True)
     replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
     metrics: dict[str, Tensor] = {}
+    run = common.track(args, device)
     checkpoint = common.Checkpoint(
         run,
         envs,
@@ -238,7 +238,7 @@ def main(args: Args) -> None:
         metrics=metrics,
     )
     run.save_policy(actor.greedy)
-    run.watch_value(lambda obs: torch.min(*critic(obs, torch.tanh(actor(obs)[0]))), args.gamma)
+    evaluation = common.Evaluation(run, actor.greedy)
     action_dim = math.prod(space.shape)
 
     @torch.no_grad()
@@ -282,8 +282,8 @@ def main(args: Args) -> None:
     policy_due = common.Every(args.policy_frequency, now=num_updates)
     target_due = common.Every(args.target_network_frequency, now=num_updates)
     log_due = common.Every(args.log_interval, now=global_step)
-    eval_due = common.Every(args.eval_interval, now=global_step)
     while global_step < args.total_timesteps:
+        evaluation(global_step)
         actions = act(obs, explore=global_step < args.learning_starts)
         next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
         global_step += args.num_envs * run.world_size
@@ -316,12 +316,10 @@ def main(args: Args) -> None:
             health["health/replay_age"] = replay.mean_age()
             health["health/action_saturation"] = (newest.actions.abs() > 0.99).float().mean().item()
             run.log({**metrics, **health, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
-        if eval_due(global_step) and global_step < args.total_timesteps:
-            common.evaluate(actor.greedy, args, run, global_step)
         checkpoint.save(global_step)
 
-    common.evaluate(actor.greedy, args, run, global_step)
     envs.close()
+    evaluation(global_step)
     run.finish()
 
 

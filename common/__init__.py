@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
     from common.envs import training_envs as training_envs
-    from common.evaluation import evaluate as evaluate
+    from common.evaluation import Evaluation as Evaluation
     from common.health import vitals as vitals
     from common.normalize import RewardScaler as RewardScaler
     from common.normalize import RunningMeanStd as RunningMeanStd
@@ -43,7 +43,7 @@ _HOME = {
     "final_obs": "envs",
     "make_envs": "envs",
     "training_envs": "envs",
-    "evaluate": "evaluation",
+    "Evaluation": "evaluation",
     "vitals": "health",
     "RewardScaler": "normalize",
     "RunningMeanStd": "normalize",

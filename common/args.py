@@ -24,7 +24,7 @@ _TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
 RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE", 1))
 
 # CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
-ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "learning_starts"}
+ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "eval_max_steps", "learning_starts"}
 SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
 SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
 
@@ -81,8 +81,10 @@ class RunArgs:
     """episodes per greedy evaluation; 0 turns evaluation and video off"""
     eval_interval: int = 50_000
     """environment steps between evaluations (0: only at the end, where there is always one)"""
+    eval_max_steps: int = 27_000
+    """steps after which an evaluation episode is cut, its return so far counts (0: never; 27,000 is Atari's limit)"""
     save_interval: int = 50_000
-    """environment steps between checkpoints to resume from; 0 makes none"""
+    """environment steps between checkpoints to resume from, one before each evaluation as well; 0 makes none"""
     resume: str | None = None
     """go on with the run in this directory, from its last checkpoint, with its arguments"""
     runs_dir: str = "runs"
@@ -141,7 +143,7 @@ def warn(message: str, once: str | None = None) -> None:
     say("warning: " + " ".join(message.split()), sys.stderr)
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818 - it carries what `fail` was told
     """What `fail` raises inside `beside_training`."""
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
-from common.args import RANK, WORLD_SIZE, fail, warn
+from common.args import RANK, WORLD_SIZE, beside_training, fail, warn
 from common.envs import Envs
 from common.run import Run
 from common.schedule import Every
 
-FORMAT = 1
+FORMAT = 2  # 1: Box actions of ppo.py and reinforce_rollout.py were in the environment's units
 KEEP = 2  # checkpoints; the older one is for the day the newer one is broken
 MAGIC = b"SHA256:"
 
@@ -55,7 +55,7 @@ class Checkpoint:
         self.due = Every(run.args.save_interval)
         self.segments: dict[str, list[tuple[str, int, int]]] = {}  # part: files, with the first and last slot of each
         self.older_files: set[str] = set()  # segments of the older one of the kept checkpoints
-        run.checkpoint = self
+        run.resumable = True
 
     def start(self, seed: int) -> tuple[Tensor, int]:
         """The observations to begin with, [num_envs, ...], and the step: those of a new run, or of the one resumed.
@@ -69,7 +69,9 @@ class Checkpoint:
             modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             distributed.broadcast(tensor for module in modules for tensor in module.state_dict().values())
             self.run.resumed()
-            return self.envs.reset(seed=seed)[0], 0
+            obs, _ = self.envs.reset(seed=seed)
+            self._guard()
+            return obs, 0
         step = saved["step"]
         if saved["parts"].keys() != self.parts.keys():
             fail(f"the checkpoint holds {sorted(saved['parts'])}, the script {sorted(self.parts)}", code=3)
@@ -89,30 +91,48 @@ class Checkpoint:
         self.run.resumed()
         _set_random_state(saved["random"])
         self.run.saved = None
-        if saved["evaluation_missed"] and step < self.run.args.total_timesteps:
-            from common.evaluation import evaluate
-
-            evaluate(self.run.policy, self.run.args, self.run, step)
+        self._guard()
+        self.run.checkpointed = step
+        if self.envs.began_anew:  # episodes that ran when the checkpoint was written end there
+            for part in self.parts.values():
+                if hasattr(part, "new_episodes"):
+                    part.new_episodes()
+            self.segments.clear()  # the replay is written whole the next time: its newest step is not what was saved
         return self.envs.obs, step
 
     def save(self, step: int) -> None:
-        """Call it at the end of each iteration: writes when due, at the last step, and when a signal asks to stop.
+        """Call it at the end of each iteration: writes when due, before an evaluation, at the last step, and when a
+        signal asks to stop.
 
         A checkpoint that cannot be written is one warning: training goes on, the last one is kept. It ends the process
         with 128 + n after signal n, and with code 4 instead of writing weights that are not finite.
         """
         must_stop = self.run.must_stop()
-        if self.due(step) or must_stop or step >= self.run.args.total_timesteps:
+        due = self.due(step) or self.run.evaluation_due(step) or step >= self.run.args.total_timesteps
+        if (due or must_stop) and self.run.args.save_interval:
             began = time.monotonic()
-            written = self.write(step)
+            self.write(step)
             self.run.leave_out(time.monotonic() - began)
-            if must_stop:
-                self.run.stop(step, written)
+        if must_stop:
+            self.run.stop(step)
 
-    def write(self, step: int, evaluation_missed: bool = False) -> bool:
-        """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0."""
-        if self.run.args.save_interval == 0:
-            return False
+    def _guard(self) -> None:
+        if WORLD_SIZE == 1:  # several would have to fail at the same step
+            self.envs.on_failure = self._save_without_envs
+
+    def _save_without_envs(self) -> None:
+        """An environment has failed: what was learnt until then is kept, and a resumed run begins new episodes."""
+        step = self.run.step
+        if self.run.args.save_interval and step > self.run.checkpointed:
+            with beside_training("the last checkpoint"):
+                self.write(step, snapshots=False)
+
+    def write(self, step: int, snapshots: bool = True) -> bool:
+        """Writes a checkpoint now; False, and a warning, if the disk does not take it.
+
+        Args:
+            snapshots: with the state of the environments.
+        """
         bad, weights = None, hashlib.sha256()
         for name, part in self.parts.items():
             learnt = [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
@@ -134,12 +154,11 @@ class Checkpoint:
             content = {
                 "format": FORMAT,
                 "step": step,
-                "evaluation_missed": evaluation_missed,
                 "parts": {
                     name: part if isinstance(part, dict) else part.state_dict() for name, part in self.parts.items()
                 },
                 "segments": {name: self._save_rings(name) for name, part in self.parts.items() if _has_rings(part)},
-                "envs": self.envs.state_dict(),
+                "envs": self.envs.state_dict(snapshots),
                 "run": self.run.state_dict(),
                 "random": _random_state(),
             }
@@ -155,6 +174,7 @@ class Checkpoint:
             warn(f"no checkpoint at step {step}: {reasons[0]}; the last one is kept")
             return False
         self._prune()
+        self.run.checkpointed = step
         return True
 
     def _commit(self, step: int) -> str | None:

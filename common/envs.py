@@ -28,6 +28,7 @@ from common.restoring import first_difference, restore_all, snapshots
 from common.snapshot import restore, snapshot
 
 MAX_ENVS = 4096
+ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit
 
 
 class Envs:
@@ -89,6 +90,8 @@ class Envs:
         self._spare = spare
         self._seeds: list[int] = []
         self._steps = 0
+        self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
+        self.began_anew = False  # whether load_state_dict had to begin new episodes
 
     def reset(self, seed: int | None = None, role: int = 0) -> tuple[Tensor, dict[str, Any]]:
         """First observations [num_envs, ...]; `seed` and `role` give every environment a seed of its own."""
@@ -174,7 +177,7 @@ class Envs:
             self._watchdog.stop.set()
         self.vector.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, with_snapshots: bool = True) -> dict[str, Any]:
         """Everything that decides what comes next, between two steps; `torch.load(weights_only=True)` accepts it.
 
         Of environments that cannot be restored it has the statistics only.
@@ -183,7 +186,7 @@ class Envs:
             self.check_snapshots()
         vector: Any = self.vector
         return {
-            "snapshots": snapshots(vector) if self.can_be_restored else None,
+            "snapshots": snapshots(vector) if with_snapshots and self.can_be_restored else None,
             "spaces": snapshot((vector.action_space, self.single_action_space)),
             "obs": self.obs.clone(),
             "returns": torch.tensor(self._returns),
@@ -206,6 +209,7 @@ class Envs:
             draws = rng.integers(2**31 // WORLD_SIZE, size=2 * self.num_envs) * WORLD_SIZE + RANK
             seeds = [s for s in draws.tolist() if s not in state["seeds"]]
             self._reset(seeds[: self.num_envs])
+            self.began_anew = True
             self._steps = state["steps"]
             self._began[:] = self._steps
             return
@@ -248,6 +252,9 @@ class Envs:
             fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
 
     def _failed(self, where: str, error: Exception) -> NoReturn:
+        if self.on_failure is not None:
+            self.on_failure()
+            self.on_failure = None
         named = isinstance(error, EnvError)
         fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
 
@@ -289,6 +296,7 @@ def make_envs(
     life_loss: bool = False,
     first: Callable[[], gym.Env] | None = None,
     env_timeout: float = RunArgs.env_timeout,
+    max_steps: int = 0,
 ) -> Envs:
     """`num_envs` copies of a gymnasium environment; Atari games (`ALE/...-v5`) in ALE's native vector environment.
 
@@ -303,6 +311,7 @@ def make_envs(
         life_loss: report a lost life as a termination, without restarting the game.
         first: makes the first environment, if it is to be another than the rest (one that is filmed, say).
         env_timeout: seconds that a step or reset may take; 0 waits for ever.
+        max_steps: truncate episodes after so many steps, beside the environment's own limit; 0: no limit.
 
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported.
     """
@@ -325,13 +334,13 @@ def make_envs(
             importlib.import_module(module)
         if env_id.startswith("ALE/"):
             spare: Callable[[], gym.vector.VectorEnv] = functools.partial(_atari, env_id, 1)
-            vector = _atari(env_id, num_envs)
+            vector = _atari(env_id, num_envs, max_steps)
         elif native:
             spare = functools.partial(_native, env_id, 1)
             vector = _native(env_id, num_envs)
         else:
             spare = functools.partial(_gymnasium, env_id, 1, False, None)
-            vector = _gymnasium(env_id, num_envs, async_envs, first)
+            vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps)
     except gym.error.UnregisteredEnv as error:
         fail(f"--env-id {env_id}: {error}")
     except (gym.error.DependencyNotInstalled, ImportError) as error:
@@ -360,7 +369,7 @@ def make_envs(
 
 
 def _gymnasium(
-    env_id: str, num_envs: int, async_envs: bool, first: Callable[[], gym.Env] | None
+    env_id: str, num_envs: int, async_envs: bool, first: Callable[[], gym.Env] | None, max_steps: int = 0
 ) -> gym.vector.VectorEnv:
     if "mujoco" in str(gym.spec(env_id).entry_point) and importlib.util.find_spec("mujoco"):
         import mujoco
@@ -372,7 +381,7 @@ def _gymnasium(
     if first is not None:
         env_fns[0] = first
     made: list[Callable[[], gym.Env]] = [
-        functools.partial(_guarded, make, i, os.getpid()) for i, make in enumerate(env_fns)
+        functools.partial(_guarded, make, i, os.getpid(), max_steps) for i, make in enumerate(env_fns)
     ]
     if async_envs:
         return Workers(made)
@@ -442,9 +451,10 @@ def _native(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
     return NativeCartPole(num_envs, max_episode_steps=spec.max_episode_steps or 500)
 
 
-def _guarded(make: Callable[[], gym.Env], index: int, trainer: int) -> gym.Env:
+def _guarded(make: Callable[[], gym.Env], index: int, trainer: int, max_steps: int) -> gym.Env:
     prepare_worker(trainer)
-    return Guarded(replayable(make()), index)
+    env = replayable(make())
+    return Guarded(gym.wrappers.TimeLimit(env, max_steps) if max_steps else env, index)
 
 
 def has_screen() -> bool:
@@ -460,7 +470,7 @@ def _draw_in_memory() -> None:
             os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def _atari(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+def _atari(env_id: str, num_envs: int, max_steps: int = 0) -> gym.vector.VectorEnv:
     import ale_py
 
     gym.register_envs(ale_py)
@@ -471,6 +481,7 @@ def _atari(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
         autoreset_mode=AutoresetMode.SAME_STEP,
         reward_clipping=False,
         repeat_action_probability=0.0,
+        max_num_frames_per_episode=min(4 * max_steps, ATARI_FRAMES) if max_steps else ATARI_FRAMES,
     )
     return ReplayedAtari(vector)
 

@@ -81,6 +81,10 @@ class RewardScaler(nn.Module):
             self.running = self.running * ~end
         self.returns.update(seen)
 
+    def new_episodes(self) -> None:
+        """No step to come continues the episodes that ran."""
+        self.running.zero_()
+
     def forward(self, rewards: Tensor) -> Tensor:
         scaled = rewards / (self.returns.var + 1e-8).sqrt()
         return scaled.clamp(-self.clip, self.clip).float()

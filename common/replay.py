@@ -197,6 +197,11 @@ class ReplayBuffer:
             raise ValueError(f"indices must be from 0 to {len(self) - 1}")
         self.priorities.update(places, td_errors.numpy(force=True))
 
+    def new_episodes(self) -> None:
+        """No step to come continues the newest one: returns of n steps end there, as at a truncation."""
+        if self.steps and "truncations" in self.fields:
+            self.fields["truncations"][(self.steps - 1) % self.rows] = True
+
     def state_dict(self) -> dict[str, Any]:
         """All but the `rings`."""
         return {

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from common import distributed
-from common.args import RANK, WORLD_SIZE, RunArgs, fail, read_facts, say, warn
-from common.health import Alarms, Hindsight
+from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, read_facts, say, warn
+from common.health import Alarms
 from common.phases import stepping, updating
 from common.provenance import keep_source, versions
 from common.redact import REDACTED, redact
@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "capture_video",
     "eval_episodes",
     "eval_interval",
+    "eval_max_steps",
     "log_interval",
     "save_interval",
     "resume",
@@ -220,7 +221,9 @@ class Run:
         self.dir = path
         self.args = args
         self.saved = saved  # the checkpoint to go on from, until a Checkpoint has taken it
-        self.checkpoint: Any = None  # the script's Checkpoint, if it has one
+        self.resumable = False  # whether the script has a Checkpoint
+        self.checkpointed = -1  # step of the last checkpoint that is on the disk
+        self.evaluated = 0  # step of the last evaluation
         self.started = time.monotonic()
         self.sinks: list[Sink] = []
         self.wandb: Wandb | None = None
@@ -240,10 +243,9 @@ class Run:
         self._last_log = (0, time.monotonic())
         self._phases = (stepping.seconds, updating.seconds)  # at the last row
         self._paused = 0.0
-        self.hindsight: Callable[[], Hindsight] | None = None
         self._console = _Console(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs * WORLD_SIZE)
-        self._step = 0
+        self.step = 0  # environment steps so far, as log_episodes was told
         self._signal = 0
         self._asked = (0, time.monotonic())  # calls of must_stop since all processes agreed on it, and when they did
         self._ask_after = 1
@@ -301,14 +303,14 @@ class Run:
         next `log`, so that an environment whose episodes are short does not spend its time on dashboards.
         A run without a Checkpoint stops here when Ctrl-C or a signal asks it to; one that has one, when that saves.
         """
-        self._step = step
+        self.step = step
         if "episode" in infos:
             for i in np.flatnonzero(infos["_episode"]):
                 episode = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i]), step, self._time()
                 self._episodes.append(episode)
                 if WORLD_SIZE == 1:
                     self._note(episode)
-        if self.checkpoint is None:
+        if not self.resumable:
             if WORLD_SIZE > 1:
                 fail("torchrun needs common.Checkpoint in the script: by it all processes begin with the same weights")
             if self._signal:
@@ -334,12 +336,19 @@ class Run:
                 self._note(episode)
         return {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in values}
 
-    def log_evaluation(self, metrics: Mapping[str, float], step: int, seconds: float, video: Path | None) -> None:
-        """An evaluation that took `seconds`, which charts/SPS does not count."""
+    def evaluation_due(self, step: int) -> bool:
+        """Whether a multiple of eval_interval, or the end, has been reached since the last evaluation."""
+        args, last = self.args, self.evaluated
+        if args.eval_episodes == 0 or step <= last:
+            return False
+        passed = args.eval_interval > 0 and step // args.eval_interval > last // args.eval_interval
+        return passed or step >= args.total_timesteps
+
+    def log_evaluation(self, metrics: Mapping[str, float], step: int, video: Path | None) -> None:
+        """Writes an evaluation's row; no metrics where it failed."""
         self._of_all({})
-        if RANK > 0:
+        if RANK > 0 or not metrics:
             return
-        self._paused += seconds
         self._write(dict(metrics), step)
         if video is not None:
             self._tell(self.sinks, "video", video, step)
@@ -347,7 +356,7 @@ class Run:
         self._console.line(f"step {step:,}: greedy evaluation {mean:.1f} ± {std:.1f}" + (f"  {video}" if video else ""))
 
     def save_policy(self, policy: Callable[[Tensor], Tensor]) -> None:
-        """Writes policy.pt now, and again when the run ends or is stopped.
+        """Writes policy.pt now, and again at every evaluation and when the run ends or is stopped.
 
         Args:
             policy: a method, [n, ...] observations to [n, ...] actions, of a network that is made of
@@ -355,37 +364,33 @@ class Run:
 
         Ends the process with code 6 if the file cannot be written.
         """
-        from common.policy import save_policy
-
         self._policy = policy
-        if self._keep_policy or RANK > 0:
-            return
         try:
-            save_policy(policy, self.dir / "policy.pt")
+            self._save_policy()
         except (OSError, RuntimeError) as error:
             self._policy = None
             self._close(exit_code=6)
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
-    def watch_value(
-        self, value: Callable[[Tensor], Tensor], gamma: float, *scales: Callable[[Tensor], Tensor] | None
-    ) -> None:
-        """Lets each evaluation log health/value_error, for a learner that has a value function.
+    def write_policy(self) -> None:
+        """Writes policy.pt as it is now; a warning where that fails."""
+        with beside_training("writing policy.pt"):
+            self._save_policy()
 
-        Args:
-            value: observations [n, ...] on the policy's device to what the learner expects from them on, [n].
-            gamma: its discount factor.
-            scales: what it makes of rewards, element by element, before it learns from them: these, in turn.
-        """
-        self.hindsight = functools.partial(Hindsight, value, gamma, *scales)
+    def _save_policy(self) -> None:
+        from common.policy import save_policy
+
+        if self._policy is not None and not self._keep_policy and RANK == 0:
+            save_policy(self._policy, self.dir / "policy.pt")
 
     def resumed(self) -> None:
         """The networks are what they were, or a new run's: from here on policy.pt is theirs."""
         self._keep_policy = False
 
-    def stop(self, step: int, resumable: bool = False) -> None:
+    def stop(self, step: int) -> None:
         """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
         number = self._signal
+        resumable = self.checkpointed == step
         if resumable:
             self._episodes.clear()  # the checkpoint has them, and the next row will
         self._of_all({})
@@ -424,7 +429,8 @@ class Run:
         last_step, last_time = self._last_log
         return {
             "metrics_size": self._json.position() if self._json is not None and self._json in self.sinks else 0,
-            "step": self._step,
+            "step": self.step,
+            "evaluated": self.evaluated,
             "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
             "episodes": [list(episode) for episode in self._episodes],
             "recent": list(self._recent),
@@ -436,8 +442,8 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = time.monotonic()
-        self._step = state["step"]
-        self._console.first_step = self._step
+        self.step, self.evaluated = state["step"], state["evaluated"]
+        self._console.first_step = self.step
         for row, at in state["wandb_rows"]:
             self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
         self._episodes = [tuple(episode) for episode in state["episodes"]]
@@ -446,18 +452,12 @@ class Run:
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
         self._last_log, self._paused = (last_step, now - ago), 0.0
-        in_envs, in_updates = state.get("phases", (0.0, 0.0))  # older checkpoints have none
+        in_envs, in_updates = state["phases"]
         self._phases = (stepping.seconds - in_envs, updating.seconds - in_updates)
 
     def leave_out(self, seconds: float) -> None:
         """charts/SPS is that of training: `seconds` of something else do not count."""
         self._paused += seconds
-
-    @property
-    def policy(self) -> Callable[[Tensor], Tensor]:
-        """What `save_policy` was given."""
-        assert self._policy is not None, "run.save_policy(...) comes before the checkpoint starts"
-        return self._policy
 
     @property
     def stop_requested(self) -> bool:
@@ -471,7 +471,8 @@ class Run:
             return
         seconds = self._time()
         try:
-            (self.dir / "finished.json").write_text(json.dumps({"global_step": self._step, "time": seconds}) + "\n")
+            finished = {"global_step": self.step, "time": seconds}
+            (self.dir / "finished.json").write_text(json.dumps(finished) + "\n")
         except OSError as error:
             warn(f"cannot write {self.dir / 'finished.json'}: {error.strerror}")
         self._close(exit_code=0)
@@ -489,7 +490,7 @@ class Run:
         if self._policy is not None:
             self.save_policy(self._policy)
         if self._episodes:  # those since the last row
-            self._write({}, self._step)
+            self._write({}, self.step)
         self._tell(self.sinks, "close", exit_code)
 
     def _write(self, values: dict[str, float], step: int) -> None:
