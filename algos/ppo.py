@@ -13,7 +13,9 @@ Differs from the paper and from that list:
 1. An episode cut by a time limit bootstraps from the value of the observation it ended on; GAE's trace is cut at both
    ends, the bootstrap at terminations only (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
 2. Values and log-probabilities are computed in one batch after the rollout, by the same weights that acted.
-3. One set of observation statistics for all environments, which changes between rollouts, never inside one. Rewards
+3. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension, so that they do not depend on the
+   environment's units; a dimension without two finite bounds is learnt as it is. What lies outside is clipped.
+4. One set of observation statistics for all environments, which changes between rollouts, never inside one. Rewards
    are scaled after the rollout. Where an Atari game loses a life the learner sees a termination; the game goes on.
 
 Logged for the last minibatch of the row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy,
@@ -100,6 +102,8 @@ def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 class Agent(nn.Module):
     """Policy and value: two networks over flat observations, or two heads on one CNN over uint8 images [C, H, W]."""
 
+    action_scale: Tensor
+    action_bias: Tensor
     absent: Tensor | None  # bool [parts, most choices]: the choices that a part of a MultiDiscrete action lacks
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
@@ -130,6 +134,8 @@ class Agent(nn.Module):
         self.actor = head(num_outputs, std=0.01)
         self.critic = head(1, std=1.0)
         self.actor_logstd = nn.Parameter(torch.full((0 if self.discrete else num_outputs,), args.logstd_init))
+        self.register_buffer("action_scale", envs.action_scale)
+        self.register_buffer("action_bias", envs.action_bias)
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy and the values, [B], at observations [B, ...]."""
@@ -162,9 +168,15 @@ class Agent(nn.Module):
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
+    def in_env_units(self, actions: Tensor) -> Tensor:
+        """Box actions stretched from [-1, 1] to the bounds of each dimension; where there are none, as they are."""
+        if self.discrete:
+            return actions
+        return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
+
     def greedy(self, obs: Tensor) -> Tensor:
         out = self.outputs(self.features(obs))
-        return out.argmax(dim=-1) if self.discrete else out
+        return self.in_env_units(out.argmax(dim=-1) if self.discrete else out)
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
@@ -268,7 +280,7 @@ def main(args: Args) -> None:
         with torch.no_grad():
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
-                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                next_obs, rewards, terminations, truncations, infos = envs.step(agent.in_env_units(actions))
                 global_step += args.num_envs * run.world_size
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)

@@ -10,6 +10,8 @@ Differs from the book:
    late steps look bad; choose num_steps of several episodes for it.
 3. Adam, orthogonal initialisation, a clipped gradient norm, a step size annealed to zero, an optional entropy bonus.
    The factor gamma^t of the book's update is left out, as everywhere.
+4. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension; a dimension without two finite
+   bounds is learnt as it is. What lies outside is clipped.
 
 Logged for each row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy, losses/values (mean predicted
 value), losses/explained_variance (1 is a perfect baseline), charts/learning_rate; charts/SPS, and the mean of the
@@ -75,6 +77,9 @@ def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 class Agent(nn.Module):
     """Separate policy and value networks over flat observations [..., obs_dim]."""
 
+    action_scale: Tensor
+    action_bias: Tensor
+
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
         obs_dim = math.prod(envs.single_observation_space.shape)
@@ -94,6 +99,8 @@ class Agent(nn.Module):
         self.actor = mlp(num_outputs, std=0.01)
         self.critic = mlp(1, std=1.0)
         self.actor_logstd = nn.Parameter(torch.zeros(0 if self.discrete else num_outputs))
+        self.register_buffer("action_scale", envs.action_scale)
+        self.register_buffer("action_bias", envs.action_bias)
 
     def policy(self, obs: Tensor) -> Distribution:
         if self.discrete:
@@ -110,8 +117,15 @@ class Agent(nn.Module):
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
+    def in_env_units(self, actions: Tensor) -> Tensor:
+        """Box actions stretched from [-1, 1] to the bounds of each dimension; where there are none, as they are."""
+        if self.discrete:
+            return actions
+        return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
+
     def greedy(self, obs: Tensor) -> Tensor:
-        return self.actor(obs).argmax(dim=-1) if self.discrete else self.actor(obs)
+        out = self.actor(obs)
+        return self.in_env_units(out.argmax(dim=-1) if self.discrete else out)
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
@@ -199,7 +213,7 @@ def main(args: Args) -> None:
         with torch.no_grad():
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
-                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                next_obs, rewards, terminations, truncations, infos = envs.step(agent.in_env_units(actions))
                 global_step += args.num_envs * run.world_size
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)

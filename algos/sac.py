@@ -112,15 +112,15 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """The policy: a Gaussian squashed into [-1, 1] by a tanh, its dimensions independent of each other."""
 
-    scale: Tensor
-    bias: Tensor
+    action_scale: Tensor
+    action_bias: Tensor
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
         space = envs.single_action_space
         self.network = mlp(envs.single_observation_space.shape[0], args.hidden_sizes, 2 * math.prod(space.shape))
-        self.register_buffer("scale", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
-        self.register_buffer("bias", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
+        self.register_buffer("action_scale", envs.action_scale)
+        self.register_buffer("action_bias", envs.action_bias)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the squashing."""
@@ -134,7 +134,7 @@ class Actor(nn.Module):
 
     def in_env_units(self, actions: Tensor) -> Tensor:
         """[-1, 1] stretched to the bounds of each dimension."""
-        return actions.view(-1, *self.scale.shape) * self.scale + self.bias
+        return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
 
     def greedy(self, obs: Tensor) -> Tensor:
         mean, _ = self(obs)
@@ -208,7 +208,7 @@ def main(args: Args) -> None:
     device = common.setup(args)
     envs = common.training_envs(args)
     space = envs.single_action_space
-    if not (isinstance(space, Box) and space.is_bounded()):
+    if not (isinstance(space, Box) and envs.bounded_actions):
         common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")
     if len(envs.single_observation_space.shape) != 1:
         common.fail(f"SAC takes flat observations here; {args.env_id} has {envs.single_observation_space}")

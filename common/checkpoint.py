@@ -109,7 +109,7 @@ class Checkpoint:
         """
         must_stop = self.run.must_stop()
         due = self.due(step) or self.run.evaluation_due(step) or step >= self.run.args.total_timesteps
-        if (due or must_stop) and self.run.args.save_interval:
+        if due or must_stop:
             began = time.monotonic()
             self.write(step)
             self.run.leave_out(time.monotonic() - began)
@@ -123,16 +123,18 @@ class Checkpoint:
     def _save_without_envs(self) -> None:
         """An environment has failed: what was learnt until then is kept, and a resumed run begins new episodes."""
         step = self.run.step
-        if self.run.args.save_interval and step > self.run.checkpointed:
+        if step > self.run.checkpointed:
             with beside_training("the last checkpoint"):
                 self.write(step, snapshots=False)
 
     def write(self, step: int, snapshots: bool = True) -> bool:
-        """Writes a checkpoint now; False, and a warning, if the disk does not take it.
+        """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0.
 
         Args:
             snapshots: with the state of the environments.
         """
+        if self.run.args.save_interval == 0:
+            return False
         bad, weights = None, hashlib.sha256()
         for name, part in self.parts.items():
             learnt = [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
@@ -295,7 +297,9 @@ def read_file(path: Path) -> Any:
     """What `write_file` wrote.
 
     Raises:
-        ValueError: the file is cut short, changed, or of another format.
+        ValueError: the file is cut short or changed.
+
+    Ends the process with code 3 if it is whole, and of another format.
     """
     data = path.read_bytes()
     end = len(data) - len(MAGIC) - hashlib.sha256().digest_size
@@ -306,7 +310,11 @@ def read_file(path: Path) -> Any:
         raise ValueError("its checksum does not match")
     content = _unplain(torch.load(io.BytesIO(view[:end]), map_location="cpu", weights_only=True))
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
+        fail(
+            f"{path} has checkpoint format {content['format']}, and this version reads {FORMAT}: "
+            "resume the run with the version of PlainRL that made it (args.json has the commit)",
+            code=3,
+        )
     return content
 
 

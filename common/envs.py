@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
 from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
+from common.memory import require_memory
 from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
 from common.restoring import first_difference, restore_all, snapshots
@@ -80,6 +81,8 @@ class Envs:
         first = getattr(self.single_action_space, "start", 0)  # Discrete and MultiDiscrete have one
         self._first_action = first if np.any(first) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
+        bounded, self.action_scale, self.action_bias = action_units(self.single_action_space)
+        self.bounded_actions = bool(bounded.all())
         self._returns = np.zeros(self.num_envs, np.float64)
         self._began = np.zeros(self.num_envs, np.int64)  # steps before the running episode
         self._lives = np.zeros(self.num_envs, np.int64)
@@ -259,6 +262,20 @@ class Envs:
         fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
 
 
+def action_units(space: gym.Space) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Which dimensions of a Box action have two bounds, bool, and the scale and bias, float32, that stretch [-1, 1] to
+    them; 1 and 0 for the other dimensions. Bounds further apart than float32 can hold are none. Scalars for other
+    spaces."""
+    if not isinstance(space, Box):
+        return np.zeros((), bool), torch.ones(()), torch.zeros(())
+    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+    bounded = space.bounded_below & space.bounded_above
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounded = bounded & (high - low < np.finfo(np.float32).max)
+        scale, bias = np.where(bounded, (high - low) / 2, 1.0), np.where(bounded, (high + low) / 2, 0.0)
+    return bounded, torch.tensor(scale, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
+
+
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
     """The observation each transition truly ended on: `next_obs`, but the last one where an episode ended."""
     return infos.get("final_obs", next_obs)
@@ -275,7 +292,7 @@ def env_seeds(seed: int, num_envs: int, role: int = 0) -> list[int]:
 
 def training_envs(args: RunArgs, *, life_loss: bool = False) -> Envs:
     """The environments that the flags of a run describe; see `make_envs`."""
-    return make_envs(
+    envs = make_envs(
         args.env_id,
         args.num_envs,
         args.async_envs,
@@ -284,6 +301,11 @@ def training_envs(args: RunArgs, *, life_loss: bool = False) -> Envs:
         life_loss=life_loss,
         env_timeout=args.env_timeout,
     )
+    space, buffer_size = envs.single_observation_space, getattr(args, "buffer_size", 0)
+    # The replay asks for all that it needs when it has seen a step; a run would have begun by then.
+    per_step = math.prod(space.shape[1:]) if space.dtype == np.uint8 else 8 * math.prod(space.shape)
+    require_memory(buffer_size * per_step, f"a replay of {buffer_size:,} transitions")
+    return envs
 
 
 def make_envs(

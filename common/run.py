@@ -492,6 +492,8 @@ class Run:
         if self._episodes:  # those since the last row
             self._write({}, self.step)
         self._tell(self.sinks, "close", exit_code)
+        if self._lock is not None:
+            self._lock.close()
 
     def _write(self, values: dict[str, float], step: int) -> None:
         row = dict(values)

@@ -57,7 +57,7 @@ def measure(name: str, script: str, flags: dict[str, Any]) -> None:
     aside = 0.0  # neither training nor checkpoint
     write = Checkpoint.write
 
-    def timed(self: Checkpoint, step: int, evaluation_missed: bool = False) -> bool:
+    def timed(self: Checkpoint, step: int, snapshots: bool = True) -> bool:
         nonlocal aside
         began = time.perf_counter()
         replay = self.parts.get("replay")
@@ -69,7 +69,7 @@ def measure(name: str, script: str, flags: dict[str, Any]) -> None:
         aside += time.perf_counter() - began
         before = set(self.folder.glob("*"))
         began = time.perf_counter()
-        written = write(self, step, evaluation_missed)
+        written = write(self, step, snapshots)
         seconds.append(time.perf_counter() - began)
         aside += seconds[-1]
         sizes.append(sum(path.stat().st_size for path in set(self.folder.glob("*")) - before))

@@ -43,16 +43,16 @@ def child(bare: bool, folder: str) -> None:
             clock.setdefault("start", time.perf_counter())
             return super().reset(*words, **more)
 
-    def last_evaluation(policy, args, run, step):
-        if step >= args.total_timesteps:
-            clock["end"] = time.perf_counter()
-        return evaluate(policy, args, run, step)
+    class Evaluation(common.Evaluation):
+        def __call__(self, step):
+            if step >= self.run.args.total_timesteps:
+                clock["end"] = time.perf_counter()
+            super().__call__(step)
 
-    evaluate = (lambda *words: None) if bare else common.evaluate
     import common.envs
 
     common.envs.Envs = Timed
-    common.evaluate = last_evaluation
+    common.Evaluation = Evaluation
     if bare:
         common.track = lambda *words: Bare()
     dqn.main(dqn.Args(cuda=False, runs_dir=folder, eval_episodes=0 if bare else 10))

@@ -82,7 +82,8 @@ OWN_STORAGE = [
     (HEALTH, "{}"),
 ]
 DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
-LAST_EVALUATION = "    common.evaluate(q_network.greedy, args, run, global_step)\n    envs"
+DRAWS = "        if run.evaluation_due(global_step):\n            torch.rand(1)\n"
+LAST_EVALUATION = "    evaluation(global_step)\n    run.finish"
 
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
@@ -146,10 +147,10 @@ BUGS = {
     ),
     "evaluation draws from training's generator": (
         PPO,
-        [("            common.evaluate(", "            torch.rand(1)\n            common.evaluate(")],
+        [("        evaluation(global_step)\n        lr", DRAWS + "        evaluation(global_step)\n        lr")],
         "evaluation",
     ),
-    "no last evaluation": (DQN, [(LAST_EVALUATION, "    envs")], "evaluation"),
+    "no last evaluation": (DQN, [(LAST_EVALUATION, "    run.finish")], "evaluation"),
     "an evaluation that is not what was paid": (
         DQN,
         [
@@ -165,7 +166,7 @@ BUGS = {
         DQN,
         [
             ("metrics: dict[str, Tensor] = {}", "metrics = {}\n    begun = copy.deepcopy(q_network)"),
-            (LAST_EVALUATION, LAST_EVALUATION.replace("q_network", "begun")),
+            (LAST_EVALUATION, "    run.save_policy(begun.greedy)\n" + LAST_EVALUATION),
         ],
         "parameters",
     ),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import Checkpoint, load_latest, read_file, write_file
+from common.checkpoint import FORMAT, Checkpoint, load_latest, read_file, write_file
 
 EVERYTHING = {
     "tensor": torch.arange(6, dtype=torch.float64).reshape(2, 3),
@@ -54,7 +54,7 @@ def test_what_would_need_pickle_is_refused_and_leaves_nothing(tmp_path):
 
 
 def checkpoint(folder, step, **more):
-    write_file(folder / f"step-{step:012d}.pt", {"format": 1, "step": step, "segments": {}, **more})
+    write_file(folder / f"step-{step:012d}.pt", {"format": FORMAT, "step": step, "segments": {}, **more})
 
 
 def test_300_flipped_bits_and_100_cuts_are_always_noticed_and_the_older_one_is_used(tmp_path, capsys):
@@ -88,11 +88,11 @@ def test_a_broken_segment_breaks_the_checkpoints_that_need_it(tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_format_is_not_read(tmp_path, capsys):
-    write_file(tmp_path / f"step-{1:012d}.pt", {"format": 2, "step": 1, "segments": {}})
+    write_file(tmp_path / f"step-{1:012d}.pt", {"format": 1, "step": 1, "segments": {}})
     with pytest.raises(SystemExit) as stop:
         load_latest(tmp_path)
     assert stop.value.code == 3
-    assert "format 2, and this version reads 1" in capsys.readouterr().err
+    assert "checkpoint format 1, and this version reads 2" in capsys.readouterr().err
 
 
 def test_if_all_are_broken_the_run_does_not_begin_again(tmp_path, capsys):
@@ -117,7 +117,7 @@ class Bomb:
 def test_a_pickle_is_never_run(how, tmp_path, capsys):
     marker, path = tmp_path / "marker", tmp_path / f"step-{1:012d}.pt"
     if how == "torch":
-        torch.save({"format": 1, "bomb": Bomb(marker)}, path)
+        torch.save({"format": FORMAT, "bomb": Bomb(marker)}, path)
     else:
         path.write_bytes(pickle.dumps(Bomb(marker)))
     # With a right checksum too: whoever can write the file can hash it.
@@ -134,13 +134,13 @@ def test_a_pickle_is_never_run(how, tmp_path, capsys):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from common.checkpoint import write_file
+from common.checkpoint import FORMAT, write_file
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 state = torch.randn(2_000_000)
 print("ready", flush=True)
 while True:
     step += 1
-    write_file(folder / f"step-{step:012d}.pt", {"format": 1, "step": step, "segments": {}, "x": state})
+    write_file(folder / f"step-{step:012d}.pt", {"format": FORMAT, "step": step, "segments": {}, "x": state})
     for old in sorted(folder.glob("step-*.pt"))[:-2]:
         old.unlink()
 """
@@ -192,7 +192,7 @@ class FakeRun:
     def __init__(self, folder, save_interval=1, saved=None):
         from types import SimpleNamespace
 
-        self.dir, self.saved, self.checkpoint = folder, saved, None
+        self.dir, self.saved, self.step = folder, saved, 0
         self.args = SimpleNamespace(save_interval=save_interval, total_timesteps=10**6)
 
     def state_dict(self):
@@ -210,14 +210,18 @@ class FakeRun:
     def leave_out(self, seconds):
         pass
 
+    def evaluation_due(self, step):
+        return False
+
 
 class FakeEnvs:
     obs = torch.ones(1)
+    began_anew = False
 
     def check_snapshots(self):
         return True
 
-    def state_dict(self):
+    def state_dict(self, with_snapshots):
         return {}
 
     def load_state_dict(self, state):

@@ -471,3 +471,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(prioritized_replay, tmp_path, ca
     assert "losses/td_loss is" in capsys.readouterr().err
     for value in weights(only_run(next(tmp_path.iterdir()))).values():
         assert value.isfinite().all()  # the last good policy was not written over
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_epsilon_falls_over_its_share_of_the_run_and_no_longer(num_envs, tmp_path):
+    flags = {"start_e": 0.9, "end_e": 0.2, "exploration_fraction": 0.25, "total_timesteps": 600, "log_interval": 30}
+    run_dir = train(tmp_path, num_envs=num_envs, learning_starts=500, **flags)
+    logged = {row["global_step"]: row["charts/epsilon"] for row in rows(run_dir) if "charts/epsilon" in row}
+    assert len(logged) == 20
+    for step, epsilon in logged.items():
+        acted_at = step - num_envs  # the steps before the ones that were just taken
+        assert epsilon == pytest.approx(max(0.9 - 0.7 * acted_at / 150, 0.2))

@@ -52,12 +52,12 @@ class Training:
     def __init__(self, clock, tmp_path, compile_it=False):
         Ticking.now = self.clock = clock
         self.args = common.RunArgs(env_id="Ticking-v0", runs_dir=str(tmp_path), track=False, capture_video=False)
-        self.args.eval_episodes, self.args.compile = 1, compile_it
+        self.args.eval_episodes, self.args.eval_interval, self.args.compile = 1, 1, compile_it
         self.run = common.track(self.args, torch.device("cpu"))
         self.envs = common.make_envs("Ticking-v0", 1)
         self.checkpoint = common.Checkpoint(self.run, self.envs)
         self.network = nn.Linear(1, 1)
-        self.run.save_policy = lambda policy: None
+        self.evaluation = common.Evaluation(self.run, self.policy)
         self.update = common.compiled(self.args)(self._update)
         self.step = 0
 
@@ -81,7 +81,7 @@ class Training:
             self.clock[0] += 2
 
     def evaluate(self):
-        common.evaluate(self.policy, self.args, self.run, self.step)
+        self.evaluation(self.step)
 
     def policy(self, obs):
         self.clock[0] += 0.5
@@ -134,36 +134,25 @@ def test_shares_go_on_where_a_checkpoint_was_made(clock, tmp_path, monkeypatch):
     assert shares(resumed) == ([SHARES], [pytest.approx(0.1)])
 
 
-def test_a_checkpoint_from_before_there_were_shares_is_resumed(clock, tmp_path):
-    training = Training(clock, tmp_path / "a")
-    training.begin()
-    state = training.run.state_dict()
-    del state["phases"]
-    training.run.load_state_dict(state)
-    training.steps(4)
-    training.run.log({}, training.step)
-    training.run.finish()
-    assert shares(training)[0] == [SHARES]
-
-
 def test_an_evaluation_that_a_signal_ends_is_no_part_of_training(clock, tmp_path, monkeypatch):
     training = Training(clock, tmp_path)
     training.begin()
     training.steps(2)
     monkeypatch.setattr(training.run, "must_stop", lambda now=False: True)
     states = []
-    monkeypatch.setattr(training.run, "stop", lambda *_: pytest.fail("after the checkpoint"))
 
-    def write(step, evaluation_missed):
+    def stop(step):
         states.append(training.run.state_dict())
         raise SystemExit
 
-    monkeypatch.setattr(training.checkpoint, "write", write)
+    monkeypatch.setattr(training.run, "stop", stop)
     with pytest.raises(SystemExit):
         training.evaluate()
+    assert training.run.evaluation_due(training.step)  # in the resumed run
     training.run.finish()
     assert states[0]["last_log"] == (0, 20.0)
     assert states[0]["phases"] == (6.0, 10.0)
+    assert states[0]["evaluated"] == 0
 
 
 def test_an_update_that_fails_stops_its_clock():

@@ -433,3 +433,78 @@ def test_an_atari_game_runs_from_pixels_with_every_ending_stored_right(tmp_path)
     run = train(tmp_path, env_id="ALE/Breakout-v5", clip_rewards=True, **flags, log_interval=1)
     assert {"losses/policy_loss", "losses/value_loss"} <= set().union(*rows(run))
     assert weights(run)["trunk.0.0.weight"].shape == (32, 4, 8, 8)
+
+
+def test_rewards_are_scaled_by_statistics_that_include_their_rollout_and_sums_end_with_both_kinds_of_end(
+    tmp_path, monkeypatch
+):
+    """Mixed-v0 rewards 1, 2, 3 ...; its episodes of 3, 5, 2 steps end by termination and truncation in turn."""
+    seen, real = [], ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda rewards, *rest: (seen.append(rewards.clone()), real(rewards, *rest))[1])
+    train(tmp_path, env_id="Mixed-v0", num_envs=2, num_steps=7, total_timesteps=42, gamma=0.9, norm_reward=True)
+    raw, episode = [], 0
+    while len(raw) < 21:
+        raw += [float(t + 1) for t in range((3, 5, 2)[episode % 3])]
+        episode += 1
+    sums, total = [], 0.0
+    for t, reward in enumerate(raw):
+        total = reward if reward == 1.0 else 0.9 * total + reward
+        sums.append(total)
+        if (t + 1) % 7 == 0:
+            std = np.sqrt(np.var(sums[: t + 1]) + 1e-8)
+            expected = np.clip(np.array(raw[t - 6 : t + 1]) / std, -10, 10)
+            for env in range(2):
+                assert seen[t // 7][:, env].numpy() == pytest.approx(expected, rel=1e-5)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("script", ["ppo", "reinforce_rollout"])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([0.0, -2.0], [1000.0, 6.0], lambda out: [500 + 500 * out[0], 2 + 4 * out[1]]),
+        ([-np.inf, -3.0], [np.inf, np.inf], lambda out: out),  # no two finite bounds: in the environment's units
+        ([-3e38, -1.0], [3e38, 3.0], lambda out: [out[0], 1 + 2 * out[1]]),  # their distance is no float32
+    ],
+)
+def test_box_actions_are_stretched_from_minus_one_and_one_to_the_bounds(script, low, high, expected, monkeypatch):
+    module = load(script)
+    space = gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+
+    class Told(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32), space
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.came = action.copy()
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    monkeypatch.setitem(gym.registry, "Told-v0", gym.envs.registration.EnvSpec("Told-v0", Told))
+    envs = common.make_envs("Told-v0", 1)
+    envs.reset(seed=1)
+    agent = module.Agent(envs, module.Args())
+    out = torch.tensor([[0.5, -0.25]])
+    told = agent.in_env_units(out)
+    assert told[0].tolist() == pytest.approx(list(expected([0.5, -0.25])))
+    envs.step(told)
+    assert envs.vector.envs[0].unwrapped.came.tolist() == pytest.approx(list(expected([0.5, -0.25])))
+    # The policy played greedily is the mean, in the same units.
+    agent.actor[-1].bias.data.copy_(out[0])
+    agent.actor[-1].weight.data.zero_()
+    assert agent.greedy(torch.zeros(1, 1))[0].tolist() == pytest.approx(list(expected([0.5, -0.25])))
+
+
+@pytest.mark.parametrize("script", ["ppo", "reinforce_rollout"])
+def test_the_same_task_in_other_units_is_learnt_alike(script, tmp_path):
+    module = load(script)
+    curves = []
+    for env_id in ("Aim-unit-v0", "Aim-wide-v0"):
+        flags = {"env_id": env_id, "total_timesteps": 4096, "num_envs": 4, "log_interval": 256}
+        run_dir = train_with(module, tmp_path, **flags)
+        table = rows(run_dir)
+        curves.append([row["charts/episodic_return"] for row in table if "charts/episodic_return" in row])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3, abs=1e-3)
+    if script == "ppo":
+        assert np.mean(curves[0][-200:]) > np.mean(curves[0][:200]) + 0.05

@@ -38,7 +38,6 @@ KEYS = {
     "health/time_env",
     "health/time_update",
     "health/time_other",
-    "health/value_error",
     "eval/episodic_return",
     "eval/episodic_return_std",
     "eval/episodic_length",
@@ -684,7 +683,8 @@ def test_sps_leaves_evaluation_out(tmp_path, monkeypatch):
     run.log({}, 1000)
     now[0] += 7
     evaluation = {"eval/episodic_return": 1.0, "eval/episodic_return_std": 0.0, "eval/episodic_length": 1.0}
-    run.log_evaluation(evaluation, 1000, seconds=5.0, video=None)
+    run.leave_out(5.0)
+    run.log_evaluation(evaluation, 1000, video=None)
     now[0] += 2
     run.log({}, 3000)
     run.finish()
@@ -757,7 +757,7 @@ def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path)
 
     _, run_dir, _ = main_run
     copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
+    shutil.copytree(run_dir, copy, symlinks=True)
     torch.save({"network": Evil()}, copy / "policy.pt")
     done = subprocess.run([sys.executable, "-m", "common", "evaluate", copy], capture_output=True, text=True)
     assert done.returncode == 3

@@ -567,3 +567,28 @@ def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_updates_targets_and_policy_when_the_whole_one_does(tmp_path, monkeypatch):
+    flags = {**SMALL, "target_network_frequency": 7, "policy_frequency": 3, "tau": 0.5, "save_interval": 110}
+    whole = train(tmp_path, **flags)
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    write = common.Checkpoint.write
+
+    def killed_at(self, step, *rest):
+        write(self, step, *rest)
+        if step == 110:  # 10 updates: between two of the targets, and two of the policy
+            raise Killed
+
+    monkeypatch.setattr(common.Checkpoint, "write", killed_at)
+    with pytest.raises(Killed):
+        train(tmp_path, **flags)
+    monkeypatch.setattr(common.Checkpoint, "write", write)
+    unfinished = (path.parent for path in tmp_path.glob("*/*/checkpoints"))
+    (run_dir,) = (path for path in unfinished if not (path / "finished.json").exists())
+    (run_dir / ".lock").unlink()  # the first run's, which is still in this process
+    sac.main(sac.Args(**{**flags, "track": False, "cuda": False, "eval_episodes": 0, "resume": str(run_dir)}))
+    assert same(weights(whole), weights(run_dir))

@@ -1,6 +1,7 @@
 """Environments whose right answers are known. Registered by importing this module (also as `worlds:Name-v0`)."""
 
 import faulthandler
+import functools
 import itertools
 import os
 import random
@@ -316,6 +317,24 @@ class Reusing(Counter):
         return self.array
 
 
+class Aimed(gym.Env):
+    """The reward is minus the distance of the action from 0.4, measured in halves of the range of its bounds."""
+
+    observation_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, low, high):
+        self.action_space = Box(low, high, (1,), np.float32)
+        self.middle, self.half = (high + low) / 2, (high - low) / 2
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        aimed = (float(action[0]) - self.middle) / self.half
+        return np.zeros(1, np.float32), -abs(aimed - 0.4), True, False, {}
+
+
 def _register(name: str, entry: Any, **kwargs: Any) -> None:
     if name not in gym.registry:
         gym.register(name, entry_point=entry, **kwargs)
@@ -323,6 +342,8 @@ def _register(name: str, entry: Any, **kwargs: Any) -> None:
 
 BOX = Box(-2.0, 2.0, (1,), np.float32)
 _register("Mixed-v0", Counter)
+_register("Aim-unit-v0", functools.partial(Aimed, -1.0, 1.0))
+_register("Aim-wide-v0", functools.partial(Aimed, 0.0, 1000.0))
 _register("Mixed-Box-v0", Counter, kwargs={"actions": BOX})
 _register("Reusing-v0", Reusing)
 _register("Terminating-v0", Counter, kwargs={"ends": "T"})

@@ -122,7 +122,7 @@ class Trace:
     @functools.cached_property
     def told(self) -> list[dict[str, Any]]:
         """Its rows but for the clock and for evaluation."""
-        left_out = "eval/", "health/value_error", "time", "charts/SPS", "health/time_"
+        left_out = "eval/", "time", "charts/SPS", "health/time_"
         rows = [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in self.rows]
         return [row for row in rows if row.keys() != {"global_step"}]
 
@@ -516,7 +516,7 @@ def evaluation(lab: Lab) -> str:
             raise Failed(f"{what} changes what is learnt ({difference}): it shares generators or environments with it")
     scores = evaluated.logged("eval/episodic_return")
     if not scores:
-        raise Failed("nothing is logged as eval/episodic_return: common.evaluate(policy, args, run, global_step)")
+        raise Failed("nothing is logged as eval/episodic_return: evaluation = common.Evaluation(run, policy)")
     if scores[-1][0] != evaluated.end or len(scores) < 2:
         when = [step for step, _ in scores]
         raise Failed(f"with --eval-interval {every} it is evaluated at {when}, and ended at {evaluated.end}")

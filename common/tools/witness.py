@@ -17,6 +17,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import types
 import typing
 from pathlib import Path
@@ -36,9 +37,10 @@ REPORT = "witness.pt"  # what a run leaves behind, unless it was killed
 
 def server(script: Path) -> Any:
     """Where processes are started, with what `script` imports already there."""
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
+    # The server's socket lies in the temporary folder, and the name of a socket has at most 107 characters.
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods() and len(tempfile.gettempdir()) < 70
+    context: Any = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:
         with contextlib.suppress(SyntaxError):
             for node in ast.walk(ast.parse(script.read_text("utf-8"))):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
