@@ -112,8 +112,8 @@ def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     policy, run = load_policy(path)
     name = path.resolve().name
     video = args.video
-    if several and video is not None:
-        video = video / f"{name}.mp4"
+    if video is not None:  # a folder of the user's may be a link, one of a run may not
+        video = video.resolve() / f"{name}.mp4" if several else video.parent.resolve() / video.name
     episodes = args.episodes or run["eval_episodes"] or 10
     seed = run["seed"] if args.seed is None else args.seed
     began = time.monotonic()
