@@ -9,8 +9,11 @@ Each environment plays a fixed share of the episodes: the first to end would be 
 Runs the script saved in RUN_DIR/source: only for runs you trust.
 """
 
+import contextlib
 import json
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +41,8 @@ class Args:
     """film the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
     json: Path | None = None
     """write every return and length, and the table, to this file"""
+    allow_env_import: bool = False
+    """let an env id of the form module:Env-v0 import (that is, run) that module"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -76,11 +81,12 @@ def main(argv: list[str]) -> None:
     failed = 0
     for path in args.run_dirs:
         try:
-            score = play_run(path, args, several)
-        except SystemExit as stop:  # said why, in one line; the other runs are still worth playing
+            with modules_of_their_own():
+                score = play_run(path, args, several)
+        except SystemExit as stop:  # printed why, in one line; the other runs are still worth playing
             if not several:
                 raise
-            failed = failed or int(stop.code or 1)
+            failed = failed or (stop.code if isinstance(stop.code, int) and stop.code else 1)
             continue
         scores.append(score)
         if several:
@@ -103,31 +109,52 @@ def main(argv: list[str]) -> None:
         fail(f"{len(args.run_dirs) - len(scores)} of {len(args.run_dirs)} runs could not be played", failed)
 
 
+@contextlib.contextmanager
+def modules_of_their_own() -> Iterator[None]:
+    """What one run imports from its folders, another does not get: theirs may have the same names."""
+    before, known = sys.path[:], set(sys.modules)
+    try:
+        yield
+    finally:
+        added = set(sys.path) - set(before)
+        sys.path[:] = before
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+            if file and added & {str(Path(file).parent), str(Path(file).parent.parent)}:
+                sys.modules.pop(name)
+
+
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """The returns of one run's policy and what they come to; seconds do not count making the network."""
     from common.evaluation import play
     from common.policy import load_policy
     from common.tools.stats import iqm
 
-    policy, run = load_policy(path)
+    policy, run = load_policy(path, args.allow_env_import)
     name = path.resolve().name
     video = args.video
     if several and video is not None:
         video = video / f"{name}.mp4"
-    episodes = args.episodes or run["eval_episodes"] or 10
-    seed = run["seed"] if args.seed is None else args.seed
+    try:
+        episodes = args.episodes or int(run["eval_episodes"]) or 10
+        seed = int(run["seed"]) if args.seed is None else args.seed
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"args.json of {path} does not say how its policy was evaluated: {error!r}", code=3)
     began = time.monotonic()
-    returns, lengths = play(
-        policy,
-        run["env_id"],
-        episodes,
-        seed,
-        video,
-        run["allow_env_import"],
-        human=args.render == "human",
-        num_envs=args.num_envs,
-        async_envs=args.async_envs,
-    )
+    try:
+        returns, lengths = play(
+            policy,
+            run["env_id"],
+            episodes,
+            seed,
+            video,
+            args.allow_env_import,
+            human=args.render == "human",
+            num_envs=args.num_envs,
+            async_envs=args.async_envs,
+        )
+    except Exception as error:
+        fail(f"the policy in {path} cannot be played: {type(error).__name__}: {error}", code=1)
     return {
         "run": name,
         "script": run["script"],
