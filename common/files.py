@@ -1,4 +1,4 @@
-"""Files of a run directory, which may be somebody else's: written whole or not at all, read as data, no link followed."""
+"""Files of a run directory: written whole or not at all, read as data of somebody else's, no link followed."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what a run writes down and uploads. A secret is known by its value, never by a name beside it."""
+"""Keeps secrets out of what a run writes down and uploads: known by their values, never by a name beside them."""
 
 import base64
 import contextlib
@@ -68,9 +68,9 @@ def _secrets() -> list[str]:
     found = set()
     for name, value in os.environ.items():
         value = value.strip()
-        if _SECRET_NAME.search(name) and len(value) >= LEAST and not _ORDINARY.fullmatch(value):
-            if not os.path.exists(value):
-                found |= {value, *_written(value)}
+        if len(value) < LEAST or _ORDINARY.fullmatch(value) or not _SECRET_NAME.search(name) or os.path.exists(value):
+            continue
+        found |= {value, *_written(value)}
     return sorted(found, key=len, reverse=True)
 
 

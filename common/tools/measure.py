@@ -3,11 +3,13 @@
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from common.args import warn
 from common.tools import stats
-from common.tools.runs import Metrics, Run, duplicates
+from common.tools.runs import Metrics, Run, duplicates, unreadable
 
 POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
 CURVE_REPS = 1000  # bootstrap draws at each of them
@@ -79,7 +81,12 @@ def measure(
     read: list[tuple[str, Run, Metrics]] = []
     for label, mine in arms.items():
         for run in mine:
-            metrics = run.read([metric, score])
+            try:
+                metrics = run.read([metric, score])
+            except OSError as error:
+                warn(f"{run.name} is left out: {error.filename}: {error.strerror or error}")
+                unreadable.append(run.path or Path(run.name))
+                continue
             read.append((label, run, metrics))
             if metrics.broken:
                 notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")
