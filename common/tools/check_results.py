@@ -13,8 +13,9 @@ FAIL means that the new scores are lower than the stored ones, by a one-sided pe
 means: p is at most --level, 0.01. Whatever scores look like, a script that learns as before FAILs with no more than
 that probability, for each row. PASS means that no drop was found; the interval says how large a one may be missed.
 4 times in 5 the test finds a drop of 2.7 standard deviations with five runs beside five stored ones, of 2.0 with five
-beside ten or ten beside five. A row of fewer than five stored runs has no verdict but that of --same-seeds. Where single seeds fail altogether, it takes four of
-five beside ten good ones. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+beside ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of
+five beside ten good ones. Fewer than five new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of
+a run that failed.
 """
 
 import difflib
@@ -50,9 +51,10 @@ from common.tools.launch import (
     sanitized,
 )
 from common.tools.runs import read_lines
-from common.tools.stats import FEW, permutation, runs_needed, too_few
+from common.tools.stats import FEW, permutation, runs_needed
 from common.tools.tables import Table, number, text
 
+MOST = 10  # fresh seeds that are run without being asked for
 # What args.json says of a run besides its arguments.
 FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
 FACTS |= {"folder", "cwd"}
@@ -67,7 +69,7 @@ class Args:
     results: Path = ALGOS.parent / "runs" / "results"
     """the folder they are in"""
     seeds: str | None = None
-    """seeds to run, 101-105 or 101,103 (default: five new ones from 101 on, more where --level asks for it)"""
+    """seeds to run, 101-105 or 101,103 (default: five new ones from 101 on, more beside fewer than five stored)"""
     same_seeds: bool = False
     """run the row's own seeds (or those of --seeds), and say whether every return is the stored one, to the bit"""
     level: float = 0.01
@@ -147,11 +149,9 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
         return given or [*row.scores]
     if known := set(given) & set(row.scores):
         fail(f"{row.name} has seed {min(known)} itself: give others, or --same-seeds")
-    if few := too_few(len(row.scores), FEW):
-        fail(f"{row.name} has {len(row.scores)} stored seeds: {few}; --same-seeds asks whether they repeat to the bit")
     least = max(FEW, runs_needed(len(row.scores), args.level))
     fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
-    given = given or [*itertools.islice(fresh, least)]
+    given = given or [*itertools.islice(fresh, min(least, MOST))]
     if len(given) < least:
         fail(
             f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} a comparison takes at least "
@@ -227,7 +227,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
         return 1
     same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
     shift = permutation(stored, new, args.level)
-    possible = not too_few(len(stored), len(new)) and len(new) >= runs_needed(len(stored), args.level)
+    possible = len(new) >= max(FEW, runs_needed(len(stored), args.level))
     word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
     print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
     for name, scores in (("stored", stored), ("new", new)):
@@ -241,7 +241,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
     else:
         print(
             f"      difference {shift.difference:+.4g}; no verdict from {len(new)} runs beside {len(stored)}: a "
-            f"comparison takes at least {FEW} on either side, and more where --level {args.level:g} asks for it"
+            f"comparison at --level {args.level:g} takes at least {max(FEW, runs_needed(len(stored), args.level))} new ones"
         )
     if args.same_seeds:
         print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")

@@ -86,10 +86,7 @@ def main(argv: list[str]) -> None:
     check(args)
     runs = [run for run in find(args.runs, args.runs_dir) if run.finished or not args.finished]
     if not runs:
-        fail(
-            f"{unreadable[0]} cannot be read" if unreadable else "none of these runs has come to its end",
-            2 + bool(unreadable),
-        )
+        fail("none of these runs has come to its end")
     comparison = compare(runs, args)
     for table in comparison.tables:
         print(text(table) + "\n")
@@ -112,7 +109,7 @@ def main(argv: list[str]) -> None:
         if path is not None:
             print(path)
     if unreadable:
-        fail(f"runs that cannot be read are left out: {', '.join(map(str, unreadable))}", code=3)
+        fail(f"left out: {'; '.join(unreadable)}", code=3)
 
 
 def check(args: Args) -> None:
@@ -155,7 +152,7 @@ def compare(runs: list[Run], args: Args) -> Comparison:
             comparison.tasks.append(task)
     if not comparison.tasks:
         if unreadable:
-            fail(f"{unreadable[0]} cannot be read", code=3)
+            fail(unreadable[0], code=3)
         fail(f"none of these runs has logged {args.metric} yet")
     for task in comparison.tasks:
         comparison.tables += task_tables(task, args)

@@ -3,11 +3,9 @@
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from common.args import warn
 from common.tools import stats
 from common.tools.runs import Metrics, Run, duplicates, unreadable
 
@@ -84,8 +82,8 @@ def measure(
             try:
                 metrics = run.read([metric, score])
             except OSError as error:
-                warn(f"{run.name} is left out: {error.filename}: {error.strerror or error}")
-                unreadable.append(run.path or Path(run.name))
+                unreadable.append(f"{run.name}: its metrics cannot be read ({error.strerror or error})")
+                notes.append(f"{unreadable[-1]}; it is left out.")
                 continue
             read.append((label, run, metrics))
             if metrics.broken:

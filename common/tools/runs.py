@@ -27,7 +27,7 @@ from common.sinks import wandb_service
 
 LINE = 1_000_000  # bytes; a longer line of metrics is none
 NO_ROW = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
-unreadable: list[Path] = []  # run directories that were named to `find`, and cannot be read
+unreadable: list[str] = []  # of runs that were named to `find`, or found by it, and cannot be read: which and why
 W_AND_B_TIMEOUT = 60  # seconds; a server that refuses connections takes wandb 20
 
 
@@ -67,7 +67,7 @@ class Run:
 def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
     """The runs that the words of a command line mean, each once, in the order of the words.
 
-    A run directory that is named and cannot be read costs a warning, and counts in `unreadable`.
+    A run directory that is named and cannot be read gets a line in `unreadable`.
     Ends the process with code 2 or 3 and one line if a word means no run.
     """
     unreadable.clear()
@@ -93,7 +93,7 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
             run.arm = run.arm or arm or None
             found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
     if unreadable and not found:
-        fail(f"{unreadable[0]} is not a run directory that can be read", code=3)
+        fail(unreadable[0], code=3)
     return list(found.values())
 
 
@@ -109,8 +109,7 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
         try:
             return [_directory(path)]
         except (OSError, ValueError) as error:
-            warn(f"{word} is left out, its args.json cannot be read: {error}")
-            unreadable.append(path)
+            unreadable.append(f"{word} is not a run directory: its args.json cannot be read ({error})")
             return []
     elif path.is_dir():
         found = list(walk(path))
