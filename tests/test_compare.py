@@ -143,8 +143,8 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
         (["unfinished", "--finished"], 2, "come to its end"),
-        (["strange"], 3, "not a run directory"),
-        (["broken/seed1.jsonl.gz"], 6, "cannot be read"),
+        (["strange"], 3, "strange is not a run directory"),
+        (["broken/seed1.jsonl.gz"], 3, "cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, words, code, says, monkeypatch, capsys):
