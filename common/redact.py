@@ -25,7 +25,7 @@ _PATTERNS = [
     for pattern in (
         r"(\w://[^\s/@:\"'<>(){}\[\]\\]*:)(?!\$|%[^0-9A-Fa-f])[^\s/@\"'<>(){}\[\]\\]+(?=@)",  # scheme://user:password@
         r"(\w://)[\w.~%-]{20,}(?=@)",  # https://TOKEN@host
-        r"()(?<!\w)sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,})",
+        r"()(?<![\w-])sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,})",
         r"()(?<!\w)(?:gh[oprsu]|hf)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16,}",
         r"()(?<!\w)(?:github_pat_|wandb_v1_)(?=[a-z_]*[A-Z0-9])\w{20,}",
         r"()(?<!\w)(?:glpat-|xox[abeprs]-)(?=[a-z-]*[A-Z0-9])[\w-]{12,}",

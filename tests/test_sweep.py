@@ -488,7 +488,10 @@ def test_the_sentence_claims_no_more_than_the_interval():
     assert verdict.sentence(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
     assert "in the sweep it had had 20, of which 8 did not come back" in verdict.sentence(up, down, 20.0)
     assert "in the sweep" not in verdict.sentence(up, down, 12.0)
-    assert verdict.sentence([5.0], down, 5.0) == "One run of each shows nothing: use more --fresh-seeds."
+    for ours, theirs in ((up[:4], down), (up, down[:4]), ([5.0], [1.0])):
+        said = verdict.sentence(ours, theirs, 20.0)
+        assert said.startswith(f"No verdict from {len(ours)} and {len(theirs)} runs, difference +")
+        assert "at least 5 runs" in said and "beats" not in said and "probability" not in said
 
 
 def test_product_is_the_product():

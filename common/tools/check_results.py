@@ -226,8 +226,8 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
         print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
         return 1
     same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
-    shift = permutation(stored, new, args.level)
-    possible = len(new) >= max(FEW, runs_needed(len(stored), args.level))
+    shift, least = permutation(stored, new, args.level), max(FEW, runs_needed(len(stored), args.level))
+    possible = len(new) >= least
     word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
     print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
     for name, scores in (("stored", stored), ("new", new)):
@@ -241,7 +241,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
     else:
         print(
             f"      difference {shift.difference:+.4g}; no verdict from {len(new)} runs beside {len(stored)}: a "
-            f"comparison at --level {args.level:g} takes at least {max(FEW, runs_needed(len(stored), args.level))} new ones"
+            f"comparison at --level {args.level:g} takes at least {least} new ones"
         )
     if args.same_seeds:
         print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
