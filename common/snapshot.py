@@ -286,7 +286,10 @@ class _Writer(_Walk):
             # A view goes on seeing what is written to its base.
             offset = value.__array_interface__["data"][0] - value.base.__array_interface__["data"][0]
             return ("view", self.write(value.base), _descr(value.dtype), value.shape, value.strides, offset, flags)
-        if value.base is not None and type(value.base) is not bytes:
+        frame = (
+            type(getattr(value.base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules
+        )  # has its own
+        if value.base is not None and type(value.base) is not bytes and not frame:
             return self._refuse(value, f" over the memory of a {type(value.base).__name__}")
         inner, axes = _as_in_memory(value)
         self.size += value.nbytes
@@ -308,7 +311,7 @@ class _Writer(_Walk):
             return self._refuse(value, " that is part of a graph, not dense or over other memory")
         pointer = storage.data_ptr()
         if pointer not in self.storages:
-            self.storages[pointer] = torch.tensor([], dtype=torch.uint8).set_(storage.cpu()).numpy().copy()
+            self.storages[pointer] = torch.tensor([], dtype=torch.uint8).set_(storage.cpu().clone()).numpy()
         place = value.storage_offset(), tuple(value.shape), value.stride()
         dtype, data = self.write(value.dtype), self.write(self.storages[pointer])
         grad = self.write(value.grad if value.is_leaf else None)
@@ -612,7 +615,7 @@ class _Reader(_Walk):
         array = self.read(data, _MISSING)
         key = id(array), device
         if key not in self.storages:
-            self.storages[key] = array, torch.from_numpy(array).untyped_storage().clone().to(torch.device(device))
+            self.storages[key] = array, torch.from_numpy(array).untyped_storage().clone().to(device=device)
         new = torch.empty(0, dtype=self.read(dtype, None), device=device).set_(self.storages[key][1], *at)
         new = torch.nn.Parameter(new, learns) if parameter else new.requires_grad_(learns)
         new.grad = self.read(grad, _MISSING)
