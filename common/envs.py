@@ -27,6 +27,7 @@ from common.replayed import ReplayedAtari, replayable
 from common.snapshot import restore, snapshot
 
 MAX_ENVS = 4096
+LARGE_SNAPSHOT = 50e6  # bytes of one environment's state in a checkpoint: more is reported
 
 
 class Envs:
@@ -245,7 +246,7 @@ class Envs:
         if not self._can_be_saved(states):
             return None, {}
         largest = max(size for *_, size in states)
-        if largest > 50e6:
+        if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
         large = {key: data for _, _, arrays, _ in states for key, data in arrays.items()}
         return [[dtype, tree, list(arrays)] for dtype, tree, arrays, _ in states], large

@@ -69,7 +69,7 @@ _OUTPUT = {
         "pygame.mixer:Sound",
         "mujoco.renderer:Renderer",
     ),
-    *("logging:Logger", "logging:LoggerAdapter", "gymnasium.envs.registration:EnvSpec", "re:Pattern"),
+    *("logging:Logger", "logging:RootLogger", "gymnasium.envs.registration:EnvSpec", "re:Pattern"),
     "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
 }
 _OF_GYMNASIUM = ("_np_random", "_np_random_seed", "action_space", "observation_space")
@@ -124,13 +124,12 @@ class _Walk:
         self.places = {id(torch.default_generator): "torch.default_generator"}
         self.met: set[Any] = set()
         for kind in (random.Random, np.random.RandomState):
-            self.meet(kind)
+            self.meet(kind, library=True)
 
-    def meet(self, kind: type) -> None:
+    def meet(self, kind: type, library: bool = False) -> None:
         for owner in kind.__mro__ if kind not in self.met else ():
-            module = sys.modules.get(owner.__module__)
-            for named in (owner, module):
-                if named is None or named in self.met or owner.__module__ == "builtins":
+            for named in (owner, sys.modules.get(str(getattr(owner, "__module__", None)))):
+                if named is None or named in self.met or (_root(owner) in _LIBRARIES and not library):
                     continue
                 self.met.add(named)
                 for name, value in list(vars(named).items()):
@@ -251,7 +250,7 @@ class _Writer(_Walk):
                 return self._refuse(value, " over a variable without a value")
             rest = self.write((value.__defaults__, value.__kwdefaults__, vars(value)))
             return ("function", _code(value.__code__), cells, rest)
-        if any(_what(parent) in _OUTPUT for parent in kind.__mro__):
+        if _what(kind) in _OUTPUT:
             return ("kept",)
         if kind is Replayed:
             return ("replay", self.write(value.history()), self.write(value.env.unwrapped.action_space))
@@ -311,7 +310,7 @@ class _Writer(_Walk):
             return self._refuse(value, " that is part of a graph, not dense or over other memory")
         pointer = storage.data_ptr()
         if pointer not in self.storages:
-            self.storages[pointer] = torch.tensor([], dtype=torch.uint8).set_(storage.cpu().clone()).numpy()
+            self.storages[pointer] = torch.tensor([], dtype=torch.uint8).set_(storage.cpu().clone()).numpy().copy()
         place = value.storage_offset(), tuple(value.shape), value.stride()
         dtype, data = self.write(value.dtype), self.write(self.storages[pointer])
         grad = self.write(value.grad if value.is_leaf else None)
@@ -383,7 +382,7 @@ def _what(value: Any) -> str:
 
 
 def _root(kind: Any) -> str:
-    return kind.__module__.partition(".")[0]
+    return str(getattr(kind, "__module__", None)).partition(".")[0]
 
 
 def _data(kind: Any) -> dict[str, Any]:

@@ -409,9 +409,56 @@ class Kind(gym.Env):
         return np.array([seen]), seen / 2, False, self.t == 7 + self.episode, {}
 
 
+class Owned(Kind):
+    """Brings get_state() and set_state(state); its generator is walked no more."""
+
+    def __init__(self, state=None, **kwargs):
+        super().__init__(lambda env: walk(), lambda env: env.n + float(env.np_random.normal()))
+        self.n, self.state = 0, state
+
+    def step(self, action):
+        self.n += next(self.x) > 0
+        return super().step(action)
+
+    def get_state(self):
+        if self.state is not None:
+            return self.state(self)
+        return {"n": self.n, "t": self.t, "episode": self.episode, "array": np.array([self.n])}
+
+    def set_state(self, state):
+        self.n, self.t, self.episode = int(state["array"][0]), state["t"], state["episode"]
+
+
+class Table(gym.Env):
+    """Reads a large table, which it draws anew each time it is made if `seed` is None, and may change."""
+
+    def __init__(self, seed=0, changes=False):
+        self.observation_space, self.action_space = Box(-np.inf, np.inf, (1,), np.float64), Discrete(2)
+        self.table, self.changes = np.random.default_rng(seed).normal(size=200_000), changes
+        self.window = self.table[:100]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.changes:
+            self.window += 1
+        return self.table[self.t : self.t + 1].copy(), 0.0, False, self.t == 9, {}
+
+
 def number(name):
     return [*EXACT, *NAMED].index(name)
 
 
 for _name, _rest in [*EXACT.items(), *NAMED.items()]:
     gym.register(f"Kind{number(_name)}-v0", Kind, kwargs={"start": _rest[-2], "use": _rest[-1]})
+
+gym.register("Owned-v0", Owned)
+gym.register("Owned-raises-v0", Owned, kwargs={"state": lambda env: 1 / 0})
+gym.register("Owned-unsaved-v0", Owned, kwargs={"state": lambda env: {"x": env.x}})
+gym.register("Table-v0", Table)
+gym.register("Table-changes-v0", Table, kwargs={"changes": True})
+gym.register("Table-unseeded-v0", Table, kwargs={"seed": None})
