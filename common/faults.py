@@ -2,7 +2,9 @@
 
 import atexit
 import faulthandler
+import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -15,11 +17,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
 from common import args
-from common.snapshot import restore, snapshot
+from common.snapshot import large_arrays, restore, snapshot
 
 
 class EnvError(Exception):
@@ -35,6 +38,8 @@ class Guarded(gym.Wrapper):
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
         self.index = index
+        self.constants = large_arrays(env)
+        self.failure: str | None = None
         self.shape = env.observation_space.shape
         self.dtype: Any = None  # that of the first observation: the space's is often not what comes
 
@@ -60,15 +65,35 @@ class Guarded(gym.Wrapper):
             self._refuse(obs)
         return obs, reward, terminated, truncated, info
 
-    def snapshot(self) -> Any:
-        return [None if self.dtype is None else self.dtype.str, snapshot(self.env)]
+    def snapshot(self) -> list[Any] | str:
+        """The state between two steps; why not, if it cannot be saved."""
+        try:
+            return [None if self.dtype is None else self.dtype.str, *snapshot(self._parts(), self.constants)]
+        except Exception as error:
+            return str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+
+    def unsaved(self) -> str | None:
+        """Why its state cannot be saved; None if it can."""
+        state = self.snapshot()
+        return state if isinstance(state, str) else None
 
     def _restore(self, state: Any) -> None:
-        restore(self.env, state[1])
-        self.dtype = None if state[0] is None else np.dtype(state[0])
+        self.failure = None
+        try:
+            restore(self._parts(), state[1:], self.constants)
+            self.dtype = None if state[0] is None else np.dtype(state[0])
+        except Exception as error:
+            self.failure = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
-    # A vector environment hands each environment a value of its own only by setting an attribute.
-    restored = property(lambda self: None, _restore)
+    # A vector environment hands each environment a value of its own only by setting an attribute. What is read from
+    # this one is why the environment could not be restored, or None.
+    restored = property(lambda self: self.failure, _restore)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What decides how it goes on; in a worker also the generators of that process, which nobody else saves."""
+        if multiprocessing.parent_process() is None:
+            return (self.env,)
+        return (self.env, random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 
     def _named(self, where: str, error: Exception) -> EnvError:
         frame = traceback.extract_tb(error.__traceback__)[-1]
