@@ -280,7 +280,7 @@ def test_of_several_directories_the_furthest_is_taken(tmp_path):
         group = "other" if name == "d" else "g"
         (path / "args.json").write_text(json.dumps({"script": "fork", "seed": 1, "wandb_group": group}))
         if finished:
-            (path / "finished.json").touch()
+            (path / "finished.json").write_text("{}")
     wanted = {"seed": 1, "wandb_group": "g"}
     assert find_run(tmp_path, "fork", wanted).name == "E__fork__1__b"
     (tmp_path / "E__fork__1__b" / "finished.json").unlink()
