@@ -96,8 +96,8 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
 def finished_step(run_dir: Path) -> int | None:
     """The environment step at which a run finished; None if it did not, or if its finished.json is cut short."""
     try:
-        return int(read_object(run_dir, "finished.json")["global_step"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return int(read_object(run_dir, "finished.json").get("global_step", 0))
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -188,6 +188,10 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
     if script_then != script.stem:
         fail(f"cannot resume {path}: it is a run of {script_then}, not of {script.stem}", code=3)
+    for name in differ:
+        if REDACTED in json.dumps(facts.get(name)):
+            flag = "--" + name.replace("_", "-")
+            fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
     if differ:
         was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
         fail(f"cannot resume {path}: {was}", code=3)

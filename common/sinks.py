@@ -187,7 +187,7 @@ class Wandb(Sink):
                 allow_val_change=True,
                 project=args.wandb_project,
                 entity=args.wandb_entity,
-                group=args.wandb_group,
+                group=redact(args.wandb_group),
                 name=redact(args.wandb_name) or path.name,
                 tags=redact(list(args.wandb_tags)),
                 notes=redact(args.wandb_notes),
