@@ -63,13 +63,14 @@ class Checkpoint:
         Ends the process with code 3 if what was saved does not fit the parts.
         """
         saved = self.run.saved
-        if self.run.args.save_interval:
-            self.envs.check_snapshots()
         if saved is None:
             modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             distributed.broadcast(tensor for module in modules for tensor in module.state_dict().values())
             self.run.resumed()
-            return self.envs.reset(seed=seed)[0], 0
+            obs = self.envs.reset(seed=seed)[0]
+            if self.run.args.save_interval:
+                self.envs.check_snapshots()
+            return obs, 0
         step = saved["step"]
         if saved["parts"].keys() != self.parts.keys():
             fail(f"the checkpoint holds {sorted(saved['parts'])}, the script {sorted(self.parts)}", code=3)

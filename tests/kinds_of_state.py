@@ -101,7 +101,7 @@ class Matrix(np.ndarray):
     pass
 
 
-class Own(Exception):
+class OwnError(Exception):
     pass
 
 
@@ -336,7 +336,7 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "tensors that share memory": (lambda env: put(env, y=torch.zeros(4)) or env.y[1:3], tensors),
     "torch module and its optimizer": (network, learn),
     "space": (
-        lambda env: put(env, x=Discrete(9)) or env.x.seed(1) and env.x,
+        lambda env: put(env, x=Discrete(9)) or (env.x.seed(1) and env.x),
         lambda env: env.x.sample() + int(env.action_space.sample()),
     ),
     "function of a module": (
@@ -345,7 +345,7 @@ EXACT: dict[str, tuple[Any, Any]] = {
     ),
     "closure": (lambda env: counter(), lambda env: env.x()),
     "two closures over one variable": (lambda env: two_counters(), lambda env: env.x[env.t % 2]()),
-    "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),  # noqa: B006
+    "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),
     "partial": (lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
     "bound method": (lambda env: Enemy(0).roar, lambda env: env.x()),
     "bound method of a list": (lambda env: put(env, y=[]) or env.y.append, lambda env: env.x(env.t) or sum(env.y)),
@@ -378,7 +378,7 @@ NAMED: dict[str, tuple[str, Any, Any]] = {
     "array subclass": ("kinds_of_state.Matrix", lambda env: np.zeros(3).view(Matrix), lambda env: 0),
     "array of generators": ("generator", lambda env: np.array([walk(), None]), lambda env: next(env.x[0])),
     "closure over a generator": ("generator", lambda env: functools.partial(next, walk()), lambda env: env.x()),
-    "exception": ("kinds_of_state.Own", lambda env: Own(1), lambda env: 0),
+    "exception": ("kinds_of_state.OwnError", lambda env: OwnError(1), lambda env: 0),
     "tensor of a graph": ("torch.Tensor", lambda env: torch.ones(1, requires_grad=True) * 2, lambda env: 0),
     "generator in a list of objects": (
         "generator",

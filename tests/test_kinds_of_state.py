@@ -34,7 +34,7 @@ def begun(name, async_envs):
 
 
 @pytest.mark.parametrize("async_envs", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("name", [name for name in EXACT])
+@pytest.mark.parametrize("name", list(EXACT))
 def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
     vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
@@ -57,7 +57,7 @@ def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
 
 
 @pytest.mark.parametrize("async_envs", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("name", [name for name in NAMED])
+@pytest.mark.parametrize("name", list(NAMED))
 def test_unknown_state_is_one_warning_with_attribute_and_type(name, async_envs, capfd):
     vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
