@@ -245,13 +245,15 @@ class Envs:
         states = self._of_each("snapshot")
         if not self._can_be_saved(states):
             return None, {}
-        largest = max(size for *_, size in states)
+        for note in [note for *_, note in states if note]:
+            warn(f"{note} (sort it, or use a dict)", once="order of a set")
+        largest = max(state[3] for state in states)
         if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
         # As tensors: torch.save writes bytes at 1.5 times their size.
-        arrays = {key: data for _, _, arrays, _ in states for key, data in arrays.items()}
+        arrays = {key: data for _, _, arrays, *_ in states for key, data in arrays.items()}
         large = {key: torch.frombuffer(bytearray(d), dtype=torch.uint8) for key, d in arrays.items() if d is not None}
-        return [[dtype, tree, list(arrays)] for dtype, tree, arrays, _ in states], large
+        return [[dtype, tree, list(arrays)] for dtype, tree, arrays, *_ in states], large
 
     def _restore(self, state: dict[str, Any]) -> str | None:
         """Why the environments cannot be put into the state that was saved; None if they have been."""

@@ -77,7 +77,8 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
         constants: what `large_arrays` found when the environment was made.
 
     Returns:
-        The state, its large arrays by hash (None for a constant, else its bytes), and about how many bytes all take.
+        The state, its large arrays by hash (None for a constant, else its bytes), about how many bytes all take, and
+        what may differ all the same, or None.
 
     Raises TypeError, which names attribute and type, where something is found that is not known to be saved exactly.
     """
@@ -85,7 +86,7 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
     state = writer.write(value)
     if writer.problem:
         raise TypeError(writer.problem)
-    return [state, writer.large, writer.size]
+    return [state, writer.large, writer.size, writer.note]
 
 
 def large_arrays(env: Any) -> dict[str, np.ndarray]:
@@ -153,6 +154,7 @@ class _Writer(_Walk):
         self.size = 0
         self.owner, self.path = "it", [""]
         self.problem: str | None = None
+        self.note: str | None = None
 
     def write(self, value: Any, name: str = "") -> Any:
         kind = type(value)
@@ -200,14 +202,15 @@ class _Writer(_Walk):
             return values
         return [self.write(item, "[]") for item in values]
 
+    def _name(self) -> str:
+        path = "".join(f".{part}" if part[:1] not in ("", "[") else part for part in self.path)
+        return f"attribute `{path.removeprefix('.')}` of {self.owner}"
+
     def _refuse(self, value: Any, why: str = "") -> tuple[Any, ...]:
         if self.problem is None:
             name = _what(type(value)).removeprefix("builtins:").replace(":", ".")
-            path = "".join(f".{part}" if part[:1] not in ("", "[") else part for part in self.path)
             an = "an" if name[0] in "aeiouAEIOU" else "a"
-            self.problem = (
-                f"attribute `{path.removeprefix('.')}` of {self.owner} is {an} {name}{why}, which cannot be saved"
-            )
+            self.problem = f"{self._name()} is {an} {name}{why}, which cannot be saved"
         return ("refused",)
 
     def _parts(self, value: Any, kind: Any) -> tuple[Any, ...]:
@@ -333,6 +336,12 @@ class _Writer(_Walk):
             content = [value.maxlen, self._items(value)]
         elif base in (list, tuple, set, frozenset):
             content = self._items(base.__iter__(value))
+            if base in (set, frozenset):  # where its items lie depends on which there have been
+                items, again = list(base.__iter__(value)), base(base.__iter__(value))
+                if list(again) != items or (base is set and again.__sizeof__() != value.__sizeof__()):
+                    self.note = (
+                        f"{self._name()} is a set that lost items: a resumed run may take the others in another order"
+                    )
         elif base is not object:
             content = self.write(base(value) if base is not str else str.__str__(value))
         state = {name: self.write(item, name) for name, item in attributes.items()}

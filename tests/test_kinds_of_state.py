@@ -169,6 +169,18 @@ def test_state_that_was_there_for_a_while_costs_only_the_checkpoints_of_that_whi
     assert vector.state_dict()["snapshots"] is not None
 
 
+def test_a_set_that_lost_items_is_one_warning_and_has_the_same_items(capfd):
+    vector, other = pair(f"Kind{number('set')}-v0", 1, False)
+    (env,), (again,) = (each.vector.envs for each in (vector, other))
+    env.unwrapped.x = set(range(0, 400, 37))
+    env.unwrapped.x -= set(range(0, 300, 37))
+    other.load_state_dict(through_a_file(vector.state_dict()))
+    assert not other.began_anew
+    assert again.unwrapped.x == env.unwrapped.x
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: attribute `x` of Kind is a set that lost items")
+
+
 def test_the_page_of_faults_has_the_table_of_kinds():
     page = (ROOT / "docs" / "faults.md").read_text()
     rows = [f"| {name} | exact |" for name in EXACT] + [f"| {name} | named: `{NAMED[name][0]}` |" for name in NAMED]
