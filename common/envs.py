@@ -194,9 +194,9 @@ class Envs:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, in place of `reset`; the observation to act on is `self.obs` afterwards.
 
-        Where the environments were not saved or cannot be restored, `began_anew` is true afterwards and one warning says
-        why: new episodes begin, with seeds that are not those of the first ones. Ends the process with code 3 if `state`
-        is of other environments.
+        Where the environments were not saved or cannot be restored, new episodes begin, with seeds that are not those
+        of the first ones; one warning says why, and `began_anew` is true. Ends the process with code 3 if `state` is of
+        other environments.
         """
         shape = (self.num_envs, *self.single_observation_space.shape)
         if state["obs"].shape != shape:
@@ -242,7 +242,7 @@ class Envs:
             warn(f"resume will start new episodes: {reasons[0]} ({advice})", once="resume will start new episodes")
         return not reasons
 
-    def _snapshots(self) -> tuple[list[Any] | None, dict[str, bytes]]:
+    def _snapshots(self) -> tuple[list[Any] | None, dict[str, Tensor]]:
         """The state of each environment, and of all together the large arrays, each once; None if one has none."""
         vector: Any = self.vector
         if hasattr(vector, "snapshots"):
@@ -250,11 +250,15 @@ class Envs:
         states = self._of_each("snapshot")
         if not self._can_be_saved(states):
             return None, {}
-        largest = max(size for *_, size in states)
+        for note in [note for *_, note in states if note]:
+            warn(f"{note} (sort it, or use a dict)", once="order of a set")
+        largest = max(state[3] for state in states)
         if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
-        large = {key: data for _, _, arrays, _ in states for key, data in arrays.items()}
-        return [[dtype, tree, list(arrays)] for dtype, tree, arrays, _ in states], large
+        # As tensors: torch.save writes bytes at 1.5 times their size.
+        arrays = {key: data for _, _, arrays, *_ in states for key, data in arrays.items()}
+        large = {key: torch.frombuffer(bytearray(d), dtype=torch.uint8) for key, d in arrays.items() if d is not None}
+        return [[dtype, tree, list(arrays)] for dtype, tree, arrays, *_ in states], large
 
     def _restore(self, state: dict[str, Any]) -> str | None:
         """Why the environments cannot be put into the state that was saved; None if they have been."""
@@ -266,10 +270,10 @@ class Envs:
                 if not np.array_equal(vector.restore(state["snapshots"]), state["obs"].numpy()):
                     return "what is restored leads elsewhere: is it another version?"
                 return None
-            large = state["large"]
+            large = {key: data.numpy().tobytes() for key, data in state["large"].items()}
             vector.set_attr(
                 "restored",
-                [[dtype, tree, {key: large[key] for key in keys}] for dtype, tree, keys in state["snapshots"]],
+                [[dtype, tree, {k: large.get(k) for k in keys}] for dtype, tree, keys in state["snapshots"]],
             )
             return next(filter(None, vector.get_attr("restored")), None)
         except EnvError as error:

@@ -26,7 +26,7 @@ def replayable(env: gym.Env) -> gym.Env:
 
 
 def is_box2d(env: Any) -> bool:
-    """Whether it is one of gymnasium's, known to depend on a reset's random state and the actions since, and no more."""
+    """Whether it is one of gymnasium's: known to depend on the random state at a reset and the actions since, alone."""
     return type(env).__module__.startswith("gymnasium.envs.box2d.") and isinstance(env, gym.Env)
 
 

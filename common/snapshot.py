@@ -62,14 +62,8 @@ _MUTABLE = (*_MAPPINGS, list, set, collections.deque, bytearray)
 _BASES: tuple[Any, ...] = (*_MUTABLE, tuple, frozenset, int, float, complex, str, bytes, object)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.clip), type(functools.cache(len)))
 _OUTPUT = {
-    *(
-        "pygame.surface:Surface",
-        "pygame.time:Clock",
-        "pygame.font:Font",
-        "pygame.mixer:Sound",
-        "mujoco.renderer:Renderer",
-    ),
-    *("logging:Logger", "logging:RootLogger", "gymnasium.envs.registration:EnvSpec", "re:Pattern"),
+    *("pygame.surface:Surface", "pygame.time:Clock", "pygame.font:Font", "pygame.mixer:Sound", "logging:Logger"),
+    *("logging:RootLogger", "re:Pattern", "mujoco.renderer:Renderer", "gymnasium.envs.registration:EnvSpec"),
     "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
 }
 _OF_GYMNASIUM = ("_np_random", "_np_random_seed", "action_space", "observation_space")
@@ -83,7 +77,8 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
         constants: what `large_arrays` found when the environment was made.
 
     Returns:
-        The state, the bytes of its large arrays by hash, and about how many bytes it takes.
+        The state, its large arrays by hash (None for a constant, else its bytes), about how many bytes all take, and
+        what may differ all the same, or None.
 
     Raises TypeError, which names attribute and type, where something is found that is not known to be saved exactly.
     """
@@ -91,7 +86,7 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
     state = writer.write(value)
     if writer.problem:
         raise TypeError(writer.problem)
-    return [state, writer.large, writer.size]
+    return [state, writer.large, writer.size, writer.note]
 
 
 def large_arrays(env: Any) -> dict[str, np.ndarray]:
@@ -107,10 +102,10 @@ def restore(value: Any, state: list[Any], constants: Mapping[str, Any] | None = 
     Raises ValueError if it was made in another way, before anything but a reset was done to it, or if a replayed
     episode leads elsewhere.
     """
+    reader = _Reader(state[1], constants or {})
     for env in value if type(value) is tuple else [value]:
         if isinstance(env, gym.Env):
             env.reset(seed=0)  # what an environment makes at its first reset must exist to be filled
-    reader = _Reader(state[1], constants or {})
     reader.read(state[0], value)
     for fill in reader.fills:
         fill()
@@ -137,7 +132,7 @@ class _Walk:
                         self._note(f"{_what(named)}.{name}", value, 3)
 
     def _note(self, place: str, value: Any, depth: int) -> None:
-        if type(value) in _ATOMS or isinstance(value, type | types.ModuleType | types.FunctionType):
+        if type(value) in _ATOMS or isinstance(value, type | types.ModuleType | types.FunctionType | gym.Env):
             return
         self.shared[place] = value
         self.places.setdefault(id(value), place)
@@ -151,7 +146,7 @@ class _Writer(_Walk):
         super().__init__()
         self.constants = constants  # None: only look for large arrays
         self.seen: dict[int, tuple[int, Any]] = {}  # id -> number, and the object, lest its id be given away
-        self.large: dict[str, bytes] = {}
+        self.large: dict[str | None, bytes | None] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.storages: dict[int, np.ndarray] = {}
         self.replayed: dict[int, Replayed] = {}
@@ -159,6 +154,7 @@ class _Writer(_Walk):
         self.size = 0
         self.owner, self.path = "it", [""]
         self.problem: str | None = None
+        self.note: str | None = None
 
     def write(self, value: Any, name: str = "") -> Any:
         kind = type(value)
@@ -183,14 +179,13 @@ class _Writer(_Walk):
         if kind in _MADE:
             make, arguments = value.__reduce_ex__(2)[:2]
             return ("made", _what(kind), self.write(arguments[1:] if make is copyreg.__newobj__ else arguments))  # type: ignore[attr-defined]
-        if isinstance(value, np.dtype):
-            return ("dtype", _descr(value)) if not value.hasobject else self._refuse(value)
+        if isinstance(value, np.dtype) and not value.hasobject:
+            return ("dtype", _descr(value))
         if kind is torch.dtype:
-            return ("torch_dtype", str(value).removeprefix("torch."))
-        named = isinstance(value, type | types.ModuleType) or (
-            isinstance(value, _FUNCTIONS) and _find(_what(value)) is value
-        )
-        if named:
+            return ("dtype", str(value))
+        if isinstance(value, type | types.ModuleType):
+            return ("named", _what(value))
+        if isinstance(value, _FUNCTIONS) and _find(_what(value)) is value:
             return ("named", _what(value))
         if id(value) in self.seen:
             return ("same", self.seen[id(value)][0])
@@ -207,14 +202,15 @@ class _Writer(_Walk):
             return values
         return [self.write(item, "[]") for item in values]
 
+    def _name(self) -> str:
+        path = "".join(f".{part}" if part[:1] not in ("", "[") else part for part in self.path)
+        return f"attribute `{path.removeprefix('.')}` of {self.owner}"
+
     def _refuse(self, value: Any, why: str = "") -> tuple[Any, ...]:
         if self.problem is None:
             name = _what(type(value)).removeprefix("builtins:").replace(":", ".")
-            path = "".join(f".{part}" if part[:1] not in ("", "[") else part for part in self.path)
             an = "an" if name[0] in "aeiouAEIOU" else "a"
-            self.problem = (
-                f"attribute `{path.removeprefix('.')}` of {self.owner} is {an} {name}{why}, which cannot be saved"
-            )
+            self.problem = f"{self._name()} is {an} {name}{why}, which cannot be saved"
         return ("refused",)
 
     def _parts(self, value: Any, kind: Any) -> tuple[Any, ...]:
@@ -231,11 +227,11 @@ class _Writer(_Walk):
             parts = seed and (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned)
             return ("bits", kind.__name__, self.write(value.state), self.write(parts))
         if kind is np.random.RandomState:
-            return ("set_state", self.write(value.get_state(legacy=False)))
+            return ("random", "RandomState", self.write(value.get_state(legacy=False)))
         if kind is random.Random:
-            return ("setstate", self.write(value.getstate()))
-        if kind is torch.Generator:
-            return ("torch", str(value.device), self.write(value.get_state().numpy().copy()))
+            return ("random", "Random", self.write(value.getstate()))
+        if kind is torch.Generator and value.device.type == "cpu":
+            return ("random", "Generator", self.write(value.get_state().numpy().copy()))
         if kind is types.MethodType and getattr(type(value.__self__), value.__name__, None) is value.__func__:
             return ("method", self.write(value.__self__), value.__name__)
         if kind is types.BuiltinFunctionType and getattr(value.__self__, value.__name__, None) == value:
@@ -264,11 +260,8 @@ class _Writer(_Walk):
                 return self._refuse(value, " that has changed since it was made")
             return ("model", _hash(model))
         if kind.__name__ == "MjData" and kind.__module__.startswith("mujoco"):
-            return (
-                "mujoco",
-                zlib.compress(value.__getstate__(), 1),
-                self.write(value.model),
-            )  # 0.7 MB to 50 KB in 2 ms
+            data = zlib.compress(value.__getstate__(), 1)  # 0.7 MB to 50 KB in 2 ms
+            return ("mujoco", data, self.write(value.model))
         if kind.__name__ == "ALEInterface":
             if value.getFloat("repeat_action_probability") > 0:
                 return self._refuse(value, " with sticky actions")
@@ -285,23 +278,18 @@ class _Writer(_Walk):
             # A view goes on seeing what is written to its base.
             offset = value.__array_interface__["data"][0] - value.base.__array_interface__["data"][0]
             return ("view", self.write(value.base), _descr(value.dtype), value.shape, value.strides, offset, flags)
-        frame = (
-            type(getattr(value.base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules
-        )  # has its own
-        if value.base is not None and type(value.base) is not bytes and not frame:
+        of_ale = type(getattr(value.base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules  # a copy
+        if value.base is not None and type(value.base) is not bytes and not of_ale:
             return self._refuse(value, f" over the memory of a {type(value.base).__name__}")
         inner, axes = _as_in_memory(value)
-        self.size += value.nbytes
         data, key = None, None
         if value.nbytes < LARGE:
             data = inner.tobytes() or None
         else:
             key = _hash(inner)
             self.arrays[key] = value
-            if self.constants is not None and key not in self.constants:
-                self.large[key] = inner.tobytes()
-            else:
-                self.size -= value.nbytes
+            self.large[key] = None if self.constants is None or key in self.constants else inner.tobytes()
+        self.size += len(data or self.large.get(key) or b"")
         return ("array", _descr(value.dtype), inner.shape, axes, data, key, flags)
 
     def _tensor(self, value: torch.Tensor, kind: type) -> tuple[Any, ...]:
@@ -314,7 +302,8 @@ class _Writer(_Walk):
         place = value.storage_offset(), tuple(value.shape), value.stride()
         dtype, data = self.write(value.dtype), self.write(self.storages[pointer])
         grad = self.write(value.grad if value.is_leaf else None)
-        return ("tensor", data, dtype, place, kind is torch.nn.Parameter, value.requires_grad, str(value.device), grad)
+        learns = kind is torch.nn.Parameter, value.requires_grad
+        return ("tensor", data, dtype, place, learns, str(value.device), grad)
 
     def _object(self, value: Any, kind: Any) -> tuple[Any, ...]:
         base = _plain_base(kind)
@@ -331,12 +320,7 @@ class _Writer(_Walk):
         content: Any = None
         attributes = vars(value) if hasattr(value, "__dict__") else {}
         tag, slots = "object", [slot.__get__(value) if _has(slot, value) else _MISSING for slot in _slots(kind)]
-        if (
-            isinstance(value, gym.Env)
-            and inner is value
-            and _takes(value, "get_state", 0)
-            and _takes(value, "set_state", 1)
-        ):
+        if isinstance(value, gym.Env) and inner is value and _takes(value, get_state=0, set_state=1):
             tag, slots = "own", []
             state_of: Any = value
             content = self.write(state_of.get_state() if self.constants is not None else None, "get_state()")
@@ -352,6 +336,12 @@ class _Writer(_Walk):
             content = [value.maxlen, self._items(value)]
         elif base in (list, tuple, set, frozenset):
             content = self._items(base.__iter__(value))
+            if base in (set, frozenset):  # where its items lie depends on which there have been
+                items, again = list(base.__iter__(value)), base(base.__iter__(value))
+                if list(again) != items or (base is set and again.__sizeof__() != value.__sizeof__()):
+                    self.note = (
+                        f"{self._name()} is a set that lost items: a resumed run may take the others in another order"
+                    )
         elif base is not object:
             content = self.write(base(value) if base is not str else str.__str__(value))
         state = {name: self.write(item, name) for name, item in attributes.items()}
@@ -378,7 +368,7 @@ def _find(name: str) -> Any:
 def _what(value: Any) -> str:
     if isinstance(value, types.ModuleType):
         return value.__name__
-    return f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', value.__name__)}"
+    return f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"
 
 
 def _root(kind: Any) -> str:
@@ -414,20 +404,18 @@ def _plain_base(kind: Any) -> Any:
     base = next(b for b in _BASES if issubclass(kind, b))
     room = len(_slots(kind))
     for offset in ("__dictoffset__", "__weakrefoffset__"):
-        room += getattr(kind, offset) != 0 == getattr(base, offset) and (
-            getattr(kind, offset) > 0 or kind.__itemsize__ > 0
-        )
-    return (
-        base if kind.__basicsize__ <= base.__basicsize__ + 8 * room and kind.__itemsize__ == base.__itemsize__ else None
-    )
+        at = getattr(kind, offset)
+        room += at != 0 == getattr(base, offset) and (at > 0 or kind.__itemsize__ > 0)
+    whole = kind.__basicsize__ <= base.__basicsize__ + 8 * room and kind.__itemsize__ == base.__itemsize__
+    return base if whole else None
 
 
-def _takes(env: Any, name: str, count: int) -> bool:
+def _takes(env: Any, **methods: int) -> bool:
+    """Whether `env` has these methods, and they can be called with so many arguments."""
     try:
-        inspect.signature(getattr(env, name)).bind(*[None] * count)
+        return all(inspect.signature(getattr(env, name)).bind(*[0] * count) for name, count in methods.items())
     except (AttributeError, TypeError, ValueError):
         return False
-    return True
 
 
 def _descr(dtype: np.dtype) -> Any:
@@ -471,9 +459,14 @@ class _Reader(_Walk):
     What is there already is changed at the end, by `fills`, when nothing can fail any more.
     """
 
-    def __init__(self, large: Mapping[str, bytes], constants: Mapping[str, Any]) -> None:
+    def __init__(self, large: Mapping[str, bytes | None], constants: Mapping[str, Any]) -> None:
         super().__init__()
-        self.large, self.constants = large, constants
+        self.large = dict(large)
+        for key in (key for key, data in large.items() if data is None):
+            inner = _as_in_memory(constants.get(key, np.zeros(0)))[0]
+            if _hash(inner) != key:
+                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
+            self.large[key] = inner.tobytes()
         self.made: dict[int, Any] = {}
         self.taken: dict[int, Any] = {}  # counterparts in use already: none stands for two objects
         self.fills: list[Callable[[], Any]] = []
@@ -488,7 +481,7 @@ class _Reader(_Walk):
             return self.made[parts[0]]
         if tag in ("empty", "unset"):
             return b"" if tag == "empty" else _MISSING
-        if tag in ("tuple", "scalar", "enum", "made", "dtype", "torch_dtype", "named"):
+        if tag in ("tuple", "scalar", "enum", "made", "dtype", "named"):
             return getattr(self, "_" + tag)(*parts, old)
         *parts, place, number = parts
         if tag in ("object", "own"):
@@ -534,10 +527,8 @@ class _Reader(_Walk):
         return _MADE_BY_NAME[name](*self.read(arguments, _MISSING))
 
     def _dtype(self, descr: Any, old: Any) -> Any:
-        return np.lib.format.descr_to_dtype(descr)
-
-    def _torch_dtype(self, name: str, old: Any) -> Any:
-        return getattr(torch, name) if isinstance(getattr(torch, name), torch.dtype) else _wrong(name, old)
+        of_torch = isinstance(descr, str) and descr.startswith("torch.")
+        return getattr(torch, descr[6:]) if of_torch else np.lib.format.descr_to_dtype(descr)
 
     def _named(self, name: str, old: Any) -> Any:
         if isinstance(old, (type, types.ModuleType, *_FUNCTIONS)) and _what(old) == name:
@@ -549,13 +540,12 @@ class _Reader(_Walk):
 
     def _class(self, name: str, number: int) -> Any:
         kind = _find(name)
-        known = (*_BASES, collections.Counter, types.SimpleNamespace)
-        ours = isinstance(kind, type) and (_root(kind) not in sys.stdlib_module_names or "builtins" in name)
-        if number == 0 or (kind not in known and not (ours and _plain_base(kind) and not hasattr(kind, "__del__"))):
-            raise ValueError(f"there is no {name.replace(':', '.')} here")
-        if kind not in known and issubclass(kind, gym.Env):
-            raise ValueError(f"there is no {name.replace(':', '.')} here")
-        return kind
+        if kind in (*_BASES, collections.Counter, types.SimpleNamespace) and number:
+            return kind
+        ours = isinstance(kind, type) and _root(kind) not in sys.stdlib_module_names and not issubclass(kind, gym.Env)
+        if ours and number and _plain_base(kind) and not hasattr(kind, "__del__"):
+            return kind
+        raise ValueError(f"there is no {name.replace(':', '.')} here")
 
     def _objects(self, shape: Any, states: list[Any], old: Any, place: Any) -> Any:
         new = np.empty(shape, object)
@@ -567,17 +557,15 @@ class _Reader(_Walk):
     def _array(
         self, dtype: Any, shape: Any, axes: Any, data: Any, key: Any, writeable: bool, old: Any, place: Any
     ) -> Any:
-        if key in self.constants and key not in self.large:
-            array = self.constants[key]
-            if _hash(_as_in_memory(array)[0]) != key:
-                raise ValueError("a large array has changed")
-            data = _as_in_memory(array)[0].tobytes() if old is not array else b""
-        elif key is not None:
-            if key not in self.large:
-                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
+        if key is not None:
+            if (
+                type(old) is np.ndarray
+                and old.nbytes >= LARGE
+                and _hash(_as_in_memory(old)[0]) == key
+                and place is None
+            ):
+                return old
             data = self.large[key]
-        if key is not None and type(old) is np.ndarray and old is self.constants.get(key):
-            return old
         new = np.frombuffer(data or b"", np.lib.format.descr_to_dtype(dtype)).reshape(shape)
         new = new.transpose(np.argsort(axes)).copy(order="K")
         new.flags.writeable = writeable
@@ -600,23 +588,14 @@ class _Reader(_Walk):
         return new
 
     def _tensor(
-        self,
-        data: Any,
-        dtype: Any,
-        at: Any,
-        parameter: bool,
-        learns: bool,
-        device: str,
-        grad: Any,
-        old: Any,
-        place: Any,
+        self, data: Any, dtype: Any, at: Any, kind: tuple[bool, bool], device: str, grad: Any, old: Any, place: Any
     ) -> Any:
         array = self.read(data, _MISSING)
         key = id(array), device
         if key not in self.storages:
             self.storages[key] = array, torch.from_numpy(array).untyped_storage().clone().to(device=device)
         new = torch.empty(0, dtype=self.read(dtype, None), device=device).set_(self.storages[key][1], *at)
-        new = torch.nn.Parameter(new, learns) if parameter else new.requires_grad_(learns)
+        new = torch.nn.Parameter(new, kind[1]) if kind[0] else new.requires_grad_(kind[1])
         new.grad = self.read(grad, _MISSING)
         if place is not None:
             self.fills.append(lambda: old.data.copy_(new.data))
@@ -630,36 +609,21 @@ class _Reader(_Walk):
     def _bits(self, name: str, state: Any, seed: Any, old: Any, place: Any) -> Any:
         state, seed = self.read(state, _MISSING), self.read(seed, _MISSING)
         if old is _MISSING:
-            sequence = seed and np.random.SeedSequence(
-                seed[0], spawn_key=seed[1], pool_size=seed[2], n_children_spawned=seed[3]
-            )
-            old = {kind.__name__: kind for kind in _BITS}[name](sequence)
+            entropy, key, pool, children = seed or (None, (), 4, 0)
+            sequence = np.random.SeedSequence(entropy, spawn_key=key, pool_size=pool, n_children_spawned=children)
+            old = {kind.__name__: kind for kind in _BITS}[name](seed and sequence)
             old.state = state
         self.fills.append(lambda: setattr(old, "state", state))
         return old
 
-    def _later(self, old: Any, make: Callable[[], Any], method: str, state: Any) -> Any:
-        """A generator, which gets its state at the end if it is there already."""
-        fresh = old is _MISSING
-        old = make() if fresh else old
-        if fresh:
-            getattr(old, method)(state)
-        else:
-            self.fills.append(lambda: getattr(old, method)(state))
-        return old
-
-    def _set_state(self, state: Any, old: Any, place: Any) -> Any:
-        old = old if type(old) is np.random.RandomState else _MISSING
-        return self._later(old, np.random.RandomState, "set_state", self.read(state, _MISSING))
-
-    def _setstate(self, state: Any, old: Any, place: Any) -> Any:
-        old = old if type(old) is random.Random else _MISSING
-        return self._later(old, random.Random, "setstate", self.read(state, _MISSING))
-
-    def _torch(self, device: str, state: Any, old: Any, place: Any) -> Any:
-        old = old if type(old) is torch.Generator and str(old.device) == device else _MISSING
-        state = torch.from_numpy(self.read(state, _MISSING))
-        return self._later(old, functools.partial(torch.Generator, device), "set_state", state)
+    def _random(self, name: str, state: Any, old: Any, place: Any) -> Any:
+        state = self.read(state, _MISSING)
+        state = torch.from_numpy(state) if name == "Generator" else state
+        kind = {"RandomState": np.random.RandomState, "Random": random.Random, "Generator": torch.Generator}[name]
+        new: Any = old if type(old) is kind else kind()
+        change = functools.partial(new.setstate if name == "Random" else new.set_state, state)
+        self.fills.append(change) if new is old else change()
+        return new
 
     def _method(self, owner: Any, name: str, old: Any, place: Any) -> Any:
         owner = self.read(owner, getattr(old, "__self__", _MISSING))

@@ -101,7 +101,7 @@ class Matrix(np.ndarray):
     pass
 
 
-class Own(Exception):
+class OwnError(Exception):
     pass
 
 
@@ -378,7 +378,7 @@ NAMED: dict[str, tuple[str, Any, Any]] = {
     "array subclass": ("kinds_of_state.Matrix", lambda env: np.zeros(3).view(Matrix), lambda env: 0),
     "array of generators": ("generator", lambda env: np.array([walk(), None]), lambda env: next(env.x[0])),
     "closure over a generator": ("generator", lambda env: functools.partial(next, walk()), lambda env: env.x()),
-    "exception": ("kinds_of_state.Own", lambda env: Own(1), lambda env: 0),
+    "exception": ("kinds_of_state.OwnError", lambda env: OwnError(1), lambda env: 0),
     "tensor of a graph": ("torch.Tensor", lambda env: torch.ones(1, requires_grad=True) * 2, lambda env: 0),
     "generator in a list of objects": (
         "generator",

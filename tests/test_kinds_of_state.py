@@ -34,7 +34,7 @@ def begun(name, async_envs):
 
 
 @pytest.mark.parametrize("async_envs", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("name", [name for name in EXACT])
+@pytest.mark.parametrize("name", list(EXACT))
 def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
     vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
@@ -57,7 +57,7 @@ def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
 
 
 @pytest.mark.parametrize("async_envs", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("name", [name for name in NAMED])
+@pytest.mark.parametrize("name", list(NAMED))
 def test_unknown_state_is_one_warning_with_attribute_and_type(name, async_envs, capfd):
     vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
@@ -167,6 +167,18 @@ def test_state_that_was_there_for_a_while_costs_only_the_checkpoints_of_that_whi
     assert vector.state_dict()["snapshots"] is None
     vector.vector.envs[0].unwrapped.x = 1.0
     assert vector.state_dict()["snapshots"] is not None
+
+
+def test_a_set_that_lost_items_is_one_warning_and_has_the_same_items(capfd):
+    vector, other = pair(f"Kind{number('set')}-v0", 1, False)
+    (env,), (again,) = (each.vector.envs for each in (vector, other))
+    env.unwrapped.x = set(range(0, 400, 37))
+    env.unwrapped.x -= set(range(0, 300, 37))
+    other.load_state_dict(through_a_file(vector.state_dict()))
+    assert not other.began_anew
+    assert again.unwrapped.x == env.unwrapped.x
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: attribute `x` of Kind is a set that lost items")
 
 
 def test_the_page_of_faults_has_the_table_of_kinds():
