@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.files import read_object
 
@@ -26,10 +25,42 @@ _warned: set[str] = set()
 _TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
 RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE", 1))
 
-# CleanRL's names mean the same in every script, so their bounds are checked here for all of them.
-ZERO_MEANS_SOMETHING = {"seed", "eval_episodes", "eval_max_steps", "learning_starts"}
-SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
-SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
+_FROM_1 = {"total_timesteps", "num_envs", "torch_threads", "hidden_sizes", "buffer_size", "batch_size", "num_steps"}
+_FROM_1 |= {"num_minibatches", "update_epochs", "train_frequency", "policy_frequency", "target_network_frequency"}
+_FROM_1 |= {"n_step", "n_atoms"}
+_FROM_0 = {
+    "eval_episodes",
+    "eval_max_steps",
+    "eval_interval",
+    "save_interval",
+    "log_interval",
+    "learning_starts",
+    "env_timeout",
+    "alpha",
+}
+_FROM_0 |= {"ent_coef", "vf_coef", "exploration_noise", "policy_noise", "noise_clip", "prioritized_replay_eps"}
+_ABOVE_0 = {"learning_rate", "policy_lr", "q_lr", "clip_coef", "max_grad_norm", "target_kl"}
+_SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
+_SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
+_KNOWN = {*_FROM_1, *_FROM_0, *_ABOVE_0, *_SHARES, "seed", "logstd_init"}
+# This project's names and CleanRL's mean the same in every script, so they are checked here for all. Of a name that is
+# not here nothing is known, and any number is allowed.
+_BOUNDS: list[tuple[str, Callable[[float], bool], set[str]]] = [
+    ("a finite number", lambda x: abs(x) <= sys.float_info.max, _KNOWN),
+    ("at most 9007199254740991", lambda x: isinstance(x, float) or x < 2**53, _KNOWN),  # beyond it float64 has gaps
+    ("at least 1", lambda x: x >= 1, _FROM_1),
+    ("at least 0", lambda x: x >= 0, _FROM_0),
+    ("above 0", lambda x: x > 0, _ABOVE_0 | {"tau"}),
+    ("between 0 and 1", lambda x: 0 <= x <= 1, _SHARES),
+    ("between 0 and 4294967295", lambda x: 0 <= x < 2**32, {"seed"}),  # what numpy.random.seed takes
+    ("between -20 and 20", lambda x: -20 <= x <= 20, {"logstd_init"}),  # exp(20) is 5e8
+    ("at most 4096", lambda x: x <= 4096, {"num_envs"}),
+    ("at most 1024", lambda x: x <= 1024, {"torch_threads"}),
+    ("at most 65536", lambda x: x <= 65536, {"hidden_sizes"}),
+    ("at most 4000000", lambda x: x <= 4_000_000, {"env_timeout"}),  # seconds; a wait can be no longer on Windows
+]
+_NAMES = {"env_id", "runs_dir", "resume", "wandb_project", "wandb_entity", "wandb_group", "wandb_name"}
+_NOT_IN_NAMES = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and ends of lines
 
 
 class HasDebug(Protocol):
@@ -98,24 +129,74 @@ class RunArgs:
     """print the whole traceback of an error"""
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            flag = "--" + field.name.replace("_", "-")
-            if isinstance(value, float) and not math.isfinite(value):
-                fail(f"{flag} must be a finite number, not {value}")
-            if isinstance(value, int) and not isinstance(value, bool):
-                least = 0 if field.name in ZERO_MEANS_SOMETHING or field.name.endswith("_interval") else 1
-                if value < least:
-                    fail(f"{flag} must be at least {least}, not {value}")
-            if field.name == "env_timeout" and value < 0:
-                fail(f"{flag} must be at least 0, not {value}")
-            if field.name in SHARES and not 0 <= value <= 1:
-                fail(f"{flag} must be between 0 and 1, not {value}")
-        buffer_size, batch_size = getattr(self, "buffer_size", None), getattr(self, "batch_size", 1)
-        if buffer_size is not None and buffer_size < max(self.num_envs, batch_size):
+            value, hint, flag = getattr(self, field.name, None), hints.get(field.name), _flag(field.name)
+            as_default = type(value) is type(field.default) and not _fits(
+                field.default, hint
+            )  # target_kl: float = None
+            if isinstance(value, list):
+                value = _as_saved(value, hint)
+                setattr(self, field.name, value)
+            if field.init and not as_default and not _fits(value, hint):
+                fail(f"{flag} must be {_type_name(hint)}, not {value!r:.60}")
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, int | float) and not isinstance(number, bool):
+                    for bounds, within, names in _BOUNDS:
+                        if field.name in names and not within(number):
+                            fail(f"{flag} must be {bounds}, not {number}")
+            if field.name in _NAMES and value is not None and (not value.strip() or _NOT_IN_NAMES.search(value)):
+                fail(f"{flag} must be a name on one line, not {value!r:.60}")
+        buffer_size: Any = getattr(self, "buffer_size", None)  # None in a fork that sizes it later
+        batch_size: Any = getattr(self, "batch_size", 1)
+        sized = isinstance(buffer_size, int) and isinstance(batch_size, int)
+        if sized and buffer_size < max(self.num_envs, batch_size):
             fail(f"--buffer-size {buffer_size} holds no batch of {batch_size} from {self.num_envs} environments")
-        if getattr(self, "learning_starts", 0) >= self.total_timesteps:
+        learning_starts = getattr(self, "learning_starts", 0)
+        if isinstance(learning_starts, int) and learning_starts >= self.total_timesteps:
             warn(f"nothing will be learnt: --learning-starts is not below --total-timesteps {self.total_timesteps}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _hints(args_class: type) -> dict[str, Any]:
+    """The types of its fields; none, if a fork names one that only a type checker sees."""
+    try:
+        return get_type_hints(args_class)
+    except Exception:
+        return {}
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`. An int is a float too, and a bool neither; what is not known fits."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    if kind is tuple and parts and isinstance(value, tuple):
+        each = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if kind is list and parts and isinstance(value, list):
+        return all(_fits(item, parts[0]) for item in value)
+    with contextlib.suppress(TypeError):  # of a protocol
+        return not isinstance(kind, type) or kind is Any or isinstance(value, kind)
+    return True
+
+
+def _as_saved(value: Any, hint: Any) -> Any:
+    """What JSON has made a list of was a tuple, unless `hint` says that it was a list."""
+    return (
+        tuple(_as_saved(item, tuple) for item in value) if isinstance(value, list) and not _fits(value, hint) else value
+    )
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -170,12 +251,18 @@ def beside_training(what: str, advice: str = "") -> Iterator[None]:
 
 
 def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Prints, and goes on where nobody reads any more (`| head`) or the disk is full: that ends no run."""
+    """Prints, and never raises: what the stream's encoding lacks becomes "?", and where nobody reads any more
+    (`| head`), the disk is full or the stream is closed, nothing is printed from here on.
+    """
     stream = stream or sys.stdout
     try:
-        print(text, end=end, file=stream, flush=True)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with contextlib.suppress(Exception), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # or Python would try again, and fail, when the process ends
+    except Exception:  # the stream is no stream: where could that be said?
+        return
 
 
 def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> T:
@@ -186,6 +273,11 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     """
     import tyro
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the process; what prints elsewhere expects a stream
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    with contextlib.suppress(Exception):  # an environment's print as well ends no run for a character
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if os.environ.pop("PLAINRL_ASKED", None):
         _answer(args_class)
     argv = sys.argv[1:] if argv is None else argv
@@ -197,17 +289,17 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     try:
         with contextlib.redirect_stderr(shown):
             args = tyro.cli(args_class, prog=prog, description=doc, args=argv, **default, registry=registry)
-    except BrokenPipeError:  # --help | head
+    except OSError:  # --help | head
         say("")
         raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         if "error: " in shown.getvalue():  # a field's own check
-            sys.stderr.write(shown.getvalue())
+            say(shown.getvalue(), sys.stderr, end="")
             raise
         fail(_one_line(shown.getvalue()) or "the arguments could not be read; see --help")
-    sys.stderr.write(shown.getvalue())
+    say(shown.getvalue(), sys.stderr, end="")
     global show_tracebacks
     show_tracebacks = args.debug
     if not show_tracebacks:
@@ -225,30 +317,47 @@ def _answer(args_class: type[T]) -> NoReturn:
                 answers.append({"args": dataclasses.asdict(parse(args_class, argv=argv))})  # type: ignore[call-overload]
         except SystemExit:
             answers.append({"error": said.getvalue().strip().removeprefix("error: ")})
-    hints = {name: hint for name, hint in get_type_hints(args_class).items() if name in args_class.__dataclass_fields__}  # type: ignore[attr-defined]
-    types_ = {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints.items()}
-    print(json.dumps({"types": types_, "answers": answers}, default=str))
+    names = args_class.__dataclass_fields__  # type: ignore[attr-defined]
+    types_ = {name: _type_name(hint) for name, hint in _hints(args_class).items() if name in names}
+    say(json.dumps({"types": types_, "answers": answers}, default=str))
     raise SystemExit(0)
 
 
 def _resumed(args_class: type[T], argv: list[str]) -> T | None:
-    """With `--resume RUN_DIR`, the arguments of that run: flags that are not given are as they were."""
+    """With `--resume RUN_DIR`, the arguments of that run: flags that are not given are as they were.
+
+    All but --allow-env-import: who made the directory does not decide what is imported here.
+    Ends the process with code 3 and one line if they are no arguments of this script.
+    """
     for i, word in enumerate(argv):
         flag, _, folder = word.partition("=")
         if flag == "--resume":
             folder = folder or "".join(argv[i + 1 : i + 2])
-            saved = read_facts(folder)
-            names = {field.name for field in dataclasses.fields(args_class)}  # type: ignore[arg-type]
-            # JSON has no tuples, and no argument is a list.
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name in names}
-            return args_class(**{**values, "resume": folder})
+            names = {field.name for field in dataclasses.fields(args_class) if field.init} - {"allow_env_import"}  # type: ignore[arg-type]
+            values = {name: value for name, value in read_facts(folder).items() if name in names}
+            said = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(said):
+                    return args_class(**{**values, "resume": folder})
+            except (Exception, SystemExit) as error:
+                reason = said.getvalue().strip().removeprefix("error: ") or f"{type(error).__name__}: {error}"
+                fail(f"{os.path.join(folder, 'args.json')}: {reason}", code=3)
     return None
 
 
 def read_facts(run_dir: str) -> dict[str, Any]:
-    """args.json of a run directory; ends the process with code 3 and one line if there is none."""
+    """args.json of a run directory: the fields of RunArgs and what `track` has added have their types.
+
+    Ends the process with code 3 and one line if there is none, or it is no such thing.
+    """
+    hints = {**_hints(RunArgs), **dict.fromkeys(("script", "device", "common", "wandb_id"), str)}
+    hints |= {"threads": int, "processes": int, "versions": dict}
     try:
-        return read_object(Path(run_dir), "args.json")
+        facts = read_object(Path(run_dir), "args.json")
+        for name, hint in hints.items():
+            if name in facts and not _fits(_as_saved(facts[name], hint), hint):
+                raise ValueError(f"{name} must be {_type_name(hint)}, not {facts[name]!r:.60}")
+        return facts
     except (OSError, ValueError) as error:
         fail(f"{run_dir or '--resume'} is not a run directory: its args.json cannot be read ({error})", code=3)
 
@@ -280,7 +389,7 @@ def _integer(type_info: Any) -> Any:
 def _one_line(panel: str) -> str:
     """tyro's boxed message without its frame, its help texts and its footer."""
     lines = [re.sub(r"^[│╭╰][─ ]*|[─ ]*[│╮╯]$", "", line).strip() for line in panel.splitlines()]
-    lines = [line for line in lines[1:-1] if line]
+    lines = [line for line in lines[1:-1] if line.strip("-─")]
     text = " ".join(line for line in lines if not re.match(r"For full helptext|\(default|.*\(default: ", line))
     text = re.sub(r"Argument helptext:.*", "", text).strip()
     return f"{text} (--help lists the flags)" if text else ""
@@ -288,10 +397,9 @@ def _one_line(panel: str) -> str:
 
 def _report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print("error: interrupted", file=sys.stderr)
-        sys.stderr.flush()
+        say("error: interrupted", sys.stderr)
         os._exit(130)
     frames = traceback.extract_tb(trace)
     where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
-    print(f"error: {kind.__name__}: {text}{where}; --debug shows the traceback", file=sys.stderr)
+    say(f"error: {kind.__name__}: {text}{where}; --debug shows the traceback", sys.stderr)

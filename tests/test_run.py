@@ -667,7 +667,7 @@ def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path):
         run.finish()
 
 
-@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "../../etc", "a:b-v0", "x" * 400, ".hidden", "a\x00b"])
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "../../etc", "a:b-v0", "x" * 400, ".hidden"])
 def test_a_run_name_is_one_safe_path_component(env_id, tmp_path):
     run = common.track(common.RunArgs(env_id=env_id, runs_dir=str(tmp_path / "r"), track=False), torch.device("cpu"))
     run.finish()
