@@ -38,7 +38,16 @@ _FROM_0 = {
     "env_timeout",
     "alpha",
 }
-_FROM_0 |= {"ent_coef", "vf_coef", "exploration_noise", "policy_noise", "noise_clip", "prioritized_replay_eps"}
+_FROM_0 |= {
+    "env_timeout",
+    "alpha",
+    "ent_coef",
+    "vf_coef",
+    "exploration_noise",
+    "policy_noise",
+    "noise_clip",
+    "prioritized_replay_eps",
+}
 _ABOVE_0 = {"learning_rate", "policy_lr", "q_lr", "clip_coef", "max_grad_norm", "target_kl"}
 _SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
 _SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}

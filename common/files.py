@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MOST = 64_000_000  # bytes that `read_file` takes into memory
+MOST_JSON = 16_000_000
 WANDB_LINKS = {"latest-run", "debug.log", "debug-internal.log"}  # wandb makes them new for every run
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither of these
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -80,7 +81,7 @@ def read_json(folder: Path, name: str) -> Any:
         ValueError: it is too large, or no JSON.
     """
     try:
-        return json.loads(read_file(folder, name))
+        return json.loads(read_file(folder, name, MOST_JSON))
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
 
