@@ -28,26 +28,8 @@ RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE"
 _FROM_1 = {"total_timesteps", "num_envs", "torch_threads", "hidden_sizes", "buffer_size", "batch_size", "num_steps"}
 _FROM_1 |= {"num_minibatches", "update_epochs", "train_frequency", "policy_frequency", "target_network_frequency"}
 _FROM_1 |= {"n_step", "n_atoms"}
-_FROM_0 = {
-    "eval_episodes",
-    "eval_max_steps",
-    "eval_interval",
-    "save_interval",
-    "log_interval",
-    "learning_starts",
-    "env_timeout",
-    "alpha",
-}
-_FROM_0 |= {
-    "env_timeout",
-    "alpha",
-    "ent_coef",
-    "vf_coef",
-    "exploration_noise",
-    "policy_noise",
-    "noise_clip",
-    "prioritized_replay_eps",
-}
+_FROM_0 = {"eval_episodes", "eval_max_steps", "eval_interval", "save_interval", "log_interval", "learning_starts"}
+_FROM_0 |= {"env_timeout", "alpha", "ent_coef", "vf_coef", "exploration_noise", "policy_noise", "noise_clip"}
 _ABOVE_0 = {"learning_rate", "policy_lr", "q_lr", "clip_coef", "max_grad_norm", "target_kl"}
 _SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
 _SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
