@@ -12,7 +12,10 @@ import traceback
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, get_type_hints
+
+from common.files import read_object
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug
@@ -245,8 +248,7 @@ def _resumed(args_class: type[T], argv: list[str]) -> T | None:
 def read_facts(run_dir: str) -> dict[str, Any]:
     """args.json of a run directory; ends the process with code 3 and one line if there is none."""
     try:
-        with open(os.path.join(run_dir, "args.json"), encoding="utf-8") as file:
-            return json.load(file)
+        return read_object(Path(run_dir), "args.json")
     except (OSError, ValueError) as error:
         fail(f"{run_dir or '--resume'} is not a run directory: its args.json cannot be read ({error})", code=3)
 

@@ -63,13 +63,13 @@ class Checkpoint:
         Ends the process with code 3 if what was saved does not fit the parts.
         """
         saved = self.run.saved
-        if self.run.args.save_interval:
-            self.envs.check_snapshots()
         if saved is None:
             modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             distributed.broadcast(tensor for module in modules for tensor in module.state_dict().values())
             self.run.resumed()
             obs, _ = self.envs.reset(seed=seed)
+            if self.run.args.save_interval:
+                self.envs.check_snapshots()
             self._guard()
             return obs, 0
         step = saved["step"]

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common import shared
 from common.args import RANK, WORLD_SIZE, fail
 
 T = TypeVar("T")
@@ -28,7 +27,6 @@ T = TypeVar("T")
 # others wait.
 TIMEOUT = timedelta(hours=2)
 START_TIMEOUT = timedelta(minutes=10)
-_shared: shared.SharedSum | None = None
 
 
 def join(device: torch.device) -> None:
@@ -48,7 +46,6 @@ def join(device: torch.device) -> None:
             timeout=TIMEOUT,
         )
     atexit.register(dist.destroy_process_group)
-    _share()
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -131,19 +128,6 @@ def launcher_store() -> dist.Store:
     return dist.TCPStore(address, port, is_master=False, timeout=START_TIMEOUT)
 
 
-def _share() -> None:
-    """Takes a faster way than gloo between processes of one machine, if all of them can."""
-    global _shared
-    path, opened = on_first(shared.create), None
-    if path is None:
-        return
-    with contextlib.suppress(OSError):
-        opened = shared.SharedSum(path, gather(os.getpid()), TIMEOUT.total_seconds())
-    if all(gather(opened is not None)):
-        _shared = opened
-    on_first(path.unlink)
-
-
 def _stop_with(launcher: int) -> None:
     """What torchrun does when it is asked to stop, where it was killed and cannot."""
     while os.getppid() == launcher:
@@ -188,10 +172,7 @@ def _all_reduce_in_graph(x: Tensor) -> None:
 
 def _sum(x: Tensor) -> None:
     with _others():
-        if _shared is not None and x.device.type == "cpu" and x.numel() * x.element_size() <= shared.LIMIT:
-            _shared.sum_(x)
-        else:
-            dist.all_reduce(x)
+        dist.all_reduce(x)
 
 
 @contextlib.contextmanager

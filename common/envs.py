@@ -27,12 +27,12 @@ from common.faults import OVERFLOW, ByNumber, EnvError, Guarded, Watchdog, Worke
 from common.memory import require_memory
 from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
-from common.restoring import first_difference, restore_all, snapshots
 from common.snapshot import restore, snapshot
 from common.spaces import in_columns
 
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit
+LARGE_SNAPSHOT = 50e6  # bytes of one environment's state in a checkpoint: more is reported
 
 
 class Envs:
@@ -59,17 +59,9 @@ class Envs:
         vector: with SAME_STEP autoreset.
         life_loss: report a lost life of an Atari game as a termination, without restarting the game.
         env_timeout: 0 waits for ever.
-        spare: makes a vector of one such environment, for `check_snapshots`.
     """
 
-    def __init__(
-        self,
-        vector: gym.vector.VectorEnv,
-        life_loss: bool = False,
-        *,
-        env_timeout: float = 0,
-        spare: Callable[[], gym.vector.VectorEnv] | None = None,
-    ) -> None:
+    def __init__(self, vector: gym.vector.VectorEnv, life_loss: bool = False, *, env_timeout: float = 0) -> None:
         if vector.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError(f"SAME_STEP autoreset is needed, not {vector.metadata.get('autoreset_mode')}")
         self.vector = vector
@@ -88,15 +80,13 @@ class Envs:
         self._began = np.zeros(self.num_envs, np.int64)  # steps before the running episode
         self._lives = np.zeros(self.num_envs, np.int64)
         self.obs = torch.zeros(0)
-        self.can_be_restored: bool | None = None  # not known yet
+        self.began_anew = False  # the last load_state_dict could not go on with the episodes that were saved
         self.waiting_since = 0.0  # for the watchdog
         self._watchdog = Watchdog(self, env_timeout) if env_timeout else None
         self._close = weakref.finalize(self, _close, vector, env_timeout)  # also when the process ends by an error
-        self._spare = spare
         self._seeds: list[int] = []
         self._steps = 0
         self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
-        self.began_anew = False  # whether load_state_dict had to begin new episodes
 
     def reset(self, seed: int | None = None, role: int = 0) -> tuple[Tensor, dict[str, Any]]:
         """First observations [num_envs, ...]; `seed` and `role` give every environment a seed of its own."""
@@ -184,17 +174,19 @@ class Envs:
             self._watchdog.stop.set()
         self._close()
 
-    def state_dict(self, with_snapshots: bool = True) -> dict[str, Any]:
+    def state_dict(self, snapshots: bool = True) -> dict[str, Any]:
         """Everything that decides what comes next, between two steps; `torch.load(weights_only=True)` accepts it.
 
-        Of environments that cannot be restored it has the statistics only.
+        Of environments that cannot be saved it has the statistics only, after one warning.
+
+        Args:
+            snapshots: False leaves the environments alone, as they may have failed; a resumed run begins new episodes.
         """
-        if self.can_be_restored is None:
-            self.check_snapshots()
-        vector: Any = self.vector
+        states, large = self._snapshots() if snapshots else (None, {})
         return {
-            "snapshots": snapshots(vector) if with_snapshots and self.can_be_restored else None,
-            "spaces": snapshot((vector.action_space, self.single_action_space)),
+            "snapshots": states,
+            "large": large,
+            "spaces": snapshot((self.vector.action_space, self.single_action_space)),
             "obs": self.obs.clone(),
             "returns": torch.tensor(self._returns),
             "began": torch.tensor(self._began),
@@ -206,27 +198,24 @@ class Envs:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, in place of `reset`; the observation to act on is `self.obs` afterwards.
 
-        Where the environments could not be saved, new episodes begin, with seeds that are not those of the first
-        ones. Ends the process with code 3 if `state` is of other environments.
+        Where the environments were not saved or cannot be restored, new episodes begin, with seeds that are not those
+        of the first ones; one warning says why, and `began_anew` is true. Ends the process with code 3 if `state` is of
+        other environments.
         """
-        if len(state["obs"]) != self.num_envs:
-            fail(f"the checkpoint has {len(state['obs'])} environments, not {self.num_envs}", code=3)
-        if state["snapshots"] is None:
+        shape = (self.num_envs, *self.single_observation_space.shape)
+        if state["obs"].shape != shape:
+            fail(f"the checkpoint has observations {list(state['obs'].shape)}, not {list(shape)}", code=3)
+        reason = "they were not saved" if state["snapshots"] is None else self._restore(state)
+        self.began_anew = reason is not None
+        if self.began_anew:
+            warn(f"new episodes begin, as the environments cannot go on with those of the checkpoint: {reason}")
             rng = np.random.default_rng([state["steps"], *state["seeds"]])
             draws = rng.integers(2**31 // WORLD_SIZE, size=2 * self.num_envs) * WORLD_SIZE + RANK
             seeds = [s for s in draws.tolist() if s not in state["seeds"]]
             self._reset(seeds[: self.num_envs])
-            self.began_anew = True
             self._steps = state["steps"]
             self._began[:] = self._steps
             return
-        vector: Any = self.vector
-        try:
-            restore_all(vector, state["snapshots"], state["obs"].numpy())
-            for space, saved in zip((vector.action_space, self.single_action_space), state["spaces"][1], strict=True):
-                restore(space, saved)
-        except Exception as error:
-            fail(f"the environments of the checkpoint cannot be restored: {error}", code=3)
         self.obs = state["obs"].clone()
         self._returns = np.array(state["returns"])
         self._began = np.array(state["began"])
@@ -234,13 +223,67 @@ class Envs:
         self._seeds, self._steps = state["seeds"], state["steps"]
 
     def check_snapshots(self) -> bool:
-        """Whether these environments can be restored exactly, found out once by trying it; one warning if not."""
-        if self.can_be_restored is None:
-            reason = first_difference(self._spare) if self._spare else "it was not made by make_envs"
-            self.can_be_restored = not reason
-            if reason:
-                warn(f"the environment cannot be restored exactly ({reason}): resume will start new episodes")
-        return self.can_be_restored
+        """Whether the environments, as they are now, can be saved exactly; one warning if not."""
+        return hasattr(self.vector, "snapshots") or self._can_be_saved(self._of_each("unsaved"))
+
+    def _of_each(self, what: str) -> Any:
+        """What a method of each environment returns."""
+        vector: Any = self.vector
+        if not isinstance(vector, InTurn | Workers):
+            return ["it was not made by make_envs"]
+        self.waiting_since = time.monotonic()
+        try:
+            return vector.call(what)
+        except Exception as error:
+            self._failed("snapshot()", error)
+        finally:
+            self.waiting_since = 0.0
+
+    def _can_be_saved(self, answers: Any) -> bool:
+        reasons = [answer for answer in answers if isinstance(answer, str)]
+        if reasons:
+            advice = "give the environment get_state() and set_state(state)"
+            warn(f"resume will start new episodes: {reasons[0]} ({advice})", once="resume will start new episodes")
+        return not reasons
+
+    def _snapshots(self) -> tuple[list[Any] | None, dict[str, Tensor]]:
+        """The state of each environment, and of all together the large arrays, each once; None if one has none."""
+        vector: Any = self.vector
+        if hasattr(vector, "snapshots"):
+            return vector.snapshots(), {}
+        states = self._of_each("snapshot")
+        if not self._can_be_saved(states):
+            return None, {}
+        for note in [note for *_, note in states if note]:
+            warn(f"{note} (sort it, or use a dict)", once="order of a set")
+        largest = max(state[2] for state in states)
+        if largest > LARGE_SNAPSHOT:
+            warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
+        # As tensors: torch.save writes bytes at 1.5 times their size.
+        arrays = {key: data for _, arrays, *_ in states for key, data in arrays.items()}
+        large = {key: torch.frombuffer(bytearray(d), dtype=torch.uint8) for key, d in arrays.items() if d is not None}
+        return [[tree, list(arrays)] for tree, arrays, *_ in states], large
+
+    def _restore(self, state: dict[str, Any]) -> str | None:
+        """Why the environments cannot be put into the state that was saved; None if they have been."""
+        vector: Any = self.vector
+        self.waiting_since = time.monotonic()
+        try:
+            restore((vector.action_space, self.single_action_space), state["spaces"])
+            if hasattr(vector, "restore"):
+                if not np.array_equal(vector.restore(state["snapshots"]), state["obs"].numpy()):
+                    return "what is restored leads elsewhere: is it another version?"
+                return None
+            large = {key: data.numpy().tobytes() for key, data in state["large"].items()}
+            states = [[tree, {key: large.get(key) for key in keys}] for tree, keys in state["snapshots"]]
+            vector.set_attr("restored", states)
+            return next(filter(None, vector.get_attr("restored")), None)
+        except EnvError as error:
+            self._failed("restore()", error)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self.waiting_since = 0.0
 
     def _tensor(self, obs: Any, what: str = "observation") -> Tensor:
         array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
@@ -385,13 +428,10 @@ def make_envs(
             import_env_module(module)
         try:
             if env_id.startswith("ALE/"):
-                spare: Callable[[], gym.vector.VectorEnv] = functools.partial(_atari, env_id, 1)
                 vector = _atari(env_id, num_envs, max_steps)
             elif native:
-                spare = functools.partial(_native, env_id, 1)
                 vector = _native(env_id, num_envs)
             else:
-                spare = functools.partial(_gymnasium, env_id, 1, False, None)
                 vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps, module)
         except (SystemExit, Failure):  # of `fail`
             raise
@@ -407,7 +447,7 @@ def make_envs(
     if reason:
         _close(vector, env_timeout)
         fail(f"{env_id} observes {reason}")
-    return Envs(vector, life_loss, env_timeout=env_timeout, spare=spare)
+    return Envs(vector, life_loss, env_timeout=env_timeout)
 
 
 def import_env_module(module: str, folders: Iterable[str] = ()) -> None:

@@ -18,9 +18,9 @@ from common.args import RANK, RunArgs, beside_training, warn
 from common.envs import make_envs
 from common.phases import stepping
 from common.run import Run
+from common.video import Camera, magnified
 
 PARALLEL_ENVS = 10
-FILM_SECONDS = 60
 ADVICE = "--eval-episodes 0 turns it off"
 
 
@@ -130,7 +130,7 @@ def play(
             obs, _ = envs.reset(seed=seed, role=1)
             while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
                 if env_id.startswith("ALE/") and not played[0] and camera.due():
-                    camera.take(_magnified(obs[0, -1].numpy()))
+                    camera.take(magnified(obs[0, -1].numpy()))
                 with torch.no_grad():
                     actions = policy(obs.to(device))
                 obs, _, terminations, _, infos = envs.step(actions)
@@ -148,113 +148,6 @@ def play(
     order = [played[i % num_envs][i // num_envs] for i in range(episodes) if i // num_envs < len(played[i % num_envs])]
     returns, lengths = zip(*order, strict=True) if order else ((math.nan,), (0,))
     return np.array(returns), np.array(lengths)
-
-
-class Camera:
-    """Streams one episode's frames into an mp4 file that browsers play; at most the first minute of it.
-
-    imageio-ffmpeg is fed directly: gymnasium's RecordVideo, through moviepy, takes three times as long.
-    Whatever goes wrong is one warning, and no film.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.on = path is not None
-        self.writer: Any = None
-        self.frames = 0
-        self.set_rate(15.0)  # Atari: 60 frames a second, 4 to an action
-
-    def set_rate(self, fps: float) -> None:
-        self.stride = math.ceil(fps / 30)  # all of CartPole's 50 frames a second would double the price of a film
-        self.fps = fps / self.stride
-
-    def film(self, env_id: str) -> gym.Env:
-        """An environment whose first episode is filmed."""
-        try:
-            env = gym.make(env_id, render_mode="rgb_array")
-        except Exception as error:
-            self.fail(error)
-            return gym.make(env_id)
-        self.set_rate(float(env.metadata.get("render_fps", 30)))
-        model: Any = getattr(env.unwrapped, "model", None)
-        if hasattr(model, "vis"):  # MuJoCo: shadows and multisampling are 80 of a frame's 90 ms without a GPU
-            model.vis.quality.shadowsize = 0
-            model.vis.quality.offsamples = 0
-        return _Filmed(env, self)
-
-    def due(self) -> bool:
-        """Counts a frame, and says whether it is one to keep."""
-        self.frames += 1
-        keep = (self.frames - 1) % self.stride == 0 and self.frames <= FILM_SECONDS * self.fps * self.stride
-        return self.on and keep
-
-    def take(self, frame: Any) -> None:
-        """Adds `frame`, uint8 [height, width, 3]."""
-        try:
-            if self.writer is None:
-                assert self.path is not None
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.writer = _mp4_writer(self.path.with_suffix(".part.mp4"), frame.shape, self.fps)
-            self.writer.send(np.ascontiguousarray(frame))
-        except Exception as error:
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        self.on = False
-        warn(f"no video: {type(error).__name__}: {error}; --no-capture-video turns filming off")
-
-    def close(self) -> None:
-        if self.writer is None:
-            return
-        assert self.path is not None
-        self.writer.close()
-        part = self.path.with_suffix(".part.mp4")
-        if self.on and part.exists():
-            part.replace(self.path)
-        else:
-            part.unlink(missing_ok=True)
-
-
-class _Filmed(gym.Wrapper):
-    """Renders the first episode, its last frame too: the vector environment resets within the step."""
-
-    def __init__(self, env: gym.Env, camera: Camera) -> None:
-        super().__init__(env)
-        self.camera = camera
-        self.episode = 0
-
-    def reset(self, **kwargs: Any) -> Any:
-        self.episode += 1
-        result = self.env.reset(**kwargs)
-        self._render()
-        return result
-
-    def step(self, action: Any) -> Any:
-        result = self.env.step(action)
-        self._render()
-        return result
-
-    def _render(self) -> None:
-        if self.episode == 1 and self.camera.due():
-            try:
-                self.camera.take(self.env.render())
-            except Exception as error:
-                self.camera.fail(error)
-
-
-def _mp4_writer(path: Path, shape: tuple[int, ...], fps: float) -> Any:
-    import imageio_ffmpeg
-
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (shape[1], shape[0]),
-        fps=fps,
-        codec="libx264",  # named, or imageio-ffmpeg tries its encoders out first, a tenth of a second
-        macro_block_size=2,  # odd sizes cannot be yuv420p, the one format that all browsers play
-        output_params=["-preset", "ultrafast", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    return writer
 
 
 @contextlib.contextmanager
@@ -276,8 +169,3 @@ def isolated_rng(seed: int, network: Any = None) -> Iterator[None]:
             random.setstate(python_state)
             for module, training in zip(modules, modes, strict=True):  # train() would wake up layers a fork has frozen
                 module.training = training
-
-
-def _magnified(frame: np.ndarray) -> np.ndarray:
-    """ALE's vector environment cannot render: an Atari game is filmed as the agent sees it, four times as large."""
-    return np.repeat(frame.repeat(4, axis=0).repeat(4, axis=1)[:, :, None], 3, axis=2)

@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import multiprocessing.connection
 import os
+import random
 import signal
 import sys
 import threading
@@ -19,12 +20,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import write_to_shared_memory
 
 from common import args
-from common.snapshot import restore, snapshot
+from common.snapshot import large_arrays, restore, snapshot
 from common.spaces import adapted, as_flag, as_info, as_number, in_columns, observer, shown
 
 INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
@@ -56,12 +58,14 @@ class Guarded(gym.Wrapper):
             super().__init__(env)
             space = env.observation_space
             self.observation_space, self.observe = adapted(space), observer(space)
+            self.constants = large_arrays(env)
             # What most environments hand out, and needs no conversion.
             self.shape, self.dtype = space.shape, space.dtype if self.observation_space is space else None
         except (gym.error.Error, ImportError):
             raise
         except BaseException as error:
             raise self._named("__init__", error) from error
+        self.failure: str | None = None
 
     def reset(self, **kwargs: Any) -> Any:
         try:
@@ -98,14 +102,36 @@ class Guarded(gym.Wrapper):
         except BaseException as error:
             raise self._named("close", error) from error
 
-    def snapshot(self) -> Any:
-        return snapshot(self.env)
+    def snapshot(self) -> list[Any] | str:
+        """The state between two steps; why not, if it cannot be saved."""
+        try:
+            return snapshot(self._parts(), self.constants)
+        except EnvError:
+            raise
+        except Exception as error:
+            return str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+
+    def unsaved(self) -> str | None:
+        """Why its state cannot be saved; None if it can."""
+        state = self.snapshot()
+        return state if isinstance(state, str) else None
 
     def _restore(self, state: Any) -> None:
-        restore(self.env, state)
+        self.failure = None
+        try:
+            restore(self._parts(), state, self.constants)
+        except Exception as error:
+            self.failure = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
-    # A vector environment hands each environment a value of its own only by setting an attribute.
-    restored = property(lambda self: None, _restore)
+    # A vector environment hands each environment a value of its own only by setting an attribute. What is read from
+    # this one is why the environment could not be restored, or None.
+    restored = property(lambda self: self.failure, _restore)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What decides how it goes on; in a worker also the generators of that process, which nobody else saves."""
+        if multiprocessing.parent_process() is None:
+            return (self.env,)
+        return (self.env, random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 
     def _checked(self, what: str, convert: Callable[[Any], Any], value: Any) -> Any:
         try:

@@ -3,22 +3,30 @@
 import difflib
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from common.args import warn
+from common.files import read_file
 from common.redact import redact
 
 ALGOS = Path(__file__).parent.parent / "algos"  # of an editable installation, which the README's is
 PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "reinforce_rollout.py", "sac.py")
+GIT_TIMEOUT = 5  # seconds
+MOST_CHANGES = 5_000_000  # bytes of uncommitted.diff
 ALIKE = 0.4  # of the lines; two of PARENTS share up to 0.5, a new script that has the house's frame 0.3
 
 
 def keep_source(script: Path, target: Path) -> dict[str, Any]:
     """Fills the new folder `target` with the script as it runs, uncommitted.diff (of the repository that it is in) and,
-    if it is a fork of one of ours, parent.diff; secrets written into the code are left out of each.
+    if it is a fork of one of ours, parent.diff; byte for byte but for secrets, which are left out of each.
+
+    A script that cannot be read any more costs a warning.
 
     Returns:
         facts about it: `git_commit` (None outside a repository) and `parent` (None for one of ours, and for a script
@@ -29,31 +37,46 @@ def keep_source(script: Path, target: Path) -> dict[str, Any]:
         OSError: if they cannot be written.
     """
     target.mkdir()
-    code = script.read_text("utf-8")
-    (target / script.name).write_text(redact(code), "utf-8")
-    commit = _git(script.parent, "rev-parse", "HEAD")
-    if commit is not None and (changes := _git(script.parent, "diff", "HEAD")) is not None:
-        (target / "uncommitted.diff").write_text(redact(changes), "utf-8")
+    commit = _commit(script.parent)
+    try:
+        code = script.read_bytes()
+    except OSError as error:
+        warn(f"the source of this run is not kept: {script} cannot be read ({error.strerror})")
+        return {"git_commit": commit, "parent": None}
+    (target / script.name).write_bytes(redact(code))
+    if commit is not None and (changes := _uncommitted(script.parent)) is not None:
+        (target / "uncommitted.diff").write_bytes(redact(changes))
     source = parent_of(script)
     if source is None:
-        return {"git_commit": commit and commit.strip(), "parent": None}
-    old = source.read_text("utf-8")
-    diff = list(
-        difflib.unified_diff(
-            old.splitlines(keepends=True), code.splitlines(keepends=True), f"algos/{source.name}", script.name
-        )
-    )
+        return {"git_commit": commit, "parent": None}
+    old, new = (_text(path).splitlines(keepends=True) for path in (source, script))
+    diff = list(difflib.unified_diff(old, new, f"algos/{source.name}", script.name))
     diff = [line if line.endswith("\n") else line + "\n" for line in diff]  # a file without a last newline
-    (target / "parent.diff").write_text(redact("".join(diff)), "utf-8")
-    base = _git(ALGOS, "rev-parse", "HEAD")
+    (target / "parent.diff").write_bytes(redact("".join(diff)).encode("utf-8", "surrogateescape"))
     parent = {
         "script": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "git_commit": base and base.strip(),
+        "git_commit": _commit(ALGOS),
         "lines_added": sum(line.startswith("+") for line in diff[2:]),
         "lines_removed": sum(line.startswith("-") for line in diff[2:]),
     }
-    return {"git_commit": commit and commit.strip(), "parent": parent}
+    return {"git_commit": commit, "parent": parent}
+
+
+def is_saved_source(script: Path, run_dir: Path) -> bool:
+    """Whether a run directory has `script` as it is now as the one that ran."""
+    try:
+        return read_file(run_dir, f"source/{script.name}") == redact(script.read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def places(script: Path) -> dict[str, str | None]:
+    """Where a run's modules may be: `folder`, the script's, and `cwd`, the current one (None if it was removed)."""
+    try:
+        return {"folder": str(script.parent), "cwd": os.getcwd()}
+    except OSError:
+        return {"folder": str(script.parent), "cwd": None}
 
 
 def parent_of(script: Path) -> Path | None:
@@ -67,8 +90,13 @@ def parent_of(script: Path) -> Path | None:
     return nearest if nearest is not None and likeness[nearest] >= ALIKE else None
 
 
+def _text(path: Path) -> str:
+    """Of any encoding: bytes that are not UTF-8 come back as they were."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
 def _lines(path: Path) -> Counter[str]:
-    return Counter(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    return Counter(line.strip() for line in _text(path).splitlines() if line.strip())
 
 
 def _likeness(a: Counter[str], b: Counter[str]) -> float:
@@ -76,11 +104,39 @@ def _likeness(a: Counter[str], b: Counter[str]) -> float:
     return 2 * (a & b).total() / max(a.total() + b.total(), 1)
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _commit(folder: Path) -> str | None:
     try:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=5).stdout
-    except (OSError, subprocess.SubprocessError):
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=GIT_TIMEOUT)
+        return done.stdout.decode("ascii").strip()
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+def _uncommitted(folder: Path) -> bytes | None:
+    """What git says has changed since the commit: bytes, as files have any encoding. At most MOST_CHANGES of them.
+
+    None, with a warning, if git fails, or takes more than GIT_TIMEOUT seconds.
+    """
+    command = ["git", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD"]
+    changes = b""
+    try:
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git:
+            watch = threading.Timer(GIT_TIMEOUT, git.kill)
+            watch.start()
+            changes = git.stdout.read(MOST_CHANGES + 1)  # type: ignore[union-attr]
+            git.stdout.close()  # type: ignore[union-attr]
+            git.wait()
+            watch.cancel()
+    except OSError:
+        git = None
+    if len(changes) > MOST_CHANGES:
+        warn(f"uncommitted.diff has the first {MOST_CHANGES:,} bytes only of the changes in {folder}'s repository")
+        return changes[: changes.rfind(b"\n", 0, MOST_CHANGES) + 1] + b"[the rest is left out: it is too long]\n"
+    if git is None or git.returncode != 0:
+        warn(f"uncommitted changes in {folder}'s repository are not kept: git diff failed, or took too long")
+        return None
+    return changes
 
 
 def versions() -> dict[str, str]:

@@ -1,54 +1,99 @@
-"""Keeps secrets out of what a run writes down and uploads: its arguments, the copies of its code, the command line."""
+"""Keeps secrets out of what a run writes down and uploads: known by their values, never by a name beside them."""
 
+import base64
+import contextlib
+import json
 import os
 import re
+import signal
+import sys
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 REDACTED = "[redacted]"
-_WORD = r"(?:api_?key|access_?key|private_?key|token|secret|passw(?:or)?d|passphrase|credentials?)"
-_NAME = re.compile(rf"(?:^|[_-])(?:{_WORD}|key)(?:$|[_-])", re.IGNORECASE)
+LEAST = 8  # characters of a secret
+_SECRET_NAME = re.compile(
+    r"(?i)passw|passphrase|secret|credential|(api|access|private)_?key|(^|_)(tokens?|keys?)(_|$)|_pwd$|pass$"
+)
+# Values that secret-named variables have as well, and that would be missed in code and arguments: a word or a dotted
+# name, a number or an address, an environment id.
+_ORDINARY = re.compile(r"[A-Za-z]{1,12}([_./][A-Za-z]{1,12})*|[\d.:,_+-]+|[\w./:-]+-v\d+")
+_KEY_BLOCK = r"(?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?"
 _PATTERNS = [
     re.compile(pattern)
     for pattern in (
-        rf"(?i)(\b\w*{_WORD}\w*[\"']?\s*[:=]\s*[rbf]{{0,2}}([\"']))[^\"'\n]{{6,}}?(?=\2)",  # api_key = "..."
-        rf"(?i)(--?[\w-]*{_WORD.replace('_', '[_-]')}[\w-]*[= ])[^\s\"']{{6,}}",  # --api-key ...
-        r"(\w+://)[^\s/@\"']+(?=@)",  # https://user:password@host
-        r"()\b(?:sk-|gh[opsu]_|github_pat_|glpat-|hf_|xox[abprs]-|wandb_v1_|AKIA|AIza)[\w-]{12,}",
-        r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",  # a JSON web token
-        r"()-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----",
+        r"(\w://[^\s/@:\"'<>(){}\[\]\\]*:)(?!\$|%[^0-9A-Fa-f])[^\s/@\"'<>(){}\[\]\\]+(?=@)",  # scheme://user:password@
+        r"(\w://)[\w.~%-]{20,}(?=@)",  # https://TOKEN@host
+        r"()(?<![\w-])sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,})",
+        r"()(?<!\w)(?:gh[oprsu]|hf)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16,}",
+        r"()(?<!\w)(?:github_pat_|wandb_v1_)(?=[a-z_]*[A-Z0-9])\w{20,}",
+        r"()(?<!\w)(?:glpat-|xox[abeprs]-)(?=[a-z-]*[A-Z0-9])[\w-]{12,}",
+        r"()(?<!\w)(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)",
+        r"()(?<!\w)AIza[\w-]{35}",
+        r"()(?<!\w)eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*",  # a JSON web token
+        rf"()-----BEGIN {_KEY_BLOCK}-----(?:[\w+/=\s\\:,.\"']|-(?!-))*+-----END {_KEY_BLOCK}-----",
     )
 ]
 
 
 def redact(value: Any) -> Any:
-    """`value` with every secret in it replaced by "[redacted]"; text, and dicts, lists and tuples of it.
+    """`value` with every secret in it replaced by "[redacted]"; text, bytes, and dicts, lists and tuples of them.
 
-    Secret is what an environment variable holds, or an entry of a dict, whose name says so (..._KEY, ..._TOKEN,
-    password); what is assigned to such a name in code; a password in a URL; and keys of well-known forms.
+    Secret are the values of environment variables whose names say so (..._KEY, ..._TOKEN, ..._SECRET, PASSWORD and
+    the like), passwords in URLs, and keys whose issuers gave them a form of their own. Values shorter than 8
+    characters, ordinary ones (a word, a number, an environment id) and the names of existing files are not secret.
     """
+    return _redact(value, _secrets())
+
+
+def _redact(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, dict):
-        return {
-            key: REDACTED if isinstance(item, str) and item and _NAME.search(str(key)) else redact(item)
-            for key, item in value.items()
-        }
+        return {key: _redact(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(redact(item) for item in value)
-    return _text(value) if isinstance(value, str) else value
-
-
-def redact_argv(argv: list[str]) -> list[str]:
-    """A command line; the word after `--api-key` is secret too."""
-    after_name = [False, *(word.startswith("--") and "=" not in word and bool(_NAME.search(word)) for word in argv)]
-    return [
-        REDACTED if hidden and not word.startswith("--") else _text(word)
-        for hidden, word in zip(after_name, argv, strict=False)
-    ]
-
-
-def _text(text: str) -> str:
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and _NAME.search(name):
-            text = text.replace(secret, REDACTED)
+        return type(value)(_redact(item, secrets) for item in value)
+    if isinstance(value, bytes):
+        return _redact(value.decode("utf-8", "surrogateescape"), secrets).encode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, REDACTED)
     for pattern in _PATTERNS:
-        text = pattern.sub(rf"\1{REDACTED}", text)
-    return text
+        value = pattern.sub(rf"\1{REDACTED}", value)
+    return value
+
+
+def _secrets() -> list[str]:
+    """The secrets of the environment, each as it is and as URLs, JSON and base64 write it; the longest first."""
+    found = set()
+    for name, value in os.environ.items():
+        value = value.strip()
+        if len(value) < LEAST or _ORDINARY.fullmatch(value) or not _SECRET_NAME.search(name) or os.path.exists(value):
+            continue
+        found |= {value, *_written(value)}
+    return sorted(found, key=len, reverse=True)
+
+
+def _written(value: str) -> Iterable[str]:
+    raw = value.encode("utf-8", "surrogateescape")
+    yield from (quote(raw, safe=""), quote(raw), quote_plus(raw))
+    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+    yield from (base64.b64encode(raw).decode().rstrip("="), base64.urlsafe_b64encode(raw).decode().rstrip("="))
+
+
+def filter_lines(path: str) -> None:
+    """Appends stdin to the file at `path`, line by line, without secrets; ends when all who write to it have ended.
+
+    A full disk loses lines, and no signal ends it: whoever writes here would break off with it.
+    """
+    for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with open(path, "ab", buffering=0) as file:
+        for line in iter(lambda: sys.stdin.buffer.readline(1 << 20), b""):
+            with contextlib.suppress(OSError):
+                file.write(redact(line))
+
+
+if __name__ == "__main__":
+    filter_lines(sys.argv[1])

@@ -12,9 +12,9 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 
 def replayable(env: gym.Env) -> gym.Env:
-    """`env`, with a `Replayed` around its innermost part if that is a Box2D world; put in place, under all wrappers."""
+    """`env`, with a `Replayed` around its innermost part if that is gymnasium's of Box2D; put under all wrappers."""
     base = env.unwrapped
-    if not any(type(value).__module__.startswith("Box2D") for value in vars(base).values()):
+    if not is_box2d(base):
         return env
     if env is base:
         return Replayed(env)
@@ -23,6 +23,11 @@ def replayable(env: gym.Env) -> gym.Env:
         outer = outer.env
     outer.env = Replayed(base)
     return env
+
+
+def is_box2d(env: Any) -> bool:
+    """Whether it is one of gymnasium's: known to depend on the random state at a reset and the actions since, alone."""
+    return type(env).__module__.startswith("gymnasium.envs.box2d.") and isinstance(env, gym.Env)
 
 
 class Replayed(gym.Wrapper):
@@ -35,8 +40,8 @@ class Replayed(gym.Wrapper):
     (https://github.com/Farama-Foundation/Gymnasium/issues/728 is the same fault in LunarLander, corrected there by
     a new world for each episode). So they get a new world at each reset here too, in all training.
 
-    A wrapper that draws from the environment's generator between its steps, as StickyAction does, leads the replay
-    elsewhere, which is an error.
+    A wrapper may draw from the environment's generator between its steps, as StickyAction does; it comes by that
+    through `np_random`, and from then on the random state before each step is noted as well.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -44,6 +49,18 @@ class Replayed(gym.Wrapper):
         self.beginning: tuple[Any, ...] = (None, None, None)
         self.actions: list[np.ndarray] = []
         self.last_obs: Any = None
+        self.drawn_from = False
+        self.before: dict[int, Any] = {}  # step: the random state before it
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        self.drawn_from = True
+        return self.env.np_random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self.drawn_from = True
+        self.env.np_random = value
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         base: Any = self.env.unwrapped
@@ -56,11 +73,13 @@ class Replayed(gym.Wrapper):
             else:
                 base.world = Box2D.b2World((0, 0), contactListener=base.contactListener_keepref)
         self.beginning = (seed, options, base.np_random.bit_generator.state if seed is None else None)
-        self.actions = []
+        self.actions, self.before = [], {}
         self.last_obs, info = self.env.reset(seed=seed, options=options)
         return self.last_obs, info
 
     def step(self, action: Any) -> Any:
+        if self.drawn_from:
+            self.before[len(self.actions)] = self.env.np_random.bit_generator.state
         self.actions.append(np.array(action))
         result = self.env.step(action)
         self.last_obs = result[0]
@@ -69,15 +88,18 @@ class Replayed(gym.Wrapper):
     def history(self) -> tuple[Any, ...]:
         actions = np.stack(self.actions) if self.actions else None
         last_obs = None if self.last_obs is None else np.array(self.last_obs)
-        return (*self.beginning, actions, last_obs, self.np_random.bit_generator.state)
+        return (*self.beginning, actions, self.before, last_obs, self.env.np_random.bit_generator.state)
 
-    def replay(self, seed: Any, options: Any, start: Any, actions: Any, last_obs: Any, end: Any) -> None:
+    def replay(self, seed: Any, options: Any, start: Any, actions: Any, before: Any, last_obs: Any, end: Any) -> None:
         base: Any = self.env.unwrapped
         if start is not None:
             base.np_random.bit_generator.state = start
         self.reset(seed=seed, options=options)
-        for action in () if actions is None else actions:
+        for t, action in enumerate(() if actions is None else actions):
+            if t in before:
+                base.np_random.bit_generator.state = before[t]
             self.step(action if action.ndim else action[()])
+        self.before = before
         base.np_random.bit_generator.state = end
         if last_obs is not None and np.asarray(self.last_obs).tobytes() != last_obs.tobytes():
             raise ValueError("the episode, played again, leads elsewhere: is it another version of Box2D?")

@@ -4,6 +4,7 @@ import atexit
 import collections
 import dataclasses
 import datetime
+import errno
 import functools
 import itertools
 import json
@@ -25,10 +26,11 @@ import torch
 from torch import Tensor
 
 from common import distributed
-from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, read_facts, say, warn
+from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, say, warn
+from common.files import finished_step, read_object, require_no_links, write_atomically
 from common.health import Alarms
 from common.phases import stepping, updating
-from common.provenance import keep_source, versions
+from common.provenance import is_saved_source, keep_source, places, versions
 from common.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
@@ -48,6 +50,7 @@ MAY_CHANGE = {
     "save_interval",
     "resume",
     "runs_dir",
+    "allow_env_import",
     "debug",
 }
 
@@ -148,11 +151,12 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
             "processes": WORLD_SIZE,
             "versions": versions(),
             **source,
+            **places(script),
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
         }
         facts = redact(facts)
-        (path / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_atomically(path / "args.json", _json(facts))
         if WORLD_SIZE > 1:
             distributed.launcher_store().set(RUN_DIR_KEY, str(path))
     except OSError as error:
@@ -163,47 +167,67 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
 def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any]:
     """The directory of the run to go on with, its facts and its lock."""
     path = Path(str(args.resume))
-    facts = read_facts(str(path))
-    lock = _lock(path)
+    try:
+        lock = _lock(path)
+        require_no_links(path)
+        facts = read_object(path, "args.json")
+        versions_then = dict(facts["versions"])
+        then = {"device": facts["device"], "threads": facts["threads"], **versions_then}
+        total_then, script_then = int(facts["total_timesteps"]), str(facts["script"])
+        if not re.fullmatch(r"\w{1,64}", str(facts["wandb_id"])):
+            raise ValueError("its wandb_id is none")
+    except OSError as error:
+        fail(f"cannot resume {path}: {error.filename}: {error.strerror}", code=3)
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"cannot resume {path}: its args.json is not one of a run ({error!r})", code=3)
     now = json.loads(json.dumps(dataclasses.asdict(args)))
     for name, value in now.items():
-        if isinstance(value, str) and REDACTED in value and not name.startswith("wandb_"):
+        if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
             fail(f"--{name.replace('_', '-')} was not kept, as it is a secret: give it again")
     now = redact(now)
     differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
-    if facts["script"] != script.stem or differ:
+    if script_then != script.stem:
+        fail(f"cannot resume {path}: it is a run of {script_then}, not of {script.stem}", code=3)
+    for name in differ:
+        if REDACTED in json.dumps(facts.get(name)):
+            flag = "--" + name.replace("_", "-")
+            fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
+    if differ:
         was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
-        fail(
-            f"{path} is a run of {facts['script']}, and would not go on as it began: {was or 'another script'}", code=3
-        )
+        fail(f"cannot resume {path}: {was}", code=3)
     processes = facts.get("processes", 1)
     if processes != WORLD_SIZE:
         how = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
         fail(f"{path} is a run of {processes} processes, not {WORLD_SIZE}: start it with {how}", code=3)
-    if (path / "finished.json").exists():
-        finished = json.loads((path / "finished.json").read_text())["global_step"]
-        if args.total_timesteps <= facts["total_timesteps"]:
-            say(f"already complete, at step {finished}: {path}")
-            raise SystemExit(0)
-        (path / "finished.json").unlink()
-    saved_script = path / "source" / script.name
-    if not saved_script.exists() or saved_script.read_text("utf-8") != redact(script.read_text("utf-8")):
-        warn(f"{script} has changed since the run began; the source it began with is in {saved_script}")
-    then = {"device": facts["device"], "threads": facts["threads"], **facts["versions"]}
+    finished = finished_step(path)
+    if finished is not None and args.total_timesteps <= total_then:
+        say(f"already complete, at step {finished}: {path}")
+        raise SystemExit(0)
+    if args.total_timesteps != total_then:
+        warn(
+            f"total_timesteps was {total_then:,}, is now {args.total_timesteps:,}: schedules that end there (learning "
+            "rate, exploration) follow the new total from here on, so they jump"
+        )
+    if not is_saved_source(script, path):
+        warn(f"{script} has changed since the run began; the source it began with is in {path / 'source'}")
     today = {"device": _device_name(device), "threads": torch.get_num_threads(), **versions()}
     changed = [f"{name} {then.get(name)} -> {value}" for name, value in today.items() if then.get(name) != value]
     if changed:
         warn(f"resumed, but not to the bit: {', '.join(changed)}")
-    facts |= {name: value for name, value in now.items() if name in MAY_CHANGE}
+    facts |= {name: value for name, value in now.items() if name in MAY_CHANGE} | redact(places(script))
     return path, facts, lock
 
 
 def _write_facts(path: Path, facts: dict[str, Any]) -> None:
     try:
-        (path / "args.tmp").write_text(json.dumps(facts, indent=2) + "\n")
-        (path / "args.tmp").replace(path / "args.json")
+        write_atomically(path / "args.json", _json(facts))
+        (path / "finished.json").unlink(missing_ok=True)
     except OSError as error:
         fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
+
+
+def _json(facts: dict[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2) + "\n").encode()
 
 
 class Run:
@@ -472,7 +496,7 @@ class Run:
         seconds = self._time()
         try:
             finished = {"global_step": self.step, "time": seconds}
-            (self.dir / "finished.json").write_text(json.dumps(finished) + "\n")
+            write_atomically(self.dir / "finished.json", _json(finished))
         except OSError as error:
             warn(f"cannot write {self.dir / 'finished.json'}: {error.strerror}")
         self._close(exit_code=0)
@@ -588,10 +612,13 @@ def _lock(path: Path) -> Any:
     deadline = time.monotonic() + (5 if WORLD_SIZE > 1 else 0)  # env workers outlive the process that torchrun replaces
     while True:
         try:
-            file = (path / ".lock").open("w")
+            # Neither emptied nor followed: it may be somebody's link to a file of the user's.
+            file = os.fdopen(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", 0)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                fail(f"cannot resume {path}: its .lock is a link; remove it", code=3)
             if time.monotonic() > deadline:
                 fail(f"{path} is in use by another process, or cannot be written ({error.strerror})", code=6)
         time.sleep(0.2)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import RunArgs, say
-from common.redact import redact, redact_argv
+from common.redact import redact
 
 
 class Sink:
@@ -187,7 +187,7 @@ class Wandb(Sink):
                 allow_val_change=True,
                 project=args.wandb_project,
                 entity=args.wandb_entity,
-                group=args.wandb_group,
+                group=redact(args.wandb_group),
                 name=redact(args.wandb_name) or path.name,
                 tags=redact(list(args.wandb_tags)),
                 notes=redact(args.wandb_notes),
@@ -207,7 +207,7 @@ class Wandb(Sink):
                 ),
             )
 
-        argv, sys.argv = sys.argv, redact_argv(sys.argv)  # W&B keeps the command line
+        argv, sys.argv = sys.argv, redact(sys.argv)  # W&B keeps the command line
         try:
             self.run = init(self.mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:

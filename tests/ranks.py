@@ -228,25 +228,6 @@ def loaded(folder):
     return {"steps": steps, "files": sorted(path.name for path in own.iterdir()), "renamed others": others}
 
 
-def reduced(folder):
-    """Which reductions take the memory that the processes share, and whether gloo's are the same to the bit."""
-    taken = {}
-    for name, size in (("small", 10_000), ("large", distributed.shared.LIMIT // 4 + 1)):
-        mine = REAL["randn"](size, generator=torch.Generator().manual_seed(RANK))
-        theirs = mine.clone()
-        before = distributed._shared.round
-        distributed._all_reduce(mine)
-        torch.distributed.all_reduce(theirs)
-        taken[name] = [distributed._shared.round - before, torch.equal(mine, theirs)]
-    weights = [learnt(train("reinforce_rollout", folder / "shared", total_timesteps=320, num_steps=10))]
-    memory, distributed._shared = distributed._shared, None
-    weights.append(learnt(train("reinforce_rollout", folder / "gloo", total_timesteps=320, num_steps=10)))
-    distributed._shared = memory
-    same = all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
-    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/plainrl-" in line]
-    return {"taken": taken, "same": same, "left": [line for line in maps if "(deleted)" not in line]}
-
-
 def signalled(folder):
     """At which call of must_stop a process learns that the other was asked to stop."""
     run = common.Run.__new__(common.Run)
@@ -272,7 +253,7 @@ def main(folder):
     if WORLD_SIZE > 1:
         results["one KL above, mean below"] = stopped_by_kl(folder, [0.0, 1.9])
         results["one KL above, mean above"] = stopped_by_kl(folder, [0.0, 2.1])
-        for case in (statistics, ended, different_weights, loaded, reduced, signalled):
+        for case in (statistics, ended, different_weights, loaded, signalled):
             results[case.__name__] = case(folder)
     torch.save(results, folder / f"results-{WORLD_SIZE}-{RANK}.pt")
 

@@ -15,7 +15,8 @@ import pytest
 from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools.launch import Job, Pool, Progress, ask, find_run, numbers
+from common.tools.benchmark import Plan
+from common.tools.launch import Job, Pool, Progress, again, ask, find_run, numbers
 
 
 def grid(cwd):
@@ -279,7 +280,7 @@ def test_of_several_directories_the_furthest_is_taken(tmp_path):
         group = "other" if name == "d" else "g"
         (path / "args.json").write_text(json.dumps({"script": "fork", "seed": 1, "wandb_group": group}))
         if finished:
-            (path / "finished.json").touch()
+            (path / "finished.json").write_text("{}")
     wanted = {"seed": 1, "wandb_group": "g"}
     assert find_run(tmp_path, "fork", wanted).name == "E__fork__1__b"
     (tmp_path / "E__fork__1__b" / "finished.json").unlink()
@@ -365,3 +366,45 @@ def test_without_submitit_it_says_what_to_install(fork):
     )
     assert done.returncode == 2
     assert done.stderr == 'error: --slurm needs submitit: pip install -e ".[slurm]"\n'
+
+
+def test_no_file_of_a_benchmark_has_a_secret_and_a_run_with_one_goes_on(fork, monkeypatch):
+    secret = "env-9b1f44c0a1/x"
+    monkeypatch.setenv("SERVICE_TOKEN", secret)
+    bug = 'RuntimeError("a bug in the fork")'
+    source = (
+        (fork / "my_fork.py").read_text().replace(bug, "RuntimeError(os.environ['SERVICE_TOKEN'] + args.wandb_notes)")
+    )
+    (fork / "my_fork.py").write_text(source)
+    words = ["benchmark", "my_fork.py", "--env-ids", "A-v0", "--seeds", "1", "--", "--kind", "crashes_once"]
+    words += ["--wandb-notes", secret]
+    done = tool(*words, cwd=fork, check=1)
+    assert "RuntimeError: [redacted][redacted]" in done.stdout
+    assert "[1/1]" in tool(*words, cwd=fork).stdout
+    files = [path for path in fork.glob("runs/*.benchmark/**/*") if path.is_file()]
+    assert {"plan.json", "my_fork__A-v0__1.log"} < {path.name for path in files}
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_resuming_gives_again_what_args_json_may_not_decide(monkeypatch):
+    flags = ["--env-id", "mine:A-v0", "--allow-env-import", "--seed", "1"]
+    assert again(flags) == ["--allow-env-import"] and again(flags[:2]) == []
+    monkeypatch.setenv("SERVICE_TOKEN", "env-9b1f44c0a1/x")
+    assert again([*flags, "--key", "env-9b1f44c0a1/x"]) == [*flags, "--key", "env-9b1f44c0a1/x"]
+
+
+@pytest.mark.parametrize("plan", ["", "[]", '{"jobs": {"a": 1}}', '{"jobs": {"a": {"script": "x"}}}', "\x00"])
+def test_a_plan_that_is_none_is_one_line(tmp_path, plan, capsys):
+    (tmp_path / "plan.json").write_text(plan)
+    with pytest.raises(SystemExit) as stop:
+        Plan.load(tmp_path)
+    assert stop.value.code == 3 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_lines_of_metrics_that_no_run_wrote_are_passed_over(tmp_path):
+    good = {"global_step": 5, "time": 0.0, "eval/episodic_return": 2.5}
+    lines = ["[]", "x", "1" * 5000, "[" * 9999, '{"global_step": "a"}', '{"global_step": 1e999}', json.dumps(good)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    progress = Progress(tmp_path, 10)
+    progress.update()
+    assert (progress.step, progress.evaluation) == (5, 2.5)

@@ -221,7 +221,7 @@ class FakeEnvs:
     def check_snapshots(self):
         return True
 
-    def state_dict(self, with_snapshots):
+    def state_dict(self, snapshots):
         return {}
 
     def load_state_dict(self, state):

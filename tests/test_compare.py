@@ -143,8 +143,8 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
         (["unfinished", "--finished"], 2, "come to its end"),
-        (["strange"], 3, "not a run directory"),
-        (["broken/seed1.jsonl.gz"], 6, "cannot be read"),
+        (["strange"], 3, "strange is not a run directory"),
+        (["broken/seed1.jsonl.gz"], 3, "cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, words, code, says, monkeypatch, capsys):
@@ -335,6 +335,21 @@ def test_without_evaluations_scores_are_of_the_curve(tmp_path):
 
 def cells_of(table, label):
     return dict(zip(table.header, next(row for row in table.rows if row[0] == label), strict=True))
+
+
+def test_fewer_than_five_runs_on_a_side_are_not_called_better(tmp_path):
+    """5 beside 4, 4 beside 5 and 1 beside 1 have no P(better); 5 beside 5 has one."""
+    for counts, said in (((5, 5), True), ((5, 4), False), ((4, 5), False), ((1, 1), False)):
+        here = tmp_path / f"{counts}"
+        for arm, count in zip(("a", "b"), counts, strict=True):
+            for seed in range(count):
+                value = 1.0 + seed + (arm == "b") * 100
+                make_run(here, f"{arm}{seed}", script=arm, seed=seed, episodes=linear(1), evals=[(1000, value)])
+        comparison = task_of(here, [here])
+        (table,) = [table for table in comparison.tables if "final score" in table.title]
+        shown = cells_of(table, "b")["P(better than a)"]
+        assert (shown == "1.00 [1.00, 1.00]") if said else (shown == "-")
+        assert ("at least 5 runs" in "\n".join(comparison.notes)) is not said
 
 
 def test_tables_hold_what_a_hand_would_compute(folder):

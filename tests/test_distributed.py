@@ -145,11 +145,6 @@ def test_a_checkpoint_counts_if_it_is_committed_and_whole_in_all_processes(both)
     assert [mine["loaded"]["renamed others"] for mine in both[:2]] == [commits, []]
 
 
-def test_the_processes_of_one_machine_reduce_in_shared_memory_as_gloo_does(both):
-    for mine in (both[0]["reduced"], both[1]["reduced"]):
-        assert mine == {"taken": {"small": [1, True], "large": [0, True]}, "same": True, "left": []}
-
-
 def test_threads_of_gloo_end_before_python_does(both):
     """One that still lets go of a tensor when Python is gone aborts the process, after a run without fault."""
     for rank in (0, 1):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -133,3 +134,39 @@ def test_bad_flags_are_one_line(run_dir, words, code, says, capsys, monkeypatch,
     error = capsys.readouterr().err
     assert (stop.value.code, len(error.splitlines())) == (code, 1)
     assert error.startswith("error: ") and says in error
+
+
+def test_each_run_finds_the_modules_that_were_beside_its_script(run_dir, tmp_path, monkeypatch, capsys):
+    """Two runs whose helpers have one name and different numbers; a third, which has none, costs only itself."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    words = []
+    for i, push in enumerate((1.0, 2.0, None)):
+        given, folder, cwd = tmp_path / f"run{i}", tmp_path / f"beside{i}", tmp_path / f"cwd{i}"
+        shutil.copytree(run_dir, given)
+        folder.mkdir(), cwd.mkdir()
+        if push is not None:
+            (folder / "helper_of_mine.py").write_text(f"PUSH = {push}\n")
+            (cwd / "env_of_mine.py").write_text(
+                "import helper_of_mine\nimport gymnasium as gym\n"
+                "class Env(gym.Env):\n"
+                "    observation_space, action_space = gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2)\n"
+                "    def reset(self, seed=None, options=None):\n"
+                "        return self.observation_space.sample(), {}\n"
+                "    def step(self, action):\n"
+                "        return self.observation_space.sample(), helper_of_mine.PUSH, True, False, {}\n"
+                "gym.register('Mine-v0', Env)\n"
+            )
+        script = given / "source" / "dqn.py"
+        script.write_text(script.read_text() + "\nimport helper_of_mine\n")
+        facts = json.loads((given / "args.json").read_text())
+        facts |= {"env_id": "env_of_mine:Mine-v0", "folder": str(folder), "cwd": str(cwd)}
+        (given / "args.json").write_text(json.dumps(facts))
+        words.insert(0, str(given))
+    before = sys.path[:]
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*words, "--allow-env-import", "--json", str(tmp_path / "scores.json")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 3 and "No module named 'helper_of_mine'" in error and "1 of 3 runs" in error
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [(score["run"], score["mean"]) for score in scores] == [("run1", 2.0), ("run0", 1.0)]
+    assert sys.path == before and "helper_of_mine" not in sys.modules

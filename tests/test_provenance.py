@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, only_run, run_script
 from test_run import of_kind, wandb_records
 
-from common.provenance import PARENTS, keep_source, parent_of
+from common import provenance
+from common.provenance import PARENTS, is_saved_source, keep_source, parent_of
 
 ALGOS = ROOT / "algos"
 
@@ -105,3 +106,46 @@ def test_a_run_of_a_fork_tells_its_parent_in_args_json_and_wandb(tmp_path):
     (run,) = of_kind(records, "run")
     assert run["config"]["update"]["parent"] == parent
     assert (folder / "files" / "source" / "parent.diff").exists()
+
+
+def repository(folder):
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_source_and_changes_keep_their_bytes(tmp_path):
+    code = ("# -*- coding: latin-1 -*-\n" + edited("dqn.py", 0.1) + "# \xe9\n").encode("latin-1", "replace")
+    (tmp_path / "fork.py").write_bytes(code)
+    (tmp_path / "notes.txt").write_text("plain\n")
+    (tmp_path / "two\nlines").write_bytes(b"a\n")
+    repository(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"caf\xe9 \xff\n")
+    (tmp_path / "two\nlines").write_bytes(b"\x00\x01")
+    facts = keep_source(tmp_path / "fork.py", tmp_path / "source")
+    assert (tmp_path / "source" / "fork.py").read_bytes() == code and facts["parent"]["script"] == "dqn.py"
+    assert b"\n+# \xe9\n" in (tmp_path / "source" / "parent.diff").read_bytes()
+    changes = (tmp_path / "source" / "uncommitted.diff").read_bytes()
+    assert b"-plain\n+caf\xe9 \xff\n" in changes and b"Binary files" in changes
+    assert is_saved_source(tmp_path / "fork.py", tmp_path)
+    (tmp_path / "fork.py").write_bytes(code + b"\n")
+    assert not is_saved_source(tmp_path / "fork.py", tmp_path)
+
+
+def test_changes_that_are_too_long_are_cut_at_a_line_and_that_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "table.csv").write_text("")
+    (tmp_path / "fork.py").write_text("import common\n")
+    repository(tmp_path)
+    (tmp_path / "table.csv").write_text("0123456\n" * 100_000)
+    monkeypatch.setattr(provenance, "MOST_CHANGES", 10_000)
+    keep_source(tmp_path / "fork.py", tmp_path / "source")
+    lines = (tmp_path / "source" / "uncommitted.diff").read_text().splitlines()
+    assert lines[-1] == "[the rest is left out: it is too long]" and lines[-2] == "+0123456" and len(lines) < 1200
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "first 10,000 bytes" in warning
+
+
+def test_a_script_that_is_gone_costs_a_warning(tmp_path, capsys):
+    facts = keep_source(tmp_path / "gone.py", tmp_path / "source")
+    assert facts == {"git_commit": None, "parent": None} and not list((tmp_path / "source").iterdir())
+    assert "gone.py cannot be read" in capsys.readouterr().err

@@ -482,13 +482,16 @@ def test_probability_of_improvement_against_counting():
 
 
 def test_the_sentence_claims_no_more_than_the_interval():
-    up, flat, down = [11.0, 12.0, 13.0], [1.0, 12.0, 9.0], [1.0, 2.0, 3.0]
+    up, flat, down = [11.0, 12.0, 13.0, 14.0, 15.0], [1.0, 12.0, 19.0, 14.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]
     assert verdict.sentence(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
     assert verdict.sentence(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
     assert verdict.sentence(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
-    assert "in the sweep it had had 20, of which 8 did not come back" in verdict.sentence(up, down, 20.0)
+    assert "in the sweep it had had 20, of which 7 did not come back" in verdict.sentence(up, down, 20.0)
     assert "in the sweep" not in verdict.sentence(up, down, 12.0)
-    assert verdict.sentence([5.0], down, 5.0) == "One run of each shows nothing: use more --fresh-seeds."
+    for ours, theirs in ((up[:4], down), (up, down[:4]), ([5.0], [1.0])):
+        said = verdict.sentence(ours, theirs, 20.0)
+        assert said.startswith(f"No verdict from {len(ours)} and {len(theirs)} runs, difference +")
+        assert "at least 5 runs" in said and "beats" not in said and "probability" not in said
 
 
 def test_product_is_the_product():
@@ -535,3 +538,23 @@ def test_workers_with_folders_of_their_own_share_a_postgresql(fork, tmp_path_fac
     finally:
         server.terminate()
         server.wait()
+
+
+def test_no_file_of_a_sweep_has_a_secret_and_two_runs_beside_two_are_no_verdict(fork, monkeypatch):
+    secret = "env-9b1f44c0a1/x"
+    monkeypatch.setenv("SERVICE_TOKEN", secret)
+    source = (fork / "my_fork.py").read_text()
+    spoken = (
+        "    print('with', os.environ['SERVICE_TOKEN'], flush=True)\n    if args.learning_rate == 2e-3:\n        raise "
+    )
+    spoken += "RuntimeError(os.environ['SERVICE_TOKEN'])\n"
+    (fork / "my_fork.py").write_text(source.replace("    stopped = []\n", f"    stopped = []\n{spoken}"))
+    search = "learning_rate=1e-2,1e-3,2e-3"
+    words = ["sweep", "my_fork.py", "--search", search, "--method", "grid", "--seeds", "1", "--retries", "0"]
+    words += ["--fresh-seeds", "1001-1002", "--workers", "2", "--", "--wandb-notes", secret, "--gamma", "0.92"]
+    done = tool(*words, cwd=fork)
+    assert "No verdict from 2 and 2 runs, difference +1" in done.stdout and "beats" not in done.stdout
+    files = [path for path in fork.glob("runs/*.sweep/**/*") if path.is_file()]
+    assert {"study.db", "report.md", "results.json"} < {path.name for path in files} and secret not in done.stdout
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+    assert sum(b"with [redacted]" in path.read_bytes() for path in files) >= 5

@@ -261,27 +261,19 @@ class Faulty(gym.Env):
 
 
 class Hidden(gym.Env):
-    """Keeps its time where nobody can look, in an object without attributes, and shows it.
+    """Keeps its time where nobody can look, in an object without attributes; its first observation is drawn."""
 
-    Either at every step, and its first observation is drawn; or only by the first observation of an episode.
-    """
-
-    def __init__(self, when="step"):
-        self.when = when
+    def __init__(self):
         self.clock = itertools.count()
         self.observation_space = Box(0, np.inf, (1,), np.float64)
         self.action_space = Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return self.np_random.uniform(size=1) if self.when == "step" else self.show(), {}
-
-    def show(self):
-        return np.array([float(next(self.clock))])
+        return self.np_random.uniform(size=1), {}
 
     def step(self, action):
-        time = self.show()
-        return time if self.when == "step" else np.zeros(1), 1.0, False, False, {}
+        return np.array([float(next(self.clock))]), 1.0, False, False, {}
 
 
 class Global(gym.Env):
@@ -374,7 +366,6 @@ _register("Lives-v0", Lives)
 _register("Broken-v0", Broken)
 _register("Stuck-v0", Stuck)
 _register("Hidden-v0", Hidden, max_episode_steps=35)
-_register("Hidden-at-reset-v0", Hidden, kwargs={"when": "reset"})
 _register("Global-v0", Global)
 _register("Slow-v0", Slow)
 for _kind in (

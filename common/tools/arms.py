@@ -12,7 +12,7 @@ from common.tools.runs import Run
 NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}
 NOT_THE_METHOD |= {"eval_episodes", "eval_interval", "log_interval", "save_interval", "async_envs", "env_timeout"}
 NOT_THE_METHOD |= {"runs_dir", "allow_env_import", "env_id", "script", "device", "threads", "versions", "git_commit"}
-NOT_THE_METHOD |= {"common", "exp_name", "parent"}
+NOT_THE_METHOD |= {"common", "exp_name", "parent", "folder", "cwd"}
 TOLD_APART = 60  # characters of a label that is made of hyperparameters
 
 

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.redact import redact
+from common.provenance import is_saved_source
+from common.redact import REDACTED, redact
 from common.tools.launch import (
     INCIDENTAL,
     OWN_FLAGS,
@@ -90,7 +91,15 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
-        saved = read_json(folder / "plan.json") or {"jobs": {}}
+        """Ends the process with code 3 if plan.json is there and is no plan."""
+        saved = read_json(folder / "plan.json") if (folder / "plan.json").exists() else {"jobs": {}}
+        try:
+            for job in saved["jobs"].values():
+                job["script"], job["flags"] + [], int(job["wanted"]["total_timesteps"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fail(
+                f"{folder / 'plan.json'} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3
+            )
         return cls(folder, folder.parent, saved["jobs"])
 
     def add(self, jobs: dict[str, dict[str, Any]]) -> None:
@@ -107,6 +116,8 @@ class Plan:
                     differ.insert(0, f"the script was {known['script']}, now {job['script']}")
                 if differ:
                     fail(f"{self.folder} has another {key}: {', '.join(differ)}; choose another --wandb-group")
+                if REDACTED in json.dumps(known["flags"]):  # the file does not keep secrets, this command has them
+                    self.jobs[key] = job
             write_file(self.folder / "plan.json", json.dumps({"jobs": self.jobs}, indent=1) + "\n")
 
 
@@ -243,13 +254,11 @@ def _refuse_mixtures(jobs: list[Job]) -> None:
     for job in jobs:
         if not job.finished():
             continue
-        copy = job.run_dir / "source" / job.script.name  # type: ignore[operator]
-        with contextlib.suppress(OSError):
-            if copy.read_text("utf-8") != redact(job.script.read_text("utf-8")):
-                fail(
-                    f"{job.script.name} has changed since {job.run_dir} was finished (it ran {copy}): "
-                    "choose another --wandb-group, or put the script back"
-                )
+        if not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
+            fail(
+                f"{job.script.name} has changed since {job.run_dir} was finished: choose another --wandb-group, or put "
+                f"the script back (the run has it in {job.run_dir}/source)"
+            )
 
 
 def _commit(script: Path) -> list[str]:
@@ -257,7 +266,7 @@ def _commit(script: Path) -> list[str]:
     words = ["git", "describe", "--tags", "--always", "--dirty"]
     try:
         done = subprocess.run(words, cwd=script.resolve().parent, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, ValueError):
         return []
     return [done.stdout.strip()[:60]]
 
@@ -314,6 +323,8 @@ def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
                 break
     cluster = options.pop("cluster", "slurm")
     todo = [job for job in jobs if not job.finished()]
+    if any(redact(job.flags) != job.flags for job in todo):
+        fail("--slurm: a secret is among the script's flags, and plan.json keeps none: let the script read it itself")
     if not todo:
         _summary(jobs, [])
         return

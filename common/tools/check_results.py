@@ -14,7 +14,8 @@ means: p is at most --level, 0.01. Whatever scores look like, a script that lear
 that probability, for each row. PASS means that no drop was found; the interval says how large a one may be missed.
 4 times in 5 the test finds a drop of 2.7 standard deviations with five runs beside five stored ones, of 2.0 with five
 beside ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of
-five beside ten good ones. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+five beside ten good ones. Fewer than five new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of
+a run that failed.
 """
 
 import difflib
@@ -34,6 +35,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
+from common.files import read_json, read_object
 from common.provenance import ALGOS, versions
 from common.tools.benchmark import run_all
 from common.tools.launch import (
@@ -49,12 +51,13 @@ from common.tools.launch import (
     sanitized,
 )
 from common.tools.runs import read_lines
-from common.tools.stats import permutation, runs_needed
+from common.tools.stats import FEW, permutation, runs_needed
 from common.tools.tables import Table, number, text
 
-FRESH = range(5, 11)  # how many fresh seeds are run without being asked for
+MOST = 10  # fresh seeds that are run without being asked for
 # What args.json says of a run besides its arguments.
 FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
+FACTS |= {"folder", "cwd"}
 # Arguments that are not repeated. Films change no score; which module may be imported, the user says.
 NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
 
@@ -102,7 +105,7 @@ class Row:
 def read_row(folder: Path, name: str) -> Row:
     """Raises ValueError, with the reason, if it cannot be run again."""
     try:
-        kept = json.loads((folder / "runs.json").read_text("utf-8"))
+        kept = read_json(folder, "runs.json")
         scores = {int(run["seed"]): float(run["eval_return"]) for run in kept}
         facts = [run["args"] for run in kept]
         seconds = [float(run["training_seconds"]) for run in kept]
@@ -146,13 +149,13 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
         return given or [*row.scores]
     if known := set(given) & set(row.scores):
         fail(f"{row.name} has seed {min(known)} itself: give others, or --same-seeds")
-    least = runs_needed(len(row.scores), args.level)
+    least = max(FEW, runs_needed(len(row.scores), args.level))
     fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
-    given = given or [*itertools.islice(fresh, min(max(FRESH[0], least), FRESH[-1]))]
+    given = given or [*itertools.islice(fresh, min(least, MOST))]
     if len(given) < least:
         fail(
-            f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} the test finds nothing with "
-            f"fewer than {least} new ones; give so many --seeds, or a higher --level"
+            f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} a comparison takes at least "
+            f"{least} new ones; give so many --seeds, or more of them at a higher --level"
         )
     return given
 
@@ -191,8 +194,11 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
 def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
     """Whether a run's training returns and evaluations, and their steps, are those of the stored run of its seed."""
     keys = ("charts/episodic_return", "eval/episodic_return")
-    then = read_lines(row.folder / f"seed{job.wanted['seed']}.jsonl.gz", keys).rows
-    now = read_lines(run_dir / "metrics.jsonl", keys).rows
+    try:
+        then = read_lines(row.folder / f"seed{job.wanted['seed']}.jsonl.gz", keys).rows
+        now = read_lines(run_dir / "metrics.jsonl", keys).rows
+    except OSError as error:
+        fail(f"{error.filename} cannot be read: {error.strerror}", code=6)
     return all(np.array_equal(then[key][[0, 2]], now[key][[0, 2]]) for key in keys)
 
 
@@ -204,7 +210,7 @@ def changes(row: Row, run_dirs: list[Path]) -> str:
         facts = [{**fact, **(run.get("versions") or {})} for fact, run in zip(facts, runs, strict=True)]
         return {key: "/".join(sorted({str(fact.get(key)) for fact in facts})) for key in set().union(*facts)}
 
-    old, new = seen(row.facts), seen([json.loads((path / "args.json").read_text("utf-8")) for path in run_dirs])
+    old, new = seen(row.facts), seen([read_object(path, "args.json") for path in run_dirs])
     keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     diff = run_dirs[0] / "source" / "uncommitted.diff"
     edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
@@ -220,9 +226,10 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
         print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
         return 1
     same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
-    shift, possible = permutation(stored, new, args.level), len(new) >= runs_needed(len(stored), args.level)
+    shift, least = permutation(stored, new, args.level), max(FEW, runs_needed(len(stored), args.level))
+    possible = len(new) >= least
     word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
-    print(f"{word}  {row.name}" + " (better)" * (shift.better <= args.level))
+    print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
     for name, scores in (("stored", stored), ("new", new)):
         each = " ".join(f"{score:.1f}" for score in scores)
         print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
@@ -232,7 +239,10 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
             f"{number(shift.high)}; one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
         )
     else:
-        print(f"      {len(new)} runs beside {len(stored)} are too few for the test at --level {args.level:g}")
+        print(
+            f"      difference {shift.difference:+.4g}; no verdict from {len(new)} runs beside {len(stored)}: a "
+            f"comparison at --level {args.level:g} takes at least {least} new ones"
+        )
     if args.same_seeds:
         print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
     print(f"      changed since: {changes(row, run_dirs)}")

@@ -26,14 +26,15 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
+from common.redact import redact
 from common.tools import stats
 from common.tools.arms import group
 from common.tools.measure import Task, measure
-from common.tools.runs import Run, find
+from common.tools.runs import Run, find, unreadable
 from common.tools.tables import Table, number, span, text, whole
 
-FEW = 5  # runs; with n of them a bootstrap's spread is too small by the factor sqrt((n - 1) / n), and coarse besides
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
+NOT_SHOWN |= {"folder", "cwd"}
 
 
 @dataclass
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
     for table in comparison.tables:
         print(text(table) + "\n")
     print("\n".join(comparison.notes))
-    command = shlex.join(["python", "-m", "common", "compare", *argv])
+    command = redact(shlex.join(["python", "-m", "common", "compare", *argv]))
     try:
         if args.markdown is not None:
             args.markdown.write_text(markdown(comparison, command), "utf-8")
@@ -107,6 +108,8 @@ def main(argv: list[str]) -> None:
     for path in (args.markdown, args.plot, args.html):
         if path is not None:
             print(path)
+    if unreadable:
+        fail(f"left out: {'; '.join(unreadable)}", code=3)
 
 
 def check(args: Args) -> None:
@@ -148,6 +151,8 @@ def compare(runs: list[Run], args: Args) -> Comparison:
         if task is not None:
             comparison.tasks.append(task)
     if not comparison.tasks:
+        if unreadable:
+            fail(unreadable[0], code=3)
         fail(f"none of these runs has logged {args.metric} yet")
     for task in comparison.tasks:
         comparison.tables += task_tables(task, args)
@@ -165,8 +170,11 @@ def compare(runs: list[Run], args: Args) -> Comparison:
         "the runs had reached it.",
         *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
     ]
-    if any(1 < len(cell.runs) < FEW for task in comparison.tasks for cell in task.cells.values()):
-        comparison.notes.append(f"Fewer than {FEW} runs: a bootstrap of so few is too narrow.")
+    counts = [len(cell.runs) for task in comparison.tasks for cell in task.cells.values()]
+    if any(1 < count < stats.FEW for count in counts):
+        comparison.notes.append(f"Fewer than {stats.FEW} runs: a bootstrap of so few is too narrow.")
+    if len(arms) > 1 and (few := stats.too_few(*counts)):
+        comparison.notes.append(f"P(better) is left out where there are fewer runs: {few}.")
     return comparison
 
 
@@ -280,6 +288,8 @@ def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args
 
 
 def better(mine: stats.Tasks, theirs: stats.Tasks, args: Args) -> str:
+    if stats.too_few(*map(len, [*mine, *theirs])):
+        return "-"
     bounds = stats.interval(stats.probability_of_improvement, mine, theirs, reps=args.bootstrap)
     interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if math.isfinite(bounds[0]) else ""
     return f"{stats.probability_of_improvement(mine, theirs):.2f}{interval}"

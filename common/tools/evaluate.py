@@ -9,15 +9,18 @@ Each environment plays a fixed share of the episodes: the first to end would be 
 Runs the script saved in RUN_DIR/source: only for runs you trust.
 """
 
+import contextlib
 import json
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import RunArgs, fail, parse
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Args:
     """episodes to play with each policy (default: the run's --eval-episodes)"""
     seed: int | None = None
     """seed of the environments (default: the run's)"""
+    max_steps: int | None = None
+    """steps after which an episode is cut, its return so far counts; 0: never (default: the run's --eval-max-steps)"""
     num_envs: int = 10
     """environments played at once; which episodes are played depends on it"""
     async_envs: bool = False
@@ -38,6 +43,8 @@ class Args:
     """film the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
     json: Path | None = None
     """write every return and length, and the table, to this file"""
+    allow_env_import: bool = False
+    """let an env id of the form module:Env-v0 import (that is, run) that module"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -57,6 +64,8 @@ def main(argv: list[str]) -> None:
         fail("--episodes must be at least 1")
     if args.num_envs < 1:
         fail("--num-envs must be at least 1")
+    if args.max_steps is not None and args.max_steps < 0:
+        fail("--max-steps must be at least 0")
     if args.seed is not None and args.seed < 0:
         fail("--seed must be at least 0")
     if args.render == "human" and not has_screen():
@@ -76,11 +85,12 @@ def main(argv: list[str]) -> None:
     failed = 0
     for path in args.run_dirs:
         try:
-            score = play_run(path, args, several)
-        except SystemExit as stop:  # said why, in one line; the other runs are still worth playing
+            with modules_of_their_own():
+                score = play_run(path, args, several)
+        except SystemExit as stop:  # printed why, in one line; the other runs are still worth playing
             if not several:
                 raise
-            failed = failed or int(stop.code or 1)
+            failed = failed or (stop.code if isinstance(stop.code, int) and stop.code else 1)
             continue
         scores.append(score)
         if several:
@@ -103,31 +113,54 @@ def main(argv: list[str]) -> None:
         fail(f"{len(args.run_dirs) - len(scores)} of {len(args.run_dirs)} runs could not be played", failed)
 
 
+@contextlib.contextmanager
+def modules_of_their_own() -> Iterator[None]:
+    """What one run imports from its folders, another does not get: theirs may have the same names."""
+    before, known = sys.path[:], set(sys.modules)
+    try:
+        yield
+    finally:
+        added = set(sys.path) - set(before)
+        sys.path[:] = before
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+            if file and added & {str(Path(file).parent), str(Path(file).parent.parent)}:
+                sys.modules.pop(name)
+
+
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """The returns of one run's policy and what they come to; seconds do not count making the network."""
     from common.evaluation import play
     from common.policy import load_policy
     from common.tools.stats import iqm
 
-    policy, run = load_policy(path)
+    policy, run = load_policy(path, args.allow_env_import)
     name = path.resolve().name
     video = args.video
-    if several and video is not None:
-        video = video / f"{name}.mp4"
-    episodes = args.episodes or run["eval_episodes"] or 10
-    seed = run["seed"] if args.seed is None else args.seed
+    if video is not None:  # a folder of the user's may be a link, one of a run may not
+        video = video.resolve() / f"{name}.mp4" if several else video.parent.resolve() / video.name
+    try:
+        episodes = args.episodes or int(run["eval_episodes"]) or 10
+        seed = int(run["seed"]) if args.seed is None else args.seed
+        max_steps = int(run.get("eval_max_steps", RunArgs.eval_max_steps)) if args.max_steps is None else args.max_steps
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"args.json of {path} does not say how its policy was evaluated: {error!r}", code=3)
     began = time.monotonic()
-    returns, lengths = play(
-        policy,
-        run["env_id"],
-        episodes,
-        seed,
-        video,
-        run["allow_env_import"],
-        human=args.render == "human",
-        num_envs=args.num_envs,
-        async_envs=args.async_envs,
-    )
+    try:
+        returns, lengths = play(
+            policy,
+            run["env_id"],
+            episodes,
+            seed,
+            video,
+            args.allow_env_import,
+            human=args.render == "human",
+            num_envs=args.num_envs,
+            async_envs=args.async_envs,
+            max_steps=max_steps,
+        )
+    except Exception as error:
+        fail(f"the policy in {path} cannot be played: {type(error).__name__}: {error}", code=1)
     return {
         "run": name,
         "script": run["script"],

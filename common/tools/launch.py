@@ -21,8 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common import files
 from common.args import fail
-from common.redact import redact
+from common.files import finished_step, open_file, write_atomically
+from common.redact import REDACTED, redact
+from common.redact import __file__ as redaction
 
 # What a tool sets itself for each run.
 OWN_FLAGS = {"seed", "runs_dir", "wandb_group", "wandb_tags", "resume"}
@@ -31,6 +34,7 @@ INCIDENTAL = OWN_FLAGS | {"track", "cuda", "torch_threads", "debug", "wandb_proj
 INCIDENTAL |= {"wandb_notes"}
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
+WRITES_ON = 5  # seconds that the log of a run which has ended is waited for
 
 
 @dataclass
@@ -136,6 +140,13 @@ def jsonable(value: Any) -> Any:
     return redact(json.loads(json.dumps(value, default=str)))
 
 
+def again(flags: list[str]) -> list[str]:
+    """Those of a run's flags that resuming it takes anew, as args.json does not have them or is not to decide them."""
+    if redact(flags) != flags:
+        return flags
+    return [word for word in flags if word.replace("_", "-") in ("--allow-env-import", "--no-allow-env-import")]
+
+
 def find_run(runs_dir: Path, stem: str, wanted: dict[str, Any]) -> Path | None:
     """The run directory of script `stem` whose args.json agrees with `wanted`; of several, the furthest."""
     middle = sanitized(f"__{stem}__{wanted['seed']}__")
@@ -145,33 +156,32 @@ def find_run(runs_dir: Path, stem: str, wanted: dict[str, Any]) -> Path | None:
             if middle not in name:
                 continue
             facts = read_json(runs_dir / name / "args.json")
-            if facts and facts.get("script") == stem and all(facts.get(key) == wanted[key] for key in wanted):
+            if (
+                isinstance(facts, dict)
+                and facts.get("script") == stem
+                and all(facts.get(key) == wanted[key] for key in wanted)
+            ):
                 checkpoints = sorted(path.name for path in (runs_dir / name).glob("checkpoints/step-*.pt"))
                 found.append((is_finished(runs_dir / name), checkpoints[-1:], name))
     return runs_dir / max(found)[2] if found else None
 
 
 def is_finished(run_dir: Path) -> bool:
-    return (run_dir / "finished.json").exists()
+    return finished_step(run_dir) is not None
 
 
 def read_json(path: Path) -> Any:
-    """None if it is not there, or cut short."""
+    """None if it is not there, cut short, or no file of JSON at all."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return files.read_json(path.parent, path.name)
     except (OSError, ValueError):
         return None
 
 
 def write_file(path: Path, text: str) -> None:
-    """All of it or nothing, whenever the process is killed."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """All of it or nothing, whenever the process is killed; without secrets."""
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_atomically(path, redact(text).encode("utf-8", "surrogateescape"))
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}", code=6)
 
@@ -226,7 +236,7 @@ class Progress:
     def update(self) -> None:
         """Reads the whole lines that are new. A resumed run cuts the file back to its checkpoint: then all of them."""
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path.parent, self.path.name) as file:
                 if file.seek(0, os.SEEK_END) < self.offset:
                     self._clear()
                 file.seek(self.offset)
@@ -236,13 +246,21 @@ class Progress:
         whole = whole[: whole.rfind(b"\n") + 1]
         self.offset += len(whole)
         for line in whole.splitlines():
-            row = json.loads(line)
-            self.step = max(self.step, row["global_step"])
-            self.evaluation = row.get("eval/episodic_return", self.evaluation)
-            if row.get("charts/episodic_return") is not None:
-                part = min(max(row["global_step"] * self.PARTS - 1, 0) // self.total, self.PARTS - 1)
-                self.sums[part] += row["charts/episodic_return"]
-                self.counts[part] += 1
+            with contextlib.suppress(
+                ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError
+            ):  # a line that no run wrote
+                self._take(json.loads(line))
+
+    def _take(self, row: dict[str, Any]) -> None:
+        step, episode = int(row["global_step"]), row.get("charts/episodic_return")
+        self.step = max(self.step, step)
+        if "eval/episodic_return" in row:
+            score = row["eval/episodic_return"]
+            self.evaluation = None if score is None else float(score)
+        if episode is not None:
+            part = min(max(step * self.PARTS - 1, 0) // self.total, self.PARTS - 1)
+            self.sums[part] += float(episode)
+            self.counts[part] += 1
 
     @property
     def share(self) -> float:
@@ -267,6 +285,7 @@ class Job:
     log: Path
     lock: Path
     process: subprocess.Popen | None = None
+    writer: subprocess.Popen | None = None  # of its log
     worker: int = 0
     code: int | None = None
     run_dir: Path | None = None
@@ -350,11 +369,16 @@ class Pool:
             job.run_dir = job.progress = None  # what was there before may have been another attempt's
             if job.finished():
                 return False
-            words = ["--resume", str(job.run_dir)] if job.run_dir is not None else job.flags
+            words = job.flags if job.run_dir is None else ["--resume", str(job.run_dir), *again(job.flags)]
             command = [sys.executable, str(job.script), *words]
+            if REDACTED in shlex.join(words):
+                fail(f"{job.name} has a secret among its flags, which no file keeps: let the script read it itself")
             job.worker = self.free.pop(0)
-            with job.log.open("a") as log:
-                log.write(f"$ {shlex.join(command)}\n")
+            # A process of its own leaves secrets out of the log: a run must not lose its output with this tool.
+            filtered = [sys.executable, "-I", redaction, str(job.log)]
+            job.writer = subprocess.Popen(filtered, stdin=subprocess.PIPE, start_new_session=True)
+            with job.writer.stdin as log:  # type: ignore[union-attr]
+                log.write(f"$ {shlex.join(command)}\n".encode("utf-8", "surrogateescape"))
                 log.flush()
                 job.process = subprocess.Popen(
                     command,
@@ -381,6 +405,8 @@ class Pool:
                 stop(job)
         ended = [job for job in self.jobs if job.process.poll() is not None]  # type: ignore[union-attr]
         for job in ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that the run left behind may write on
+                job.writer.wait(WRITES_ON)  # type: ignore[union-attr]
             code = job.process.returncode  # type: ignore[union-attr]
             job.code = code if code >= 0 else 128 - code
             self.jobs.remove(job)

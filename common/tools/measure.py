@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.tools import stats
-from common.tools.runs import Metrics, Run, duplicates
+from common.tools.runs import Metrics, Run, duplicates, unreadable
 
 POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
 CURVE_REPS = 1000  # bootstrap draws at each of them
@@ -79,7 +79,12 @@ def measure(
     read: list[tuple[str, Run, Metrics]] = []
     for label, mine in arms.items():
         for run in mine:
-            metrics = run.read([metric, score])
+            try:
+                metrics = run.read([metric, score])
+            except OSError as error:
+                unreadable.append(f"{run.name}: its metrics cannot be read ({error.strerror or error})")
+                notes.append(f"{unreadable[-1]}; it is left out.")
+                continue
             read.append((label, run, metrics))
             if metrics.broken:
                 notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")

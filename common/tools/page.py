@@ -1,6 +1,7 @@
 """A comparison as one HTML page that opens from a file, without a network or an account."""
 
 import base64
+import contextlib
 import difflib
 import html
 import json
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.files import data_file, read_file
 from common.tools.figure import style
 from common.tools.runs import Run
 from common.tools.tables import Table, number
@@ -21,6 +23,9 @@ from common.tools.tables import Table, number
 if TYPE_CHECKING:
     from common.tools.compare import Comparison
     from common.tools.measure import Cell
+
+
+MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
 
 
 def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
@@ -133,13 +138,30 @@ def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
 def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
     middle = float(np.median(cell.final))
     for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
-        films = sorted(one.run.path.glob("videos/*[0-9].mp4")) if one.run.path else []
-        if films:
-            step = int(films[-1].stem.rpartition("-")[2])
-            return films[
-                -1
-            ].resolve(), f"seed {one.run.seed()} at step {step:,}; this run's score is {number(one.final)}"
+        for name in sorted(_names(one.run.path, "videos"), reverse=True):
+            if match := re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII):
+                with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
+                    film = data_file(one.run.path, f"videos/{name}")  # type: ignore[arg-type]
+                    caption = (
+                        f"seed {one.run.seed()} at step {int(match[1]):,}; this run's score is {number(one.final)}"
+                    )
+                    return film.resolve(), caption
     return None, ""
+
+
+def _names(folder: Path | None, inside: str) -> list[str]:
+    try:
+        return os.listdir(folder / inside) if folder else []
+    except OSError:
+        return []
+
+
+def _read(run: Run, name: str) -> str | None:
+    """The text of a file of a run; None if it has none that can be shown."""
+    try:
+        return read_file(run.path, name, MOST_CODE).decode("utf-8", "replace") if run.path else None
+    except (OSError, ValueError):
+        return None
 
 
 def _diffs(arms: dict[str, list[Run]]) -> str:
@@ -156,9 +178,9 @@ def _diffs(arms: dict[str, list[Run]]) -> str:
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
             parts.append(_diff(f"{label} against {first}", list(lines)))
     for label, runs in arms.items():
-        kept = next((path for run in runs if run.path and (path := run.path / "source" / "parent.diff").exists()), None)
-        if kept is not None and not (base and kept.read_text("utf-8").startswith(f"--- algos/{base[0][0]}")):
-            parts.append(_diff(f"{label} against the script it was forked from", kept.read_text("utf-8").splitlines()))
+        kept = next((text for run in runs if (text := _read(run, "source/parent.diff")) is not None), None)
+        if kept is not None and not (base and kept.startswith(f"--- algos/{base[0][0]}")):
+            parts.append(_diff(f"{label} against the script it was forked from", kept.splitlines()))
     if not parts and others:
         known = [label for label, found in sources.items() if found]
         same = "All arms ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
@@ -178,8 +200,8 @@ def _sources(runs: list[Run]) -> list[tuple[str, str]]:
     """Name and text of each version of the script that the runs ran, most frequent first."""
     count: dict[tuple[str, str], int] = {}
     for run in runs:
-        script = run.path / "source" / f"{run.script}.py" if run.path else None
-        if script is not None and script.exists():
-            key = (script.name, script.read_text("utf-8", errors="replace"))
+        code = _read(run, f"source/{run.script}.py")
+        if code is not None:
+            key = (f"{run.script}.py", code)
             count[key] = count.get(key, 0) + 1
     return sorted(count, key=lambda key: -count[key])

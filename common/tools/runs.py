@@ -3,8 +3,11 @@
 A run's arguments are read when it is found, its metrics only when it is compared.
 """
 
+import contextlib
+import errno
 import gzip
 import json
+import math
 import os
 import queue
 import sys
@@ -18,9 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from common.args import fail, read_facts, warn
+from common.args import fail, warn
+from common.files import finished_step, open_file, read_json, read_object
 from common.sinks import wandb_service
 
+LINE = 1_000_000  # bytes; a longer line of metrics is none
+NO_ROW = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+unreadable: list[str] = []  # of runs that were named to `find`, or found by it, and cannot be read: which and why
 W_AND_B_TIMEOUT = 60  # seconds; a server that refuses connections takes wandb 20
 
 
@@ -60,8 +67,10 @@ class Run:
 def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
     """The runs that the words of a command line mean, each once, in the order of the words.
 
+    A run directory that is named and cannot be read gets a line in `unreadable`.
     Ends the process with code 2 or 3 and one line if a word means no run.
     """
+    unreadable.clear()
     known: list[Run] = []  # below runs_dir, read once for all words
 
     def below() -> list[Run]:
@@ -83,6 +92,8 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
         for run in _meant(meant, below):
             run.arm = run.arm or arm or None
             found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
+    if unreadable and not found:
+        fail(unreadable[0], code=3)
     return list(found.values())
 
 
@@ -94,17 +105,20 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
         found = [run for run in below() if run.script == path.stem]
         if not found:
             fail(f"there is no run of {path.stem} in the folder of runs: train it first, or give --runs-dir")
-    elif (path / "args.json").exists():
+    elif os.path.lexists(path / "args.json"):
         try:
-            return [_directory(path, read_facts(word))]
-        except (KeyError, TypeError):
-            fail(f"{word} is not a run directory: its args.json has no env_id or script", code=3)
+            return [_directory(path)]
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{word} is not a run directory: its args.json cannot be read ({error})")
+            return []
     elif path.is_dir():
         found = list(walk(path))
         if not found:
             fail(f"there is no run below {path}", code=3)
     elif path.name.endswith(".jsonl.gz") and path.exists():
-        return [run for run in results(path.parent) if run.name == str(path)]
+        with contextlib.suppress(OSError, ValueError):
+            return [run for run in results(path.parent) if run.name == str(path)]
+        fail(f"{path.parent} has no results: its runs.json cannot be read", code=3)
     else:
         found = [run for run in below() if run.facts.get("wandb_group") == word]
         if not found:
@@ -123,13 +137,16 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
     if (here.st_dev, here.st_ino) in seen:  # a link that leads back
         return
     seen.add((here.st_dev, here.st_ino))
-    if (folder / "args.json").exists():
+    if os.path.lexists(folder / "args.json"):
         try:
-            yield _directory(folder, json.loads((folder / "args.json").read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield _directory(folder)
+        except (OSError, ValueError) as error:
             warn(f"{folder} is left out, its args.json cannot be read: {error}")
-    elif (folder / "runs.json").exists():
-        yield from results(folder)
+    elif os.path.lexists(folder / "runs.json"):
+        try:
+            yield from results(folder)
+        except (OSError, ValueError) as error:
+            warn(f"{folder} is left out, its runs.json cannot be read: {error}")
     else:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -141,55 +158,66 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
                 yield from walk(Path(entry.path), seen)
 
 
-def _directory(path: Path, facts: dict[str, Any]) -> Run:
-    facts["env_id"], facts["script"]  # KeyError: it is the args.json of something else
-    return Run(
-        path.name,
-        facts,
-        (path / "finished.json").exists(),
-        lambda keys: read_lines(path / "metrics.jsonl", keys),
-        path,
-    )
+def _directory(path: Path) -> Run:
+    """Raises OSError or ValueError if its args.json is not that of a run."""
+    facts = checked(read_object(path, "args.json"))
+    return Run(path.name, facts, finished_step(path) is not None, partial(read_lines, path / "metrics.jsonl"), path)
+
+
+def checked(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run, where those that the tools go by are of the right kind; else ValueError."""
+    if not isinstance(facts, dict) or not all(facts.get(key) for key in ("script", "env_id")):
+        raise ValueError("it has no env_id or script")
+    if not all(isinstance(facts[key], str) for key in ("script", "env_id")):
+        raise ValueError("its env_id and script are no text")
+    if not isinstance(facts.get("total_timesteps") or 0, int | float):
+        raise ValueError("its total_timesteps is no number")
+    of_objects = {"versions": set(), "parent": {"script", "lines_added", "lines_removed"}}
+    for key, names in of_objects.items():
+        if facts.get(key) is not None and not (isinstance(facts[key], dict) and names <= facts[key].keys()):
+            raise ValueError(f"its {key} is not what a run writes")
+    return facts
 
 
 def results(folder: Path) -> list[Run]:
-    """Runs that `runs/collect.py` has made into runs.json and seed*.jsonl.gz."""
-
-    def reader(path: Path) -> Callable[[Sequence[str]], Metrics]:
-        return lambda keys: read_lines(path, keys)
-
+    """Runs that `runs/collect.py` has made into runs.json and seed*.jsonl.gz; OSError or ValueError if it has not."""
     try:
-        kept = json.loads((folder / "runs.json").read_bytes())
-        files = [folder / f"seed{run['seed']}.jsonl.gz" for run in kept]
-        return [Run(str(file), run["args"], True, reader(file)) for file, run in zip(files, kept, strict=True)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"{folder} has no results: its runs.json cannot be read ({error})", code=3)
+        kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its runs.json has another form: {error!r}") from None
+    return [Run(str(folder / name), facts, True, partial(read_lines, folder / name)) for name, facts in kept]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
-    """What metrics.jsonl, gzipped or not, says of `keys`; of other lines nothing but the last is parsed."""
+    """What metrics.jsonl, gzipped or not, says of `keys`; of other lines nothing but the last is parsed.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
     wanted = [f'"{key}"'.encode() for key in keys]
     rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
     metrics, last = Metrics({}), b""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):  # of a run that is writing it, or was killed
+        with open_file(path.parent, path.name) as file:
+            lines: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            for line in iter(lambda: lines.readline(LINE), b""):
+                if not line.endswith(b"\n"):  # of a run that is writing it, or was killed; or no line at all
+                    metrics.broken += len(line) == LINE
                     break
                 last = line
                 if any(key in line for key in wanted):
                     try:
                         _take(json.loads(line), rows)
-                    except (ValueError, KeyError, TypeError):
+                    except NO_ROW:
                         metrics.broken += 1
     except FileNotFoundError:
         pass
-    except (OSError, EOFError, zlib.error) as error:
-        fail(f"{path} cannot be read: {error}", code=6)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
     try:
         end = json.loads(last)
         metrics.end_step, metrics.end_seconds = float(end["global_step"]), float(end["time"])
-    except (ValueError, KeyError, TypeError):
+    except NO_ROW:
         metrics.broken += bool(last)
     metrics.rows = _arrays(rows)
     return metrics
@@ -198,7 +226,9 @@ def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
 def _take(row: dict[str, Any], rows: dict[str, list[tuple[float, float, float]]], seconds: str = "time") -> None:
     for key, table in rows.items():
         if row.get(key) is not None:  # null: it was not finite
-            table.append((float(row["global_step"]), float(row[seconds]), float(row[key])))
+            entry = (float(row["global_step"]), float(row[seconds]), float(row[key]))
+            if all(map(math.isfinite, entry)):
+                table.append(entry)
 
 
 def _arrays(rows: dict[str, list[tuple[float, float, float]]]) -> dict[str, np.ndarray]:

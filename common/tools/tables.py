@@ -31,9 +31,15 @@ def span(bounds: tuple[float, float]) -> str:
 
 
 def text(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    lines = [table.title]
-    for row in (table.header, *table.rows):
+    """As lines. What a terminal would obey, in names of runs that somebody else made, is "?"."""
+    header, *rows = [[_printable(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [_printable(table.title)]
+    for row in (header, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.tools.stats import interval, mean, probability_of_improvement
+from common.tools.stats import interval, mean, probability_of_improvement, too_few
 
 RESAMPLES = 20_000
 
@@ -21,10 +21,12 @@ def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: in
 
 def sentence(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
     """What the runs on fresh seeds show, in words. `promised` is the winner's mean in the sweep."""
-    if min(len(ours), len(theirs)) < 2:
-        return "One run of each shows nothing: use more --fresh-seeds."
-    low, high = difference_interval(ours, theirs)
     difference = float(np.mean(ours) - np.mean(theirs))
+    if few := too_few(len(ours), len(theirs)):
+        return (
+            f"No verdict from {len(ours)} and {len(theirs)} runs, difference {difference:+.4g}: {few} (--fresh-seeds)."
+        )
+    low, high = difference_interval(ours, theirs)
     if low > 0:
         verdict = "The winner beats the defaults on fresh seeds"
     elif high < 0:

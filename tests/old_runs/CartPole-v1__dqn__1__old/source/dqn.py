@@ -1,0 +1,260 @@
+"""Deep Q-learning (DQN). Mnih et al., 2015: https://doi.org/10.1038/nature14236
+
+    python algos/dqn.py --env-id CartPole-v1 --cuda
+
+Differs from the paper:
+1. Double Q-learning: the online network selects the action of the target (van Hasselt et al., 2016:
+   https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
+2. Adam instead of RMSProp, its step size annealed to zero so that the last policy is a settled one
+   (`--no-anneal-lr` keeps it). Squared error instead of the clipped one.
+3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
+4. Rewards are clipped with `--clip-rewards` only, for Atari games; there a lost life is a termination to the
+   learner, and the game goes on.
+5. Off unless asked for, and free to combine: `--prioritized-replay` (Schaul et al., 2016:
+   https://arxiv.org/abs/1511.05952; weights over the largest of the batch), `--n-step` returns (Sutton, 1988; no
+   correction for the policy having changed) and `--dueling` networks (Wang et al., 2016:
+   https://arxiv.org/abs/1511.06581; the last hidden layer is the one that splits, gradients are not rescaled).
+
+Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
+charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
+charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 50_000
+    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    eval_interval: int = 25_000
+    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    buffer_size: int = 100_000
+    """transitions kept for replay"""
+    learning_starts: int = 1_000
+    """environment steps before the first update"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """units of the hidden layers (flat observations)"""
+    learning_rate: float = 2.3e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    batch_size: int = 64
+    """transitions per update"""
+    gamma: float = 0.99
+    """discount factor"""
+    train_frequency: int = 2
+    """environment steps per update"""
+    target_network_frequency: int = 128
+    """environment steps between target network updates"""
+    tau: float = 1.0
+    """share of the online network copied into the target (1.0 is a hard copy)"""
+    start_e: float = 1.0
+    """exploration rate at the start"""
+    end_e: float = 0.1
+    """exploration rate at the end"""
+    exploration_fraction: float = 0.3
+    """share of total_timesteps over which the exploration rate falls"""
+    double: bool = True
+    """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    dueling: bool = False
+    """dueling network: Q is a state value plus the advantages less their mean, from two streams"""
+    n_step: int = 1
+    """rewards added up before the target network's value"""
+    prioritized_replay: bool = False
+    """draw transitions in proportion to their last |TD error|, to the power of prioritized_replay_alpha"""
+    prioritized_replay_alpha: float = 0.6
+    """how far priorities decide what is drawn (0 is uniform)"""
+    prioritized_replay_beta: float = 0.4
+    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
+    clip_rewards: bool = False
+    """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
+    log_interval: int = 500
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+
+
+class Dueling(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'): Wang et al. (2016), equation 9."""
+
+    def __init__(self, width: int, hidden: int, num_actions: int) -> None:
+        super().__init__()
+        self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.advantage = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_actions))
+
+    def forward(self, features: Tensor) -> Tensor:
+        advantages = self.advantage(features)
+        return self.value(features) + advantages - advantages.mean(dim=1, keepdim=True)
+
+
+class QNetwork(nn.Module):
+    """Q(s, ·): hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        shape = envs.single_observation_space.shape
+        self.pixels = len(shape) == 3
+        layers: list[nn.Module] = []
+        if self.pixels:
+            for c_in, c_out, kernel, stride in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+                layers += [nn.Conv2d(c_in, c_out, kernel, stride), nn.ReLU()]
+        layers.append(nn.Flatten())
+        width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+        sizes = (512,) if self.pixels else args.hidden_sizes
+        num_actions = int(envs.single_action_space.n)
+        for size in sizes[:-1] if args.dueling else sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        head = Dueling(width, sizes[-1], num_actions) if args.dueling else nn.Linear(width, num_actions)
+        self.network = nn.Sequential(*layers, head)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.network(obs / 255.0 if self.pixels else obs)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self(obs).argmax(dim=1)
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def dqn_loss(
+    q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), and the TD errors [B].
+
+    With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
+    """
+    with torch.no_grad():
+        next_q = target_network(batch.next_obs)
+        best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
+        td_target = batch.rewards + batch.discounts * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+    q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    squares = F.mse_loss(q, td_target, reduction="none")
+    loss = (batch.weights * squares if args.prioritized_replay else squares).mean()
+    return loss, (q - td_target).detach(), {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+
+
+@torch.no_grad()
+def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
+    """target ← (1 - τ) target + τ network."""
+    for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+        target_param.lerp_(param, tau)
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.training_envs(args, life_loss=True)
+    if not isinstance(envs.single_action_space, Discrete):
+        common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
+    if args.dueling and not args.hidden_sizes:
+        common.fail("--dueling needs a hidden layer to split: give --hidden-sizes")
+    run = common.track(args, device)
+
+    q_network = QNetwork(envs, args).to(device)
+    target_network = copy.deepcopy(q_network).requires_grad_(False)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
+    replay = common.ReplayBuffer(
+        args.buffer_size,
+        args.num_envs,
+        device,
+        n_step=args.n_step,
+        gamma=args.gamma,
+        frame_stack=envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0,
+        alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
+    )
+    metrics: dict[str, Tensor] = {}
+    checkpoint = common.Checkpoint(
+        run,
+        envs,
+        q_network=q_network,
+        target_network=target_network,
+        optimizer=optimizer,
+        replay=replay,
+        metrics=metrics,
+    )
+    run.save_policy(q_network.greedy)
+    run.watch_value(lambda obs: q_network(obs).amax(dim=1), args.gamma, torch.sign if args.clip_rewards else None)
+
+    @torch.no_grad()
+    def act(obs: Tensor, epsilon: float) -> Tensor:
+        explore = torch.rand(len(obs)) < epsilon
+        actions = torch.randint(envs.single_action_space.n, (len(obs),))
+        if not explore.all():  # the network is asked only where it decides
+            actions = torch.where(explore, actions, q_network.greedy(obs.to(device)).cpu())
+        return actions
+
+    @common.compiled(args, optimizer)
+    def update(batch: SimpleNamespace) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, td_errors, metrics = dqn_loss(q_network, target_network, batch, args)
+        optimizer.zero_grad()
+        loss.backward()
+        common.sync_grads(q_network.parameters())  # their mean over the processes of torchrun
+        optimizer.step()
+        return td_errors, metrics
+
+    obs, global_step = checkpoint.start(args.seed)
+    train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
+    target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=global_step)
+    log_due = common.Every(args.log_interval, now=global_step)
+    eval_due = common.Every(args.eval_interval, now=global_step)
+    exploration_steps = args.exploration_fraction * args.total_timesteps
+    while global_step < args.total_timesteps:
+        epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
+        actions = act(obs, epsilon)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        global_step += args.num_envs * run.world_size
+        run.log_episodes(infos, global_step)
+        replay.add(
+            obs=obs,
+            actions=actions,
+            rewards=rewards.sign() if args.clip_rewards else rewards,
+            next_obs=common.final_obs(next_obs, infos),
+            terminations=terminations,
+            truncations=truncations,
+        )
+        obs = next_obs
+
+        last_lr = 0.0 if args.anneal_lr else args.learning_rate
+        lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
+        optimizer.param_groups[0]["lr"] = lr
+        beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
+        for _ in range(train_due(global_step)):
+            batch = replay.sample(args.batch_size, beta)
+            td_errors, losses = update(batch)
+            metrics |= losses
+            if args.prioritized_replay:
+                replay.update_priorities(batch.indices, td_errors)
+        if target_due(global_step):
+            polyak_update(q_network, target_network, args.tau)
+        if log_due(global_step):
+            health = common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
+            health["health/replay_age"] = replay.mean_age()
+            run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(q_network.greedy, args, run, global_step)
+        checkpoint.save(global_step)
+
+    common.evaluate(q_network.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)

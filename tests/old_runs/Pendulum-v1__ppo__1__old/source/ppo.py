@@ -1,0 +1,322 @@
+"""Proximal policy optimisation. Schulman et al., 2017: https://arxiv.org/abs/1707.06347
+
+    python algos/ppo.py --env-id CartPole-v1 --cuda
+    torchrun --nproc-per-node 2 algos/ppo.py --env-id HalfCheetah-v5
+
+Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
+orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
+a step size annealed to zero, a clipped global gradient norm, optionally a clipped value loss; for MuJoCo normalised
+observations and scaled rewards (--norm-obs --norm-reward), for Atari games one CNN for policy and value, and clipped
+rewards (--clip-rewards).
+
+Differs from the paper and from that list:
+1. An episode cut by a time limit bootstraps from the value of the observation it ended on; GAE's trace is cut at both
+   ends, the bootstrap at terminations only (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
+2. Values and log-probabilities are computed in one batch after the rollout, by the same weights that acted.
+3. One set of observation statistics for all environments, which changes between rollouts, never inside one. Rewards
+   are scaled after the rollout. Where an Atari game loses a life the learner sees a termination; the game goes on.
+
+Logged for the last minibatch of the row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy,
+losses/approx_kl, losses/old_approx_kl, losses/clipfrac; for the whole rollout: losses/explained_variance, losses/values
+(mean predicted value); charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as
+charts/episodic_return and charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length,
+videos/eval.
+Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
+Reference scores and the commands that made them: runs/README.md
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import common
+
+
+@dataclass
+class Args(common.RunArgs):
+    total_timesteps: int = 100_000
+    """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """units of the hidden layers of each network (flat observations)"""
+    logstd_init: float = 0.0
+    """logarithm of the standard deviation that Box actions are first drawn with"""
+    num_envs: int = 8
+    """parallel environments"""
+    num_steps: int = 32
+    """steps of each environment per rollout"""
+    learning_rate: float = 1e-3
+    """Adam step size at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero at total_timesteps"""
+    gamma: float = 0.98
+    """discount factor"""
+    gae_lambda: float = 0.8
+    """decay of the advantage's trace: 0 is one step, 1 the whole return"""
+    num_minibatches: int = 1
+    """parts a rollout is split into, each epoch anew"""
+    update_epochs: int = 20
+    """times a rollout is used"""
+    norm_adv: bool = True
+    """bring the advantages of a minibatch to mean 0 and standard deviation 1"""
+    clip_coef: float = 0.2
+    """how far the probability ratio may pay to leave 1"""
+    clip_vloss: bool = False
+    """clip the change of the value by clip_coef as well"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient; a longer one is scaled down"""
+    norm_obs: bool = False
+    """bring flat observations to mean 0 and standard deviation 1 by running statistics, kept in policy.pt"""
+    norm_reward: bool = False
+    """divide rewards by the running standard deviation of their discounted sum; the true score is logged"""
+    clip_rewards: bool = False
+    """learn from the sign of each reward (usual for Atari games); the true score is logged"""
+    target_kl: float | None = None
+    """end a rollout's updates after the epoch whose last minibatch has a larger approximate KL divergence"""
+    log_interval: int = 2_000
+    """environment steps between logged rows"""
+
+
+if __name__ == "__main__":
+    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
+
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+
+def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
+    weight, bias = layer.parameters()
+    nn.init.orthogonal_(weight, std)
+    nn.init.zeros_(bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Policy and value: two networks over flat observations, or two heads on one CNN over uint8 images [C, H, W]."""
+
+    absent: Tensor | None  # bool [parts, most choices]: the choices that a part of a MultiDiscrete action lacks
+
+    def __init__(self, envs: common.Envs, args: Args) -> None:
+        super().__init__()
+        shape, space = envs.single_observation_space.shape, envs.single_action_space
+        self.pixels, self.discrete = len(shape) == 3, not isinstance(space, Box)
+        self.obs_rms = common.RunningMeanStd(shape) if args.norm_obs else None
+        if self.pixels:  # Mnih et al., 2015: https://doi.org/10.1038/nature14236
+            convs = nn.Sequential()
+            for c_in, c_out, kernel, stride in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+                convs.extend([layer_init(nn.Conv2d(c_in, c_out, kernel, stride)), nn.ReLU()])
+            width = convs(torch.zeros(1, *shape)).numel()
+            self.trunk = nn.Sequential(convs, nn.Flatten(), layer_init(nn.Linear(width, 512)), nn.ReLU())
+            sizes: tuple[int, ...] = (512,)
+        else:
+            self.trunk, sizes = nn.Sequential(nn.Flatten()), (math.prod(shape), *args.hidden_sizes)
+
+        def head(out_dim: int, std: float) -> nn.Sequential:
+            hidden = [(layer_init(nn.Linear(n_in, n_out)), nn.Tanh()) for n_in, n_out in itertools.pairwise(sizes)]
+            return nn.Sequential(*itertools.chain(*hidden), layer_init(nn.Linear(sizes[-1], out_dim), std))
+
+        absent, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
+        if isinstance(space, MultiDiscrete):  # each part has as many outputs as the largest
+            nvec = torch.as_tensor(space.nvec).flatten()
+            absent = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
+            num_outputs = absent.numel()
+        self.register_buffer("absent", absent, persistent=False)
+        self.actor = head(num_outputs, std=0.01)
+        self.critic = head(1, std=1.0)
+        self.actor_logstd = nn.Parameter(torch.full((0 if self.discrete else num_outputs,), args.logstd_init))
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The policy and the values, [B], at observations [B, ...]."""
+        features = self.features(obs)
+        out = self.outputs(features)
+        base: Distribution
+        if self.discrete:
+            base = Categorical(logits=out, validate_args=False)
+        else:
+            base = Normal(out, self.actor_logstd.exp(), validate_args=False)
+        return Independent(base, len(base.batch_shape) - 1, validate_args=False), self.critic(features).squeeze(1)
+
+    def features(self, obs: Tensor) -> Tensor:
+        if self.pixels:
+            return self.trunk(obs / 255.0)
+        return self.trunk(obs.float() if self.obs_rms is None else self.obs_rms(obs))
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """Logits [B, n], or [B, parts, n] with -inf for absent choices; means [B, n] of a Box action."""
+        out = self.actor(features)
+        return out if self.absent is None else out.unflatten(1, self.absent.shape).masked_fill(self.absent, -math.inf)
+
+    def value(self, obs: Tensor) -> Tensor:
+        return self.critic(self.features(obs)).squeeze(1)
+
+    def sample(self, obs: Tensor) -> Tensor:
+        """Actions drawn from the policy, without the price of building it while acting."""
+        out = self.outputs(self.features(obs))
+        if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
+            return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
+        return out + self.actor_logstd.exp() * torch.randn_like(out)
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        out = self.outputs(self.features(obs))
+        return out.argmax(dim=-1) if self.discrete else out
+
+
+def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
+    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    return end if t >= duration else start + (end - start) * t / duration
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimates, [num_steps, num_envs] like every argument; next_values are V(s_{t+1})."""
+    deltas = rewards + gamma * next_values * ~terminations - values
+    decays = gamma * gae_lambda * ~(terminations | truncations)
+    advantages = [torch.zeros_like(rewards[0])]
+    for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind()), strict=True):
+        advantages.append(delta + decay * advantages[-1])
+    return torch.stack(advantages[:0:-1])
+
+
+def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate objective (equation 7 of the paper), with value loss and entropy bonus (equation 9)."""
+    policy, values = agent(mb.obs)
+    logratio = policy.log_prob(mb.actions) - mb.logprobs
+    ratio = logratio.exp()
+
+    advantages = mb.advantages
+    if args.norm_adv:
+        mean, std = common.global_mean_std(advantages)
+        advantages = (advantages - mean) / (std + 1e-8)
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+
+    v_loss = (values - mb.returns) ** 2
+    if args.clip_vloss:
+        clipped_values = mb.values + (values - mb.values).clamp(-args.clip_coef, args.clip_coef)
+        v_loss = torch.max(v_loss, (clipped_values - mb.returns) ** 2)
+    v_loss = 0.5 * v_loss.mean()
+
+    entropy = policy.entropy().mean()
+    loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+    with torch.no_grad():
+        old_approx_kl = -logratio.mean()
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = ((ratio - 1).abs() > args.clip_coef).float().mean()
+    return loss, {
+        "losses/policy_loss": pg_loss.detach(),
+        "losses/value_loss": v_loss.detach(),
+        "losses/entropy": entropy.detach(),
+        "losses/old_approx_kl": old_approx_kl,
+        "losses/approx_kl": approx_kl,
+        "losses/clipfrac": clipfrac,
+    }
+
+
+def main(args: Args) -> None:
+    device = common.setup(args)
+    envs = common.training_envs(args, life_loss=True)
+    if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
+        common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
+    if args.norm_obs and len(envs.single_observation_space.shape) == 3:
+        common.fail("--norm-obs is for flat observations; images are divided by 255 as it is")
+    if args.num_steps * args.num_envs < 2 * args.num_minibatches:
+        common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
+    run = common.track(args, device)
+
+    agent = Agent(envs, args).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
+    checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
+    run.save_policy(agent.greedy)
+    scales = torch.sign if args.clip_rewards else None, reward_scaler if args.norm_reward else None
+    run.watch_value(agent.value, args.gamma, *scales)
+
+    @common.compiled(args, optimizer)
+    def update(mb: SimpleNamespace) -> dict[str, Tensor]:
+        loss, metrics = ppo_loss(agent, mb, args)
+        optimizer.zero_grad()
+        loss.backward()
+        common.sync_grads(agent.parameters())  # their mean over the processes of torchrun
+        nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        optimizer.step()
+        return metrics
+
+    last_lr = 0.0 if args.anneal_lr else args.learning_rate
+    metrics: dict[str, Tensor] = {}
+
+    obs, global_step = checkpoint.start(args.seed)
+    obs = obs.to(device)
+    log_due = common.Every(args.log_interval, now=global_step)
+    eval_due = common.Every(args.eval_interval, now=global_step)
+    while global_step < args.total_timesteps:
+        lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
+        optimizer.param_groups[0]["lr"] = lr
+
+        with torch.no_grad():
+            for _ in range(args.num_steps):
+                actions = agent.sample(obs)
+                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                global_step += args.num_envs * run.world_size
+                run.log_episodes(infos, global_step)
+                next_obs = next_obs.to(device)
+                rollout.add(
+                    obs=obs,
+                    actions=actions,
+                    rewards=rewards,
+                    next_obs=common.final_obs(next_obs, infos),
+                    terminations=terminations,
+                    truncations=truncations,
+                )
+                obs = next_obs
+            ends = rollout.terminations, rollout.truncations
+            rewards = rollout.rewards.sign() if args.clip_rewards else rollout.rewards
+            if args.norm_reward:
+                reward_scaler.update(rewards, ends[0] | ends[1])
+                rewards = reward_scaler(rewards)
+            policy, values = agent(rollout.obs.flatten(0, 1))
+            logprobs = policy.log_prob(rollout.actions.flatten(0, 1)).view_as(rewards)
+            values = values.view_as(rewards)
+            next_values = agent.value(rollout.next_obs.flatten(0, 1)).view_as(rewards)
+            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            returns = advantages + values
+
+        more = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
+        for _ in range(args.update_epochs):
+            for mb in rollout.minibatches(args.num_minibatches, **more):
+                metrics = update(mb)
+            if args.target_kl is not None and common.global_mean(metrics["losses/approx_kl"]) > args.target_kl:
+                break
+        if agent.obs_rms is not None:  # not before: one rollout is acted and learnt by under the same statistics
+            agent.obs_rms.update(rollout.obs)
+        rollout.clear()
+
+        if log_due(global_step):
+            explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+            whole = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
+            health = common.vitals(agent, mb.obs, global_step, optimizer)
+            run.log({**metrics, **whole, **health, "charts/learning_rate": lr}, global_step)
+        if eval_due(global_step) and global_step < args.total_timesteps:
+            common.evaluate(agent.greedy, args, run, global_step)
+        checkpoint.save(global_step)
+
+    common.evaluate(agent.greedy, args, run, global_step)
+    envs.close()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(args)

@@ -1,0 +1,32 @@
+"""Runs that older code made (commit d2ad9b7, the 24th of November 2026) can still be evaluated and compared."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from common.tools import compare, evaluate
+from common.tools.tables import number
+
+OLD = ROOT / "tests" / "old_runs"
+RUNS = sorted(OLD.iterdir())
+
+
+def last_evaluation(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["eval/episodic_return"] for row in rows if "eval/episodic_return" in row][-1]
+
+
+@pytest.mark.parametrize("run_dir", RUNS, ids=lambda path: path.name)
+def test_its_last_evaluation_is_played_again(run_dir, tmp_path):
+    evaluate.main([str(run_dir), "--json", str(tmp_path / "scores.json")])
+    (score,) = json.loads((tmp_path / "scores.json").read_text())
+    assert score["mean"] == pytest.approx(last_evaluation(run_dir), rel=1e-6)
+
+
+def test_they_are_compared(tmp_path, capsys):
+    shutil.copytree(OLD, tmp_path / "runs")
+    compare.main([str(tmp_path / "runs")])
+    shown = capsys.readouterr().out
+    assert len(RUNS) == 2 and all(number(last_evaluation(run_dir)) in shown for run_dir in RUNS)
