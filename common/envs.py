@@ -1,5 +1,6 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
+import contextlib
 import ctypes.util
 import functools
 import importlib
@@ -9,7 +10,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -20,12 +22,13 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
-from common.faults import EnvError, Guarded, Watchdog, Workers, prepare_worker
+from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail, warn
+from common.faults import OVERFLOW, ByNumber, EnvError, Guarded, Watchdog, Workers, described, watched
 from common.memory import require_memory
 from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
 from common.snapshot import restore, snapshot
+from common.spaces import in_columns
 
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit
@@ -44,16 +47,17 @@ class Envs:
         episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps,
             valid where the mask `_episode` (bool [num_envs]) is true. Whole games of an Atari game, whatever
             `life_loss` says.
+        anything else: what the environments say themselves, in the form of `in_columns`.
 
-    An error is one line and the end of the process: code 5 if an environment raises, dies, changes the form of
-    its observations or does not answer for `env_timeout` seconds; 4 if an observation or a reward is not finite
-    as a float32.
+    An error is one line and the end of the process: code 5 if an environment raises, exits, dies, hands out what is not
+    an observation of its space or not a number, or does not answer for `env_timeout` seconds; 4 if an observation, a
+    reward or an action is not finite as a float32.
 
     `obs` [num_envs, ...] is what the last reset, step or load_state_dict led to, the observation to act on next.
 
     Args:
         vector: with SAME_STEP autoreset.
-        life_loss: report a lost life as a termination, without restarting the game.
+        life_loss: report a lost life of an Atari game as a termination, without restarting the game.
         env_timeout: 0 waits for ever.
     """
 
@@ -65,11 +69,8 @@ class Envs:
         self.single_observation_space: Any = vector.single_observation_space  # Box, as make_envs has seen to
         self.single_action_space: Any = vector.single_action_space
         self.life_loss = life_loss
-        dtype = self.single_observation_space.dtype
-        self._obs_dtype = np.uint8 if dtype == np.uint8 else np.float32
-        self._bounds = None
-        if isinstance(self.single_action_space, Box):
-            self._bounds = self.single_action_space.low, self.single_action_space.high
+        self._obs_dtype = np.uint8 if self.single_observation_space.dtype == np.uint8 else np.float32
+        self._counts_lives = isinstance(vector, ReplayedAtari)  # `lives` in the infos of others are something else
         first = getattr(self.single_action_space, "start", 0)  # Discrete and MultiDiscrete have one
         self._first_action = first if np.any(first) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
@@ -82,6 +83,7 @@ class Envs:
         self.began_anew = False  # the last load_state_dict could not go on with the episodes that were saved
         self.waiting_since = 0.0  # for the watchdog
         self._watchdog = Watchdog(self, env_timeout) if env_timeout else None
+        self._close = weakref.finalize(self, _close, vector, env_timeout)  # also when the process ends by an error
         self._seeds: list[int] = []
         self._steps = 0
         self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
@@ -99,12 +101,12 @@ class Envs:
         self.waiting_since = time.monotonic()
         try:
             obs, infos = vector.reset(seed=seeds or None)
+            self.waiting_since = 0.0
         except Exception as error:
             self._failed("reset()", error)
-        self.waiting_since = 0.0
         self._returns[:] = 0
         self._began[:] = 0
-        if "lives" in infos:
+        if self._counts_lives:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
         return self.obs, infos
@@ -114,24 +116,25 @@ class Envs:
 
         Args:
             actions: [num_envs] integers from 0 for Discrete; for MultiDiscrete and Box [num_envs, ...], or flat
-                [num_envs, n]. A Box action outside its bounds is clipped to them. On any device.
+                [num_envs, n]. Box actions are clipped to the bounds, and rounded where the space has integers. On any
+                device.
 
         Returns:
             next_obs [num_envs, ...] (of the new episode where one ended), rewards float32 [num_envs],
             terminations and truncations bool [num_envs], infos.
         """
         acts = actions.numpy(force=True).reshape(self._action_shape)
-        if self._bounds is not None:
-            acts = np.clip(acts, *self._bounds)
+        if isinstance(self.single_action_space, Box):
+            acts = self._in_bounds(acts, self.single_action_space)
         elif self._first_action is not None:
             acts = acts + self._first_action
-        self._steps += 1
         began = self.waiting_since = time.monotonic()
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)
+            self.waiting_since = 0.0
         except Exception as error:
             self._failed("step()", error)
-        self.waiting_since = 0.0
+        self._steps += 1
         self._returns += rewards
         next_obs = self._tensor(obs)
         rewards = rewards.astype(np.float32)
@@ -150,7 +153,7 @@ class Envs:
             infos["_episode"] = ended
             self._returns[ended] = 0
             self._began[ended] = self._steps
-        if self.life_loss and "lives" in infos:
+        if self.life_loss and self._counts_lives:
             # ale-py 0.12's own life_loss_info hands out wrong final observations under SAME_STEP, so a lost
             # life is told from the counter. The game goes on: only the learner sees a termination.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
@@ -166,9 +169,10 @@ class Envs:
         )
 
     def close(self) -> None:
+        """Closes the environments; what goes wrong in it is one warning. Closed environments stay closed."""
         if self._watchdog is not None:
             self._watchdog.stop.set()
-        self.vector.close()
+        self._close()
 
     def state_dict(self, snapshots: bool = True) -> dict[str, Any]:
         """Everything that decides what comes next, between two steps; `torch.load(weights_only=True)` accepts it.
@@ -252,13 +256,13 @@ class Envs:
             return None, {}
         for note in [note for *_, note in states if note]:
             warn(f"{note} (sort it, or use a dict)", once="order of a set")
-        largest = max(state[3] for state in states)
+        largest = max(state[2] for state in states)
         if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
         # As tensors: torch.save writes bytes at 1.5 times their size.
-        arrays = {key: data for _, _, arrays, *_ in states for key, data in arrays.items()}
+        arrays = {key: data for _, arrays, *_ in states for key, data in arrays.items()}
         large = {key: torch.frombuffer(bytearray(d), dtype=torch.uint8) for key, d in arrays.items() if d is not None}
-        return [[dtype, tree, list(arrays)] for dtype, tree, arrays, *_ in states], large
+        return [[tree, list(arrays)] for tree, arrays, *_ in states], large
 
     def _restore(self, state: dict[str, Any]) -> str | None:
         """Why the environments cannot be put into the state that was saved; None if they have been."""
@@ -271,10 +275,8 @@ class Envs:
                     return "what is restored leads elsewhere: is it another version?"
                 return None
             large = {key: data.numpy().tobytes() for key, data in state["large"].items()}
-            vector.set_attr(
-                "restored",
-                [[dtype, tree, {k: large.get(k) for k in keys}] for dtype, tree, keys in state["snapshots"]],
-            )
+            states = [[tree, {key: large.get(key) for key in keys}] for tree, keys in state["snapshots"]]
+            vector.set_attr("restored", states)
             return next(filter(None, vector.get_attr("restored")), None)
         except EnvError as error:
             self._failed("restore()", error)
@@ -292,6 +294,20 @@ class Envs:
                 self._must_be_finite(array, what)
         return torch.from_numpy(array)
 
+    def _in_bounds(self, acts: np.ndarray, space: Box) -> np.ndarray:
+        """`acts` in the dtype of `space`."""
+        flat = acts.ravel()
+        if acts.dtype.kind == "f" and not math.isfinite(flat.dot(flat)):
+            self._must_be_finite(acts, "next action")
+        if space.dtype == acts.dtype:
+            return np.clip(acts, space.low, space.high)
+        if np.issubdtype(space.dtype, np.floating):
+            largest = np.finfo(space.dtype).max  # type: ignore[type-var]
+            return np.clip(acts, np.maximum(space.low, -largest), np.minimum(space.high, largest)).astype(space.dtype)
+        # As Python's numbers, which compare exactly: as a float the highest int64 would be beyond the highest int64.
+        whole = np.rint(acts) if acts.dtype.kind == "f" else acts
+        return np.clip(whole.astype(object), space.low.astype(object), space.high.astype(object)).astype(space.dtype)
+
     def _must_be_finite(self, values: np.ndarray, what: str) -> None:
         """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
         rows = values.reshape(self.num_envs, -1)
@@ -300,11 +316,23 @@ class Envs:
             fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
 
     def _failed(self, where: str, error: Exception) -> NoReturn:
-        if self.on_failure is not None:
-            self.on_failure()
-            self.on_failure = None
+        self.waiting_since = 0.0
+        on_failure, self.on_failure = self.on_failure, None
+        if on_failure is not None:
+            on_failure()
+        self.close()
         named = isinstance(error, EnvError)
         fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
+
+
+def _close(vector: Any, env_timeout: float) -> None:
+    with beside_training("closing the environments"), watched(env_timeout):
+        try:
+            vector.close()
+        except EnvError as error:
+            fail(str(error))
+        finally:
+            vector.closed = True  # gymnasium would close it again
 
 
 def action_units(space: gym.Space) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -393,84 +421,136 @@ def make_envs(
     if num_envs * WORLD_SIZE > MAX_ENVS:
         fail(f"there can be at most {MAX_ENVS} environments, not {num_envs * WORLD_SIZE}: lower --num-envs")
     _draw_in_memory()
-    # Envs reports an overflow itself, as an error that names the environment.
-    warnings.filterwarnings("ignore", "overflow encountered in (cast|dot)")
-    try:
-        module, _, env_id = env_id.rpartition(":")
+    warnings.filterwarnings("ignore", OVERFLOW)
+    module, _, env_id = env_id.rpartition(":")
+    with watched(env_timeout):
         if module:
-            importlib.import_module(module)
-        if env_id.startswith("ALE/"):
-            vector = _atari(env_id, num_envs, max_steps)
-        elif native:
-            vector = _native(env_id, num_envs)
-        else:
-            vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps)
-    except gym.error.UnregisteredEnv as error:
-        fail(f"--env-id {env_id}: {error}")
-    except (gym.error.DependencyNotInstalled, ImportError) as error:
-        fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
-    except SystemExit:
-        raise
-    except EnvError as error:
-        fail(f"{env_id} cannot be made: {error}", code=5)
-    except Exception as error:
-        fail(f"{env_id} cannot be made: {type(error).__name__}: {error}", code=5)
-    space = vector.single_observation_space
-    if not isinstance(space, Box):
-        vector.close()
-        fail(
-            f"{env_id} observes {space}; these scripts take Box observations: wrap it, for example with "
-            f"gymnasium.wrappers.{'FlattenObservation' if not isinstance(space, Discrete) else 'TransformObservation'}"
-        )
-    if len(space.shape) == 3 and (space.dtype != np.uint8 or space.shape[0] > 12 or min(space.shape[1:]) < 36):
-        vector.close()
-        fail(
-            f"{env_id} observes images {space.shape} of {space.dtype}; these scripts take uint8 images with the "
-            "channels first, at least 36 x 36: wrap it with gymnasium.wrappers.ResizeObservation, "
-            "GrayscaleObservation and FrameStackObservation"
-        )
+            import_env_module(module)
+        try:
+            if env_id.startswith("ALE/"):
+                vector = _atari(env_id, num_envs, max_steps)
+            elif native:
+                vector = _native(env_id, num_envs)
+            else:
+                vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps, module)
+        except (SystemExit, Failure):  # of `fail`
+            raise
+        except gym.error.UnregisteredEnv as error:
+            fail(f"--env-id {env_id}: {error}")
+        except (gym.error.DependencyNotInstalled, ImportError) as error:
+            fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
+        except EnvError as error:
+            fail(f"{env_id} cannot be made: {error}", code=5)
+        except Exception as error:
+            fail(f"{env_id} cannot be made: {described(error)}", code=5)
+    reason = _unsupported(vector.single_observation_space)
+    if reason:
+        _close(vector, env_timeout)
+        fail(f"{env_id} observes {reason}")
     return Envs(vector, life_loss, env_timeout=env_timeout)
 
 
+def import_env_module(module: str, folders: Iterable[str] = ()) -> None:
+    """Imports the module of an id of the form module:Env-v0, which registers its environments.
+
+    It is also searched in the current folder, beside the script, and in `folders`, after all other places.
+    Ends the process with code 2 and one line if it cannot be imported.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    places = [os.path.dirname(os.path.abspath(script))] if script else []
+    with contextlib.suppress(OSError):  # the current folder may be gone
+        places.insert(0, os.getcwd())
+    sys.path += [place for place in dict.fromkeys([*places, *folders]) if place not in sys.path]
+    try:
+        importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        fail(f"the module {module!r} of --env-id cannot be imported: {described(error)}")
+
+
+def _unsupported(space: gym.Space) -> str | None:
+    """Why the scripts cannot take observations of this space, as `adapted` has made it."""
+    if not isinstance(space, Box):
+        wrapper = "FlattenObservation" if not isinstance(space, Discrete) else "TransformObservation"
+        return f"{space}; these scripts take Box observations: wrap it, for example with gymnasium.wrappers.{wrapper}"
+    if len(space.shape) == 3 and (space.dtype != np.uint8 or space.shape[0] > 12 or min(space.shape[1:]) < 36):
+        return (
+            f"images {space.shape} of {space.dtype}; these scripts take uint8 images of at most 12 channels, at least "
+            "36 x 36: wrap it with gymnasium.wrappers.ResizeObservation, GrayscaleObservation and "
+            "FrameStackObservation, or with FlattenObservation"
+        )
+    return None
+
+
 def _gymnasium(
-    env_id: str, num_envs: int, async_envs: bool, first: Callable[[], gym.Env] | None, max_steps: int = 0
+    env_id: str,
+    num_envs: int,
+    async_envs: bool,
+    first: Callable[[], gym.Env] | None,
+    max_steps: int = 0,
+    module: str = "",
 ) -> gym.vector.VectorEnv:
-    if "mujoco" in str(gym.spec(env_id).entry_point) and importlib.util.find_spec("mujoco"):
+    spec = gym.spec(env_id)
+    makers = [first] + [None] * (num_envs - 1)
+    env_fns: list[Callable[[], gym.Env]] = [
+        functools.partial(Guarded, functools.partial(_make, spec, module, maker, max_steps), i)
+        for i, maker in enumerate(makers)
+    ]
+    return Workers(env_fns) if async_envs else InTurn(env_fns)
+
+
+def _make(spec: Any, module: str, maker: Callable[[], gym.Env] | None, max_steps: int) -> gym.Env:
+    """An environment, in the trainer or in a new process, which may know nothing of what the trainer imported."""
+    if module:
+        importlib.import_module(module)
+    gym.registry.setdefault(spec.id, spec)
+    if "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco"):
         import mujoco
 
         # mujoco 4 prints a harmless warning for gymnasium's models and logs it to a file in the current folder.
         mujoco.set_mju_user_warning(lambda message: None)
-
-    env_fns: list[Callable[[], gym.Env]] = [functools.partial(gym.make, env_id)] * num_envs
-    if first is not None:
-        env_fns[0] = first
-    made: list[Callable[[], gym.Env]] = [
-        functools.partial(_guarded, make, i, os.getpid(), max_steps) for i, make in enumerate(env_fns)
-    ]
-    if async_envs:
-        return Workers(made)
-    return InTurn(made)
+    env = replayable(maker() if maker else gym.make(spec.id))
+    return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
-class InTurn(gym.vector.SyncVectorEnv):
+class InTurn(ByNumber, gym.vector.SyncVectorEnv):
     """SyncVectorEnv with a leaner step: each observation is copied once, into its row of one array."""
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        obs, infos = super().reset(seed=seed, options=options)
+        return obs, in_columns(infos, self.num_envs)  # type: ignore[arg-type]
+
     def step(self, actions: np.ndarray) -> Any:
         obs: Any = self._observations
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
-        infos: dict[str, Any] = {}
+        infos: dict[int, dict[str, Any]] = {}
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
-            env_obs, rewards[i], terminations[i], truncations[i], info = env.step(action)
-            if terminations[i] or truncations[i]:
-                infos = self._add_info(infos, {"final_obs": env_obs, "final_info": info}, i)
+            env_obs, rewards[i], terminated, truncated, info = env.step(action)
+            terminations[i], truncations[i] = terminated, truncated
+            if terminated or truncated:
+                final = {"final_obs": env_obs, "final_info": info}
                 env_obs, info = env.reset()
+                info = {**final, **info}
             obs[i] = env_obs
             if info:
-                infos = self._add_info(infos, info, i)
-        return obs, rewards.copy(), terminations.copy(), truncations.copy(), infos
+                infos[i] = info
+        columns = in_columns(infos, self.num_envs) if infos else {}
+        return obs, rewards.copy(), terminations.copy(), truncations.copy(), columns
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes each environment; raises the first error when all have been asked."""
+        errors = []
+        for env in self.envs:
+            try:
+                env.close()
+            except EnvError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 class NativeCartPole(CartPoleVectorEnv):
@@ -513,12 +593,6 @@ def _native(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
     if not str(spec.vector_entry_point).endswith(":CartPoleVectorEnv"):
         fail(f"--native-envs is for CartPole; {env_id} has no vector environment in array operations: leave it out")
     return NativeCartPole(num_envs, max_episode_steps=spec.max_episode_steps or 500)
-
-
-def _guarded(make: Callable[[], gym.Env], index: int, trainer: int, max_steps: int) -> gym.Env:
-    prepare_worker(trainer)
-    env = replayable(make())
-    return Guarded(gym.wrappers.TimeLimit(env, max_steps) if max_steps else env, index)
 
 
 def has_screen() -> bool:

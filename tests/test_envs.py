@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
+import odd_envs
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -138,7 +139,7 @@ def test_discrete_actions_count_from_zero_whatever_the_space_starts_at():
 
 def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
     for life_loss in (True, False):
-        envs = make_envs("Lives-v0", 1, life_loss=life_loss)
+        envs = Envs(odd_envs.game("Lives-v0"), life_loss=life_loss)
         obs, _ = envs.reset(seed=1)
         seen, episodes = [], []
         for _ in range(24):

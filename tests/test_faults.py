@@ -38,14 +38,15 @@ def fails(capfd, env_id, async_envs, num_envs=3, **more):
     return stop.value.code, line, seconds
 
 
+def places(text):
+    """The lines of worlds.py that hold `text`."""
+    return [i for i, line in enumerate(Path(worlds.__file__).read_text().splitlines(), 1) if text in line]
+
+
 @BOTH
 def test_an_environment_that_raises_is_named_and_its_line_too(capfd, async_envs):
     code, line, _ = fails(capfd, "Faulty-raises-v0", async_envs)
-    where = [
-        i
-        for i, text in enumerate(Path(worlds.__file__).read_text().splitlines(), 1)
-        if 'raise OSError("the simulator' in text
-    ][1]
+    where = places('raise OSError("the simulator')[1]
     assert code == 5
     assert line == (f"error: environment 1 failed in step(): OSError: the simulator went away (worlds.py:{where})")
     code, line, _ = fails(capfd, "Faulty-raises-what-cannot-be-sent-v0", async_envs)
@@ -90,14 +91,10 @@ def test_large_numbers_are_no_fault(async_envs):
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [("longer", "(3,) of float32"), ("shorter", "(1,) of float32"), ("other-type", "(2,) of int64")],
-)
-def test_an_observation_that_changes_its_form_is_exit_5(capfd, kind, says, async_envs):
+@pytest.mark.parametrize(("kind", "shape"), [("longer", "(3,)"), ("shorter", "(1,)")])
+def test_an_observation_that_changes_its_shape_is_exit_5(capfd, kind, shape, async_envs):
     code, line, _ = fails(capfd, f"Faulty-{kind}-v0", async_envs)
-    assert code == 5
-    assert line == f"error: environment 1 changed its observation: {says}, not (2,) of float32"
+    assert (code, line) == (5, f"error: environment 1: its observation has shape {shape}, its space (2,)")
 
 
 @pytest.mark.parametrize(("kind", "how"), [("exits", "exit code 7"), ("segfaults", "signal 11")])
@@ -136,9 +133,15 @@ def test_workers_ignore_the_signals_that_ask_a_run_to_stop():
     assert [process.exitcode for process in envs.vector.processes] == [0, 0]  # they closed their environments
 
 
+HANGS = (
+    "error: environment 1 has not answered within --env-timeout: it hangs in Faulty.step "
+    f"(worlds.py:{places('time.sleep(60)')[0]})"
+)
+
+
 def test_a_worker_that_hangs_is_named(capfd):
     code, line, seconds = fails(capfd, "Faulty-hangs-v0", True, env_timeout=1)
-    assert (code, line) == (5, "error: environment 1 has not answered for 1 s (--env-timeout)")
+    assert (code, line) == (5, HANGS)
     assert 1 <= seconds < 3
 
 
@@ -174,7 +177,7 @@ def test_an_environment_that_hangs_in_the_trainers_own_process_is_named():
     process = start("Faulty-hangs-v0", 3, "sync", 1)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 5
-    assert err == "error: environment 1 has not answered for 1 s (--env-timeout)\n"
+    assert err == HANGS + "\n"
     assert out.split() == ["0", "1", "2", "3", "4"]
 
 

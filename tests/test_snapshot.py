@@ -18,6 +18,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import odd_envs
 import pytest
 import torch
 from conftest import ROOT, load, same, train_with, weights
@@ -322,7 +323,7 @@ def test_statistics_and_the_observation_go_on():
 
 
 def test_a_life_lost_before_the_snapshot_is_not_lost_again():
-    vector, other = (make_envs("Lives-v0", 1, life_loss=True) for _ in range(2))
+    vector, other = (Envs(odd_envs.game("Lives-v0"), life_loss=True) for _ in range(2))
     vector.reset(seed=1)
     for _ in range(5):  # a life goes with every fourth step
         vector.step(torch.zeros(1, dtype=torch.int64))
