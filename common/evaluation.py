@@ -46,10 +46,13 @@ class Evaluation:
     def __init__(self, run: Run, policy: Callable[[Tensor], Tensor]) -> None:
         self.run = run
         self.policy = policy
+        self.has_envs = False
         if RANK == 0 and run.args.eval_episodes:
             # Some environments exist only once: a robot, a simulator behind a port. Better said now than hours later.
+            # They are evaluated at the end, when training has closed its own.
             with isolated_rng(run.args.seed), beside_training("evaluation", ADVICE):
                 make_envs(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
+                self.has_envs = True
 
     def __call__(self, step: int) -> None:
         """Call it at the top of the loop and after it; `step` counts the environment steps so far."""
@@ -60,7 +63,7 @@ class Evaluation:
         began, stepped = time.monotonic(), stepping.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
         metrics: dict[str, float] = {}
-        if RANK == 0:
+        if RANK == 0 and (self.has_envs or step >= args.total_timesteps):
             with beside_training("evaluation", ADVICE):
                 returns, lengths = play(
                     self.policy,
@@ -71,6 +74,7 @@ class Evaluation:
                     args.allow_env_import,
                     stop=lambda: run.stop_requested,
                     env_timeout=args.env_timeout,
+                    num_envs=PARALLEL_ENVS if self.has_envs else 1,
                     max_steps=args.eval_max_steps,
                 )
                 metrics = {

@@ -94,7 +94,7 @@ class Corridor(gym.Env):
 class Breaks(Steady):
     """Raises once in a process, in its `left`-th step."""
 
-    left = 153
+    left = 163
 
     def step(self, action: Any) -> Any:
         Breaks.left -= 1
