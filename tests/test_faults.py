@@ -146,8 +146,10 @@ def test_a_worker_that_hangs_is_named(capfd):
 
 
 RUN = """
-import sys, time, torch, worlds
+import multiprocessing, sys, time, torch, worlds
 from common import make_envs
+
+multiprocessing.set_start_method(sys.argv[5])
 
 env_id, num_envs, async_envs, timeout = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "async", float(sys.argv[4])
 envs = make_envs(env_id, num_envs, async_envs, env_timeout=timeout)
@@ -161,10 +163,10 @@ raise RuntimeError("a bug of the trainer")
 """
 
 
-def start(*words, **more):
+def start(*words, method="fork", **more):
     path = os.pathsep.join([os.environ["PYTHONPATH"], os.path.dirname(os.path.dirname(args.__file__))])
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, words)],
+        [sys.executable, "-c", RUN, *map(str, words), method],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -201,9 +203,11 @@ def alive(pids):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")
-@pytest.mark.parametrize("env_id", ["Faulty-hangs-v0", "Slow-v0"])
-def test_no_worker_survives_a_trainer_that_is_killed(env_id):
-    process = start(env_id, 3, "async", 0)
+@pytest.mark.parametrize(
+    ("env_id", "method"), [("Faulty-hangs-v0", "fork"), ("Slow-v0", "fork"), ("Faulty-hangs-v0", "forkserver")]
+)
+def test_no_worker_survives_a_trainer_that_is_killed(env_id, method):
+    process = start(env_id, 3, "async", 0, method=method)
     pids = process.stdout.readline().split()
     while process.stdout.readline().strip() != "4":
         pass
