@@ -206,6 +206,41 @@ def test_a_value_that_draws_or_counts_leaves_no_trace():
     assert [module.training for module in critic.modules()] == [True, True, True, False]
 
 
+def broken(obs):
+    raise RuntimeError("a recurrent network")
+
+
+def wrong_length(obs):
+    return torch.zeros(len(obs) + 1)
+
+
+def nothing(obs):
+    return None
+
+
+@pytest.mark.parametrize("value", [broken, wrong_length, nothing])
+def test_a_value_that_cannot_be_asked_is_one_warning(value, capsys, monkeypatch):
+    monkeypatch.setattr("common.args._warned", set())
+    for _ in range(2):
+        hindsight = Hindsight(value, 0.9)
+        returns, _ = play(Zeros().greedy, "Mixed-v0", 3, seed=1, hindsight=hindsight)
+        assert len(returns) == 3
+        assert np.isnan(hindsight.error)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: measuring health/value_error failed")
+
+
+def test_half_a_step_bends_no_sum(capsys, monkeypatch):
+    monkeypatch.setattr("common.args._warned", set())
+    hindsight = Hindsight(lambda obs: torch.zeros(len(obs)), 0.9)
+    no, yes = torch.zeros(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
+    hindsight.add(torch.zeros(1, 1), torch.ones(1), None, no, yes, yes)  # the last observation is missing
+    hindsight.add(torch.zeros(1, 1), torch.ones(1), torch.zeros(1, 1), yes, no, yes)
+    hindsight.look_back(torch.device("cpu"))
+    assert np.isnan(hindsight.error)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_the_episodes_are_those_of_an_evaluation_without_it():
     policy = Zeros().greedy
     for world, life_loss in (("CartPole-v1", False), ("Lives-v0", True)):
