@@ -23,7 +23,18 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail, warn
-from common.faults import OVERFLOW, ByNumber, EnvError, Guarded, Watchdog, Workers, described, watched
+from common.faults import (
+    CLOSING,
+    OVERFLOW,
+    ByNumber,
+    EnvError,
+    Guarded,
+    HangError,
+    Watchdog,
+    Workers,
+    described,
+    watched,
+)
 from common.memory import require_memory
 from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
@@ -326,11 +337,9 @@ class Envs:
 
 
 def _close(vector: Any, env_timeout: float) -> None:
-    with beside_training("closing the environments"), watched(env_timeout):
+    with beside_training(CLOSING), watched(env_timeout):
         try:
             vector.close()
-        except EnvError as error:
-            fail(str(error))
         finally:
             vector.closed = True  # gymnasium would close it again
 
@@ -433,14 +442,14 @@ def make_envs(
                 vector = _native(env_id, num_envs)
             else:
                 vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps, module)
+        except EnvError as error:
+            fail(f"{env_id} cannot be made: {error}", code=5)
         except (SystemExit, Failure):  # of `fail`
             raise
         except gym.error.UnregisteredEnv as error:
             fail(f"--env-id {env_id}: {error}")
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
-        except EnvError as error:
-            fail(f"{env_id} cannot be made: {error}", code=5)
         except Exception as error:
             fail(f"{env_id} cannot be made: {described(error)}", code=5)
     reason = _unsupported(vector.single_observation_space)
@@ -547,6 +556,8 @@ class InTurn(ByNumber, gym.vector.SyncVectorEnv):
         for env in self.envs:
             try:
                 env.close()
+            except HangError:  # as the others may, one after the other
+                raise
             except EnvError as error:
                 errors.append(error)
         if errors:

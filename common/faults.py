@@ -32,11 +32,16 @@ from common.spaces import adapted, as_flag, as_info, as_number, in_columns, obse
 INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
 LATE = "has not answered within --env-timeout"
 OVERFLOW = "overflow encountered in (cast|dot)"  # Envs reports it itself, with the environment's number
+CLOSING = "closing the environments"  # for `beside_training`
 CLOSE_SECONDS = 2
 
 
-class EnvError(Exception):
+class EnvError(args.Failure):
     """One line that names the environment."""
+
+
+class HangError(EnvError):
+    """The watchdog's interruption."""
 
 
 class Guarded(gym.Wrapper):
@@ -52,7 +57,7 @@ class Guarded(gym.Wrapper):
     """
 
     def __init__(self, make: Callable[[], gym.Env], index: int) -> None:
-        self.index = index
+        self.index, self.interrupted = index, False
         try:
             env = make()
             super().__init__(env)
@@ -153,10 +158,11 @@ class Guarded(gym.Wrapper):
 
 
 def described(error: BaseException) -> str:
+    name = type(error).__name__
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{name}: {error}".removesuffix(": ")
     except Exception:
-        return type(error).__name__
+        return name
 
 
 class ByNumber:
@@ -183,7 +189,8 @@ class Workers(ByNumber, AsyncVectorEnv):
         # Before multiprocessing's own, which asks with SIGTERM and then waits for ever.
         atexit.register(_kill, weakref.ref(self), os.getpid())
         try:
-            super().__init__(env_fns, copy=False, worker=_work, autoreset_mode=AutoresetMode.SAME_STEP)
+            makers: list[Any] = [_FirstLook(env_fns[0]), *env_fns[1:]]
+            super().__init__(makers, copy=False, worker=_work, autoreset_mode=AutoresetMode.SAME_STEP)
         except BaseException:
             _kill(weakref.ref(self), os.getpid())
             raise
@@ -231,6 +238,24 @@ class Workers(ByNumber, AsyncVectorEnv):
         super()._check_spaces()
 
 
+class _FirstLook:
+    """Makes the first environment in its worker, and before that once in the trainer, to look at its spaces."""
+
+    def __init__(self, make: Callable[[], gym.Env]) -> None:
+        self.make, self.pid = make, os.getpid()
+        env = make()
+        self.metadata, self.render_mode = env.metadata, env.render_mode
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        with args.beside_training(CLOSING):
+            env.close()
+
+    def __call__(self) -> Any:
+        return self if os.getpid() == self.pid else self.make()
+
+    def close(self) -> None:
+        pass
+
+
 class _Pipe:
     """A worker's pipe that notes who is waited for, and raises what its environment raised, or how the worker died."""
 
@@ -241,7 +266,7 @@ class _Pipe:
         try:
             self.pipe.send(message)
         except OSError:
-            raise EnvError(self.workers.obituary(self.index)) from None
+            self.recv()  # its last words
 
     def recv(self) -> Any:
         self.workers.awaited = self.index
@@ -391,6 +416,7 @@ class Watchdog:
     """
 
     TICKS = 20
+    asking: Any = None  # what the one watches that has sent the last signal
 
     def __init__(self, watched: Any, timeout: float) -> None:
         self.stop = threading.Event()
@@ -409,16 +435,17 @@ class Watchdog:
             ticks = ticks + 1 if watched.waiting_since and watched.waiting_since == since else 0
             since = watched.waiting_since
             if ticks >= self.TICKS:
-                self._ask()
+                self._ask(watched)
                 if not self.stop.wait(min(timeout, 5)) and watched.waiting_since == since:
                     self._end()
                 ticks = 0
             del watched
 
-    def _ask(self) -> None:
+    def _ask(self, watched: Any) -> None:
         inner, _ = _on_stack(sys._current_frames().get(self.trainer))
         if not INTERRUPT:
             return
+        Watchdog.asking = watched
         if isinstance(inner, Workers):
             for process in inner.processes:
                 with contextlib.suppress(OSError, TypeError):
@@ -462,7 +489,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """Handles the watchdog's signal, in the main thread of the process whose environment hangs."""
     inner, place = _on_stack(frame)
     if isinstance(inner, Guarded):
-        raise EnvError(f"environment {inner.index} {LATE}: it hangs in {place}")
+        if not inner.interrupted and Watchdog.asking is not None:  # others have their time; one that goes on has not
+            Watchdog.asking.waiting_since = time.monotonic()
+        inner.interrupted = True
+        raise HangError(f"environment {inner.index} {LATE}: it hangs in {place}")
 
 
 def _on_stack(frame: FrameType | None) -> tuple[Any, str]:

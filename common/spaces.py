@@ -127,7 +127,7 @@ def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) 
         if dtype is dict and depth < 8:  # one may hold itself
             columns[key] = in_columns(values, num_envs, depth + 1)
         else:
-            holds = dtype not in (None, dict)
+            holds = dtype is not None and dtype is not dict
             columns[key] = column = np.zeros((num_envs, *shape), dtype) if holds else np.full(num_envs, None, object)
             for i, value in values.items():
                 column[i] = value
