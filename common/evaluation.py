@@ -62,6 +62,9 @@ class Evaluation:
         run.write_policy()
         began, stepped = time.monotonic(), stepping.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
+        if video is not None:  # one of a run that was killed after it
+            with beside_training("removing an old film"):
+                video.unlink(missing_ok=True)
         metrics: dict[str, float] = {}
         if RANK == 0 and (self.has_envs or step >= args.total_timesteps):
             with beside_training("evaluation", ADVICE):

@@ -1,32 +1,49 @@
 """Signs that learning goes wrong, measured when a row is logged and at no other time. They draw and change nothing."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
+
+from common.args import beside_training
 
 CUT_OFF = (nn.ReLU, nn.ReLU6)  # gradient 0 below 0
 SQUASHED = (nn.Tanh, nn.Sigmoid)  # gradient next to 0 at both ends
 SATURATED = 0.99
 
 
-def vitals(network: nn.Module, inputs: Tensor | tuple[Tensor, ...], step: int, *optimizers: Adam) -> dict[str, float]:
+def vitals(
+    network: nn.Module, inputs: Tensor | tuple[Tensor, ...], step: int, *optimizers: Optimizer
+) -> dict[str, float]:
     """health/grad_norm, health/dead_units and health/updates_per_step, as docs/health.md describes them.
+
+    What cannot be measured, of a network or an optimizer of another kind, is left out, after one warning.
 
     Args:
         inputs: what `network` is called with, some hundred observations [B, ...] or (observations, actions).
         step: environment steps so far.
         optimizers: those of the network first; the others' gradients count in the norm.
     """
-    updates = [float(state["step"]) for state in optimizers[0].state.values()]
-    return {
-        "health/grad_norm": grad_norm(*optimizers),
-        "health/dead_units": dead_units(network, *(inputs if isinstance(inputs, tuple) else (inputs,))),
-        "health/updates_per_step": max(updates, default=0.0) / step,
-    }
+    found: dict[str, float] = {}
+    words = inputs if isinstance(inputs, tuple) else (inputs,)
+    for name, measure in (
+        ("health/grad_norm", lambda: grad_norm(*optimizers)),
+        ("health/dead_units", lambda: dead_units(network, *words)),
+        ("health/updates_per_step", lambda: _updates(optimizers[0]) / step),
+    ):
+        with beside_training(f"measuring {name}", "it is not logged"):
+            found[name] = measure()
+    return found
+
+
+def _updates(optimizer: Optimizer) -> float:
+    """Steps that the optimizer has taken: the most that it has counted for any parameter."""
+    counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+    if not counts and not isinstance(optimizer, Adam):
+        raise TypeError(f"{type(optimizer).__name__} counts no steps")
+    return max(counts, default=0.0)
 
 
 @torch.no_grad()
@@ -35,7 +52,7 @@ def dead_units(network: nn.Module, *inputs: Tensor) -> float:
 
     A ReLU's unit is dead where it is 0 for the whole batch (Sokar et al., 2023: https://arxiv.org/abs/2302.12902, with
     tau = 0), one of a tanh or sigmoid where it stays beyond 0.99 of its range, on one side. Of convolutions a
-    unit is a channel. The network is called once more, as it is.
+    unit is a channel. The network is called once more, as it is; what it counts or draws then is put back.
     """
     dead: list[Tensor] = []
 
@@ -49,16 +66,20 @@ def dead_units(network: nn.Module, *inputs: Tensor) -> float:
             low_end, high_end = (1 - SATURATED) / 2, (1 + SATURATED) / 2
             dead.append((share < low_end).all(1) | (share > high_end).all(1))
 
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # of batch norm: one more batch counts in them
     hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, CUT_OFF + SQUASHED)]
     try:
-        network(*inputs)
+        with torch.random.fork_rng({p.device for p in network.parameters() if p.device.type == "cuda"}):
+            network(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
+        for buffer, before in buffers:
+            buffer.copy_(before)
     return torch.cat(dead).float().mean().item() if dead else math.nan
 
 
-def grad_norm(*optimizers: Adam) -> float:
+def grad_norm(*optimizers: Optimizer) -> float:
     """Root mean square of the gradient's norm over the last 1 / (1 - beta2) updates or so, as Adam's moments tell it.
 
     With v the running mean of squared gradients, corrected for its start at 0: sqrt(sum(v)). It is what the optimizer
@@ -66,6 +87,8 @@ def grad_norm(*optimizers: Adam) -> float:
     """
     total, seen = 0.0, False
     for optimizer in optimizers:
+        if not isinstance(optimizer, Adam):
+            raise TypeError(f"{type(optimizer).__name__} keeps no mean of squared gradients as Adam does")
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
@@ -74,78 +97,6 @@ def grad_norm(*optimizers: Adam) -> float:
                     correction = 1 - group["betas"][1] ** float(state["step"])
                     total += float(state["exp_avg_sq"].sum()) / correction
     return math.sqrt(total) if seen else math.nan
-
-
-class Hindsight:
-    """What a value function predicts for the observations of some episodes, less the discounted returns that came.
-
-    Where an episode is cut after k more steps, the value of the observation it was cut at stands for the rest of the
-    return, with weight w = gamma^k. Of an error that all values share, the difference then shows the part 1 - w; so the
-    sum of the differences is divided by that of the 1 - w. The other way, to look only where an episode's end is known,
-    would prefer the episodes that end early, which as a rule are the worse ones.
-
-    Args: those of `Run.watch_value`.
-    """
-
-    MOST = 2_000  # observations kept, at even distances in time; 56 MB of an Atari game
-    CHUNK = 256  # observations in a call of `value`
-
-    def __init__(
-        self, value: Callable[[Tensor], Tensor], gamma: float, *scales: Callable[[Tensor], Tensor] | None
-    ) -> None:
-        self.value, self.gamma, self.scales = value, gamma, scales
-        self.error = math.nan
-        self.steps: list[tuple[Tensor, ...]] = []
-        self.kept: dict[int, Tensor] = {}  # time: observations
-        self.stride = 1
-        self.cut_at: dict[tuple[int, int], Tensor] = {}  # time and environment: the last observation
-
-    def add(
-        self, obs: Tensor, rewards: Tensor, final_obs: Tensor, terminations: Tensor, truncations: Tensor, counts: Tensor
-    ) -> None:
-        """One step of all environments, each [num_envs, ...]; `counts` (bool) are those whose episode is looked at."""
-        t = len(self.steps)
-        self.steps.append((rewards, terminations, truncations, counts))
-        for i in torch.nonzero(truncations & counts).flatten().tolist():
-            self.cut_at[t, i] = final_obs[i].clone()
-        if t % self.stride == 0:
-            self.kept[t] = obs
-            if len(self.kept) * len(obs) > self.MOST and len(self.kept) > 1:
-                self.stride *= 2
-                self.kept = {at: kept for at, kept in self.kept.items() if at % self.stride == 0}
-
-    @torch.no_grad()
-    def look_back(self, device: torch.device) -> None:
-        """Sets `error`, when the last of the episodes that count has ended."""
-        if not self.steps:
-            return
-        rewards, terminations, truncations, counts = (
-            torch.stack(list(column)) for column in zip(*self.steps, strict=True)
-        )
-        for scale in filter(None, self.scales):
-            rewards = scale(rewards.to(device)).cpu()
-        ends, cuts = terminations.numpy(), truncations.numpy()
-        stand_in = np.zeros(ends.shape)
-        for at, value in zip(self.cut_at, self._values(list(self.cut_at.values()), device), strict=True):
-            stand_in[at] = value
-        returns, weights = np.zeros(ends.shape), np.zeros(ends.shape)
-        after, weight = np.zeros(ends.shape[1]), np.zeros(ends.shape[1])
-        for t in reversed(range(len(ends))):
-            after = rewards[t].double().numpy() + self.gamma * np.where(cuts[t], stand_in[t], after) * ~ends[t]
-            weight = self.gamma * np.where(cuts[t], 1.0, weight) * ~ends[t]
-            returns[t], weights[t] = after, weight
-        times = list(self.kept)
-        looked_at = counts.numpy()[times]
-        predicted = self._values([obs for kept in self.kept.values() for obs in kept], device).reshape(looked_at.shape)
-        found = (1 - weights[times])[looked_at].sum()
-        if found > 0:
-            self.error = float((predicted - returns[times])[looked_at].sum() / found)
-
-    def _values(self, obs: list[Tensor], device: torch.device) -> np.ndarray:
-        """float64 [len(obs)]"""
-        chunks = [torch.stack(obs[i : i + self.CHUNK]) for i in range(0, len(obs), self.CHUNK)]
-        values = [self.value(chunk.to(device)).reshape(len(chunk)).double().cpu() for chunk in chunks]
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *values]).numpy()
 
 
 class Alarms:
@@ -168,19 +119,20 @@ class Alarms:
 
     def note(self, episodic_return: float) -> None:
         self.episodes = True
-        self.largest_return = max(self.largest_return, abs(episodic_return))
+        if math.isfinite(episodic_return):
+            self.largest_return = max(self.largest_return, abs(episodic_return))
 
     def look(self, row: Mapping[str, float], step: int) -> list[str]:
         """What is newly wrong, as lines for a person; `row` holds what is logged at `step`."""
         early = step < self.total / 2
         entropy = row.get("losses/entropy", math.nan)
-        if math.isnan(self.first_entropy):
+        if not math.isfinite(self.first_entropy):
             self.first_entropy = entropy
         # A Box action's entropy may be negative, and then says nothing by its size.
         collapsed = early and 0 <= entropy < self.ENTROPY * self.first_entropy
         dead = row.get("health/dead_units", 0.0)
         saturated = row.get("health/action_saturation", 0.0)
-        value = max((abs(row[name]) for name in self.VALUES if name in row), default=0.0)
+        value = max((abs(row[name]) for name in self.VALUES if not math.isnan(row.get(name, math.nan))), default=0.0)
         found = {
             "episode": not self.episodes
             and step >= self.NO_EPISODE * self.num_envs
@@ -207,4 +159,4 @@ class Alarms:
         return {"raised": sorted(self.raised), **{name: getattr(self, name) for name in kept}}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        self.__dict__ |= {**state, "raised": set(state["raised"])}  # type: ignore[call-overload]
+        self.__dict__ |= {**state, "raised": set(state.get("raised", ()))}  # type: ignore[call-overload]

@@ -358,7 +358,9 @@ class Run:
             self._episodes = sorted(episodes, key=lambda episode: episode[2])
             for episode in self._episodes:
                 self._note(episode)
-        return {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in values}
+        # What one process cannot measure has no mean.
+        shared = [key for key in values if all(key in theirs for theirs, _ in everyone)]
+        return {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in shared}
 
     def evaluation_due(self, step: int) -> bool:
         """Whether a multiple of eval_interval, or the end, has been reached since the last evaluation."""
@@ -566,7 +568,7 @@ class _Console:
     def __init__(self, total: int) -> None:
         self.total = total
         self.first_step = 0  # of this process
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
         self.started = time.monotonic()
         self.last_time = -math.inf
         self.last_tenth = -1

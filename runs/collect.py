@@ -34,7 +34,8 @@ def main() -> None:
         # Training alone: a row's time, less what evaluations before it took, is what charts/SPS is made of.
         steps = [0, *(row["global_step"] for row in logged)]
         seconds = sum((b - a) / row["charts/SPS"] for a, b, row in zip(steps, steps[1:], logged, strict=False))
-        del args["runs_dir"], args["common"]
+        for name in ("runs_dir", "common", "folder", "cwd"):  # places of one machine
+            args.pop(name, None)
         kept.setdefault(args["env_id"], []).append(
             {
                 "seed": args["seed"],

@@ -16,6 +16,13 @@ import worlds  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)
+def nothing_warned_yet(monkeypatch):
+    from common import args
+
+    monkeypatch.setattr(args, "_warned", set())
+
+
+@pytest.fixture(autouse=True)
 def logged_out(tmp_path_factory, monkeypatch):
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):

@@ -9,7 +9,6 @@ import torch
 from conftest import load, only_run, rows, run_script, same, weights
 
 import common
-from common import args as common_args
 
 SMALL = {
     "total_timesteps": 300,
@@ -27,8 +26,7 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_warned_yet(monkeypatch):
-    monkeypatch.setattr(common_args, "_warned", set())
+def nobody_has_it(monkeypatch):
     monkeypatch.setattr(slips.OnlyOne, "taken", False)
 
 

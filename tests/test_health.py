@@ -11,7 +11,7 @@ from conftest import ROOT, load, only_run, rows, weights
 from torch import nn
 
 import common
-from common.health import Alarms, dead_units, grad_norm
+from common.health import Alarms, dead_units, grad_norm, vitals
 
 SHORT = {
     "dqn": {"learning_starts": 200, "total_timesteps": 900},
@@ -106,6 +106,91 @@ def test_the_gradient_norm_is_that_of_the_gradients_adam_saw(compile):
     assert grad_norm(other) == pytest.approx(5.0, rel=1e-5)
     both = math.sqrt(mean / (1 - 0.8**count) + 25)
     assert grad_norm(optimizer, other) == pytest.approx(both, rel=1e-5)
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
+
+
+def stepped(kind, network, **more):
+    """An optimizer of that kind after one update."""
+    optimizer = kind(network.parameters(), lr=1e-3, **more)
+    network(torch.randn(6, 3)).square().mean().backward()
+    optimizer.step()
+    return optimizer
+
+
+class TakesMore(nn.Module):
+    def forward(self, obs, state):
+        return obs
+
+
+class Broken(nn.Module):
+    def forward(self, obs):
+        raise RuntimeError("CUDA error")
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+    def forward(self, obs):
+        return self.body(obs), None
+
+
+HEALTH = {"health/grad_norm", "health/dead_units", "health/updates_per_step"}
+ADAM = torch.optim.Adam
+KINDS = [
+    (mlp(), ADAM, torch.randn(4, 3), set()),
+    (mlp(), torch.optim.AdamW, torch.randn(4, 3), set()),
+    (Pair(), ADAM, torch.randn(4, 3), set()),  # what comes out does not matter
+    (TakesMore(), ADAM, torch.randn(4, 3), {"health/dead_units"}),
+    (Broken(), ADAM, torch.randn(4, 3), {"health/dead_units"}),
+    (mlp(), ADAM, torch.randn(4, 9), {"health/dead_units"}),
+    (mlp(), ADAM, torch.randn(4, 3, device="meta"), {"health/dead_units"}),
+    (mlp(), ADAM, None, {"health/dead_units"}),
+    (mlp(), torch.optim.RMSprop, torch.randn(4, 3), {"health/grad_norm"}),
+    (mlp(), torch.optim.SGD, torch.randn(4, 3), {"health/grad_norm", "health/updates_per_step"}),
+]
+
+
+@pytest.mark.parametrize(("network", "kind", "inputs", "missing"), KINDS)
+def test_what_cannot_be_measured_is_left_out_after_one_warning(network, kind, inputs, missing, capsys, monkeypatch):
+    monkeypatch.setattr("common.args._warned", set())
+    optimizer = stepped(kind, mlp())
+    found = [vitals(network, inputs, 10, optimizer) for _ in range(3)]
+    assert all(row.keys() == HEALTH - missing for row in found)
+    if "health/updates_per_step" not in missing:
+        assert found[0]["health/updates_per_step"] == 0.1
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == len(missing)
+    assert all(any(line.startswith(f"warning: measuring {name} failed") for line in warnings) for name in missing)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_nothing_to_measure_ends_nothing():
+    frozen = mlp().requires_grad_(False)
+    for network, optimizers in ((nn.Sequential(), ()), (frozen, (ADAM(frozen.parameters()),)), (None, (None,))):
+        vitals(network, torch.zeros(2, 3), 0, *optimizers)
+
+
+def test_measuring_changes_nothing():
+    network = mlp()
+    optimizer = stepped(ADAM, network)
+    network[2].eval()
+
+    def everything():
+        parts = [*network.state_dict().values(), *(p.grad for p in network.parameters()), torch.get_rng_state()]
+        return [part.clone() for part in parts]
+
+    before, held = everything(), len(optimizer.state)
+    modes = [module.training for module in network.modules()]
+    assert 0 <= vitals(network, torch.randn(4, 3, generator=torch.Generator()), 10, optimizer)["health/dead_units"] <= 1
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
+    assert [module.training for module in network.modules()] == modes
+    assert len(optimizer.state) == held
 
 
 @pytest.mark.parametrize(
@@ -227,6 +312,19 @@ def test_no_alarm_without_reason(row):
     alarms.episodes = True
     assert alarms.look({"losses/entropy": 1.4}, 500) == []
     assert alarms.look(row, 20_000) == []
+
+
+def test_numbers_that_are_none_hide_no_alarm_and_raise_none():
+    alarms = Alarms(total_timesteps=100_000, num_envs=1)
+    for episodic_return in (math.inf, math.nan, 5.0):
+        alarms.note(episodic_return)
+    assert alarms.look({"losses/entropy": math.inf, "losses/q_values": math.nan}, 100) == []
+    assert alarms.look({"losses/entropy": 0.7}, 200) == []
+    (line,) = alarms.look({"losses/q_values": math.nan, "losses/values": 1e9}, 300)
+    assert "predicted values of 1e+09" in line
+    again = Alarms(total_timesteps=100_000, num_envs=1)
+    again.load_state_dict({})
+    assert again.look({}, 100) == []
 
 
 def test_a_policy_that_has_learnt_may_be_certain():

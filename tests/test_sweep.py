@@ -140,7 +140,7 @@ def test_draws_are_even_in_the_range_or_in_its_logarithm(log, low, high):
         (["--search", "learning_rate=1e-4,"], "empty value"),
         (["--search", "learning_rate=1e-4..x"], "does not accept x"),
         (["--search", "learning_rate=1e-2..1e-4"], "is empty"),
-        (["--search", "learning_rate=0..1:log"], "begins above 0"),
+        (["--search", "gamma=0..1:log"], "begins above 0"),
         (["--search", "learning_rate=0..1:lg"], "a range is low..high"),
         (["--search", "gamma=0.9,1.5"], "--gamma must be between 0 and 1, not 1.5"),
         (["--search", "gamma=0.9..1.5"], "--gamma must be between 0 and 1, not 1.5"),
