@@ -162,12 +162,15 @@ class QNetwork(nn.Module):
         width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
         sizes = (512,) if self.pixels else args.hidden_sizes
         num_actions, num_atoms = int(envs.single_action_space.n), args.num_atoms if args.distributional else 1
-        for size in sizes[:-1] if args.dueling else sizes:
-            layers += [linear(width, size), nn.ReLU()]
+        for size in sizes[:-1]:
+            layers += [nn.Linear(width, size), nn.ReLU()]
             width = size
         if args.dueling:
             layers.append(Dueling(width, sizes[-1], num_actions, num_atoms, linear))
         else:
+            for size in sizes[-1:]:
+                layers += [linear(width, size), nn.ReLU()]
+                width = size
             layers += [linear(width, num_actions * num_atoms), nn.Unflatten(1, (num_actions, num_atoms))]
         self.network = nn.Sequential(*layers)
 

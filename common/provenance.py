@@ -12,7 +12,7 @@ from typing import Any
 from common.redact import redact
 
 ALGOS = Path(__file__).parent.parent / "algos"  # of an editable installation, which the README's is
-PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "reinforce_rollout.py", "sac.py")
+PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "rainbow.py", "reinforce_rollout.py", "sac.py")
 ALIKE = 0.4  # of the lines; two of PARENTS share up to 0.5, a new script that has the house's frame 0.3
 
 
