@@ -9,9 +9,9 @@ DQN with six extensions, each a flag, all on by default; with all off it is dqn.
 4. `--prioritized-replay` (Schaul et al., 2016: https://arxiv.org/abs/1511.05952), by the KL divergence that is learnt
    from, or with `--no-distributional` by the TD error.
 5. `--distributional`: C51 (Bellemare et al., 2017: https://arxiv.org/abs/1707.06887). Set `--v-min` and `--v-max`.
-6. `--noisy` linear layers in place of epsilon (Fortunato et al., 2018: https://arxiv.org/abs/1706.10295). Each forward
-   pass draws its noise anew, as in their algorithm 1: to act, for each environment, and for each of the three passes of
-   an update, once for the batch. Evaluation uses the mean weights.
+6. `--noisy` linear layers, from the last hidden layer on, in place of epsilon (Fortunato et al., 2018:
+   https://arxiv.org/abs/1706.10295). Each forward pass draws its noise anew, as in their algorithm 1: to act, for each
+   environment, and for each of the three passes of an update, once for the batch. Evaluation uses the mean weights.
 
 Differs from the paper: layers, learning rate and target updates are for small tasks; Adam's learning rate falls to zero
 (`--no-anneal-lr` keeps it); rewards are clipped with `--clip-rewards` only.
@@ -41,9 +41,9 @@ class Args(common.RunArgs):
     """transitions kept for replay"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
-    hidden_sizes: tuple[int, ...] = (128, 128)
+    hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers (flat observations)"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Adam step size at the start"""
     anneal_lr: bool = True
     """let the step size fall linearly to zero at total_timesteps"""
@@ -84,7 +84,7 @@ class Args(common.RunArgs):
     num_atoms: int = 51
     """atoms of the distribution"""
     noisy: bool = True
-    """noisy linear layers, and no epsilon"""
+    """noisy layers, from the last hidden one on, and no epsilon"""
     clip_rewards: bool = False
     """learn from the sign of each reward (DQN's Atari setting); the true score is logged"""
     log_interval: int = 500
@@ -127,16 +127,12 @@ class Dueling(nn.Module):
     def __init__(self, width: int, hidden: int, num_actions: int, num_atoms: int, linear: type[nn.Linear]) -> None:
         super().__init__()
         self.value = nn.Sequential(linear(width, hidden), nn.ReLU(), linear(hidden, num_atoms))
-        self.advantage = nn.Sequential(
-            linear(width, hidden),
-            nn.ReLU(),
-            linear(hidden, num_actions * num_atoms),
-            nn.Unflatten(1, (num_actions, num_atoms)),
-        )
+        self.advantage = nn.Sequential(linear(width, hidden), nn.ReLU(), linear(hidden, num_actions * num_atoms))
 
     def forward(self, features: Tensor) -> Tensor:
-        advantages = self.advantage(features)
-        return self.value(features).unsqueeze(1) + advantages - advantages.mean(dim=1, keepdim=True)
+        value = self.value(features).unsqueeze(1)
+        advantages = self.advantage(features).unflatten(1, (-1, value.shape[2]))
+        return value + advantages - advantages.mean(dim=1, keepdim=True)
 
 
 class QNetwork(nn.Module):
@@ -226,14 +222,13 @@ def rainbow_loss(
         next_out = of_actions(next_out, best)
     out = of_actions(q_network(batch.obs), batch.actions)
     q = q_network.expectation(out)
-    metrics: dict[str, Tensor] = {}
+    metrics = {"losses/q_values": q.detach().mean()}
     if args.distributional:
-        with torch.no_grad():
-            probs, support = next_out.softmax(dim=1), q_network.support
-            returns = batch.rewards.unsqueeze(1) + discounts.unsqueeze(1) * support
-            target = project(probs, returns, support)
-            clipped = (returns - returns.clamp(support[0], support[-1])).abs()
-            metrics["losses/clipped_return"] = (probs * clipped).sum(dim=1).mean()
+        probs, support = next_out.softmax(dim=1), q_network.support
+        returns = batch.rewards.unsqueeze(1) + discounts.unsqueeze(1) * support
+        clipped = (returns - returns.clamp(support[0], support[-1])).abs()
+        metrics["losses/clipped_return"] = (probs * clipped).sum(dim=1).mean()
+        target = project(probs, returns, support)
         losses = F.kl_div(out.log_softmax(dim=1), target, reduction="none").sum(dim=1)
         priorities = losses.detach()
     else:
@@ -241,7 +236,7 @@ def rainbow_loss(
         losses = F.mse_loss(q, td_target, reduction="none")
         priorities = (q - td_target).detach()
     loss = (batch.weights * losses if args.prioritized_replay else losses).mean()
-    return loss, priorities, {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean(), **metrics}
+    return loss, priorities, {"losses/td_loss": loss.detach(), **metrics}
 
 
 @torch.no_grad()
@@ -264,14 +259,16 @@ def main(args: Args) -> None:
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
+    frame_stack = envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0
+    alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
     replay = common.ReplayBuffer(
         args.buffer_size,
         args.num_envs,
         device,
         n_step=args.n_step,
         gamma=args.gamma,
-        frame_stack=envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0,
-        alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
+        frame_stack=frame_stack,
+        alpha=alpha,
     )
     metrics: dict[str, Tensor] = {}
     learnt = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
@@ -333,9 +330,8 @@ def main(args: Args) -> None:
         for _ in range(target_due(global_step)):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
-            # the mean network is looked at: noise would draw from training's generator
             health = common.vitals(q_network.eval(), replay.spread(256).obs, global_step, optimizer)
-            q_network.train()
+            q_network.train()  # noise would have drawn from the generator of training
             health["health/replay_age"] = replay.mean_age()
             run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         checkpoint.save(global_step)
