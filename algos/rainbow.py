@@ -196,20 +196,18 @@ def project(probs: Tensor, returns: Tensor, support: Tensor) -> Tensor:
         probs: [B, N], of `returns` [B, N], which may lie anywhere.
         support: [N], N >= 2, rising in equal steps Δz.
     """
-    distance = (
-        returns.clamp(support[0], support[-1]).unsqueeze(1) - support.unsqueeze(1)
-    ).abs()  # [B, atom j, return i]
-    shares = (1 - distance / (support[1] - support[0])).clamp(min=0)
-    return (shares * probs.unsqueeze(1)).sum(dim=2)
+    returns = returns.clamp(support[0], support[-1])
+    distance = (returns.unsqueeze(1) - support.unsqueeze(1)).abs() / (support[1] - support[0])  # [B, j, i]
+    return ((1 - distance).clamp(min=0) * probs.unsqueeze(1)).sum(dim=2)
 
 
 def rainbow_loss(
     q_network: QNetwork, target_network: QNetwork, batch: SimpleNamespace, args: Args
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Loss towards r + γ Z_target(s', a*), its size for each transition [B] (the priorities), and metrics.
+    """Loss towards r + γ Z_target(s', a*), the error of each transition [B], for its priority, and metrics.
 
-    The loss is the KL divergence of two distributions, whose gradient is that of their cross-entropy, or the squared TD
-    error. With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
+    The loss is the KL divergence of the two distributions, whose gradient is that of their cross-entropy, or without
+    distributions the squared TD error. With n steps, r is r_0 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is n steps on.
     """
 
     def of_actions(out: Tensor, actions: Tensor) -> Tensor:
@@ -229,14 +227,12 @@ def rainbow_loss(
         clipped = (returns - returns.clamp(support[0], support[-1])).abs()
         metrics["losses/clipped_return"] = (probs * clipped).sum(dim=1).mean()
         target = project(probs, returns, support)
-        losses = F.kl_div(out.log_softmax(dim=1), target, reduction="none").sum(dim=1)
-        priorities = losses.detach()
+        losses = errors = F.kl_div(out.log_softmax(dim=1), target, reduction="none").sum(dim=1)
     else:
         td_target = batch.rewards + discounts * next_out.squeeze(1)
-        losses = F.mse_loss(q, td_target, reduction="none")
-        priorities = (q - td_target).detach()
+        losses, errors = F.mse_loss(q, td_target, reduction="none"), q - td_target
     loss = (batch.weights * losses if args.prioritized_replay else losses).mean()
-    return loss, priorities, {"losses/td_loss": loss.detach(), **metrics}
+    return loss, errors.detach(), {"losses/td_loss": loss.detach(), **metrics}
 
 
 @torch.no_grad()
