@@ -16,7 +16,7 @@ from common.files import read_file
 from common.redact import redact
 
 ALGOS = Path(__file__).parent.parent / "algos"  # of an editable installation, which the README's is
-PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "reinforce_rollout.py", "sac.py")
+PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "rainbow.py", "reinforce_rollout.py", "sac.py")
 GIT_TIMEOUT = 5  # seconds
 MOST_CHANGES = 5_000_000  # bytes of uncommitted.diff
 ALIKE = 0.4  # of the lines; two of PARENTS share up to 0.5, a new script that has the house's frame 0.3

@@ -16,15 +16,15 @@ from common.tools import check, witness
 from common.tools.check import CHECKS, Failed, Lab, Skipped, _compare_stored, _length, _line, as_words, examine
 from common.tools.worlds import Clockwork, Drift, Ladder, Ledger
 
-DQN, PPO, SAC, REINFORCE = "dqn", "ppo", "sac", "reinforce_rollout"
+DQN, RAINBOW, PPO, SAC, REINFORCE = "dqn", "rainbow", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"
-FINAL = "next_obs=common.final_obs(next_obs, infos),"
+FINAL = "final_obs = common.final_obs(next_obs, infos)\n"
 BOGUS = """obs = next_obs
         if (terminations | truncations).all():
             no = torch.zeros_like(terminations)
             replay.add(
                 obs=common.final_obs(next_obs, infos), actions=actions, rewards=0 * rewards, next_obs=next_obs,
-                terminations=no, truncations=no,
+                terminations=no,
             )
 """
 ADD = """replay.add(
@@ -52,7 +52,7 @@ OWN_N_STEP = """pending.append((obs, actions, rewards))
             del pending[0]
 """
 NO_GAMMA = [
-    ("n_step=args.n_step,\n        gamma=args.gamma,", ""),
+    ("n_step=args.n_step, gamma=args.gamma, ", ""),
     ("metrics: dict[str, Tensor] = {}", "pending = []\n    metrics = {}"),
 ]
 
@@ -60,16 +60,16 @@ IN_UNITS = """actions, log_prob = squashed_gaussian(mean, log_std, torch.randn_l
         return actions, log_prob - self.scale.log().sum()"""
 
 MEMORY = """class Memory:
-    def __init__(self, *_, gamma, **__):
-        self.steps, self.gamma = [], gamma
+    def __init__(self, *_, **__):
+        self.steps = []
 
     def add(self, **step):
         self.steps.append(step)
 
-    def sample(self, size, beta):
+    def sample(self, size):
         picked = [self.steps[i] for i in torch.randint(len(self.steps), (size,))]
         batch = {name: torch.cat([step[name] for step in picked]) for name in picked[0]}
-        return SimpleNamespace(**batch, discounts=torch.full((size,), self.gamma))
+        return SimpleNamespace(**batch)
 
 
 def main("""
@@ -77,19 +77,23 @@ HEALTH = """common.vitals(q_network, replay.spread(256).obs, global_step, optimi
             health["health/replay_age"] = replay.mean_age()"""
 OWN_STORAGE = [
     ("common.ReplayBuffer(", "Memory("),
-    ("        replay=replay,\n", ""),
+    (', "replay": replay', ""),
     ("def main(", MEMORY),
     (HEALTH, "{}"),
 ]
-DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
+DEATH = ("terminations=terminations)", "terminations=terminations | truncations)")
 DRAWS = "        if run.evaluation_due(global_step):\n            torch.rand(1)\n"
 LAST_EVALUATION = "    evaluation(global_step)\n    run.finish"
 
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
     "truncation stored as death": (DQN, [DEATH], "transitions"),
-    "observation after the reset stored": (DQN, [(FINAL, "next_obs=next_obs,")], "transitions"),
-    "observation after the reset stored in a rollout": (PPO, [(FINAL, "next_obs=next_obs,")], "transitions"),
+    "observation after the reset stored": (DQN, [(FINAL, "final_obs = next_obs\n")], "transitions"),
+    "observation after the reset stored in a rollout": (
+        PPO,
+        [("next_obs=common.final_obs(next_obs, infos),", "next_obs=next_obs,")],
+        "transitions",
+    ),
     "transition of a next-step autoreset stored": (DQN, [("obs = next_obs\n", BOGUS)], "transitions"),
     "acts on the last observation after a reset": (
         DQN,
@@ -100,7 +104,7 @@ BUGS = {
     "rewards not stored": (SAC, [("rewards=rewards,", "rewards=0 * rewards,")], "transitions"),
     "another action stored than was played": (
         DQN,
-        [("            actions=actions,", "            actions=act(obs, epsilon),")],
+        [("actions=actions,", "actions=act(obs, epsilon),")],
         "transitions",
     ),
     "returns not logged": (DQN, [("run.log_episodes(infos, global_step)", "pass")], "returns"),
@@ -132,7 +136,7 @@ BUGS = {
         [("last_lr = 0.0 if args.anneal_lr else args.learning_rate", "last_lr = args.learning_rate")],
         "schedules",
     ),
-    "target network never updated": (DQN, [("if target_due(global_step):", "if False:")], "parameters"),
+    "target network never updated": (DQN, [("in range(target_due(global_step))", "in range(0)")], "parameters"),
     "one critic never updated": (SAC, [("return qf1_loss + qf2_loss, {", "return qf1_loss, {")], "parameters"),
     "environments not seeded": (DQN, [("checkpoint.start(args.seed)", "checkpoint.start(1)")], "seed"),
     "networks not seeded": (
@@ -189,7 +193,7 @@ BUGS = {
         ],
         "flags",
     ),
-    "resume loses the optimizer": (DQN, [("        optimizer=optimizer,\n", "")], "resume"),
+    "resume loses the optimizer": (DQN, [(', "optimizer": optimizer', "")], "resume"),
     "resume loses the target critics": (SAC, [("        critic_target=critic_target,\n", "")], "resume"),
     "truncation as death, in storage of its own": (DQN, [*OWN_STORAGE, DEATH], "values"),
     "values cut at time limits": (
@@ -207,7 +211,7 @@ BUGS = {
         [("torch.where(truncations[t], next_values[t], next_return)", "next_return")],
         "values",
     ),
-    "n-step returns across episodes": (DQN, [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "False"))], "n_step"),
+    "n-step returns across episodes": (RAINBOW, [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "False"))], "n_step"),
     "GAE runs on over time limits": (
         PPO,
         [("gae_lambda * ~(terminations | truncations)", "gae_lambda * ~terminations")],
@@ -298,9 +302,10 @@ def test_our_scripts_pass(script):
     assert (
         skipped
         == {
-            "dqn": {"advantages", "entropy", "units"},
-            "dqn_lightning": {"advantages", "entropy", "units"},
+            "dqn": {"n_step", "advantages", "entropy", "units"},
+            "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
             "ppo": {"n_step", "entropy", "units"},
+            "rainbow": {"advantages", "entropy", "units"},
             "reinforce_rollout": {"n_step", "advantages", "entropy", "units"},
             "sac": {"n_step", "advantages"},
         }[script]
@@ -310,7 +315,7 @@ def test_our_scripts_pass(script):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_a_fork_makes_itself_passes_if_it_is_right(tmp_path):
-    own = fork("dqn", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
+    own = fork("rainbow", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
     (verdict,) = examine(Lab(own), ("n_step",))
     assert verdict.word == "PASS", verdict
     own = fork("dqn", OWN_STORAGE, tmp_path)

@@ -167,11 +167,17 @@ class Lab:
         """Flags with which `steps` steps suffice to learn a value."""
         wanted: dict[str, Any] = {"total_timesteps": steps, "gamma": GAMMA, "hidden_sizes": [32, 32]}
         wanted |= {"learning_starts": 100, "buffer_size": 10_000, "log_interval": 50, "alpha": 0.0}
+        wanted |= {"v_min": -4.0, "v_max": 4.0}
         wanted |= {"tau": max(self.default("tau", 1.0), 0.05)}
         wanted |= {name: max(self.default(name, 0.0), 3e-3) for name in RATES}
         for name, most in (("batch_size", 64), ("target_network_frequency", 20), ("num_steps", 16)):
             wanted[name] = min(self.default(name, most), most)
         return {name: value for name, value in wanted.items() if name in self.flags}
+
+    @property
+    def epsilon(self) -> dict[str, Any]:
+        """Flags with which it explores by epsilon."""
+        return {"noisy": False} if "noisy" in self.flags else {}
 
     def default(self, name: str, otherwise: Any) -> Any:
         return self.flags[name]["default"] if name in self.flags else otherwise
@@ -400,6 +406,7 @@ def exploration(lab: Lab) -> str:
         "exploration_fraction": 0.5,
         "total_timesteps": 1000,
         "learning_starts": 1000,
+        **lab.epsilon,
     }
     (played,) = lab.run("Constant-Discrete", **{**lab.small, **flags, "num_envs": 1}).played(1)
     actions = played["actions"].float()
@@ -616,7 +623,6 @@ def resume(lab: Lab) -> str:
 def schedules(lab: Lab) -> str:
     """Epsilon and the learning rate are logged as their flags say, from their start to their end."""
     total, said = lab.small["total_timesteps"], []
-    trace = lab.base()
     slack = lab.small.get("num_envs", 1) * lab.small.get("num_steps", 1)
     if "anneal_lr" in lab.flags and (rate := next((name for name in RATES if name in lab.small), None)):
         for annealed in (True, False):
@@ -628,6 +634,7 @@ def schedules(lab: Lab) -> str:
             )
     if {"start_e", "end_e", "exploration_fraction"} <= lab.flags.keys():
         start, end, share = (lab.flags[name]["default"] for name in ("start_e", "end_e", "exploration_fraction"))
+        trace = lab.base(**lab.epsilon)
         said.append(_on_line(trace, "charts/epsilon", functools.partial(_line, start, end, share * total), slack, ""))
     if not said:
         raise Skipped("it has no --anneal-lr and no --start-e, --end-e, --exploration-fraction")
