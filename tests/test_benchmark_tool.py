@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools.benchmark import Plan
-from common.tools.launch import Job, Pool, Progress, again, ask, find_run, numbers
+from common.tools.launch.benchmark import Plan
+from common.tools.launch.jobs import Job, Pool, Progress, again, ask, find_run, numbers
 
 
 def grid(cwd):

@@ -16,8 +16,8 @@ from conftest import ROOT, load, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.args import RunArgs
-from common.tools import check_results
-from common.tools.check_results import Args, read_row
+from common.tools.launch import check_results
+from common.tools.launch.check_results import Args, read_row
 
 SEEDS = (99, 100, 103, 108, 109)
 GIVEN = {"learning_rate": 3e-3, "gamma": 0.95, "norm_adv": False, "hidden_sizes": [8, 16], "target_kl": 0.5}

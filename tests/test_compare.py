@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from common.tools import arms as grouping
-from common.tools import compare, measure, runs
+from common.tools import find_runs
+from common.tools.compare import compare, groups, measure
 
 RETURN, EVAL = "charts/episodic_return", "eval/episodic_return"
 
@@ -67,7 +67,7 @@ def folder(tmp_path):
 
 
 def found(words, where):
-    return runs.find([str(word) for word in words], where)
+    return find_runs.find([str(word) for word in words], where)
 
 
 def run_compare(*words, cwd=None, env=None):
@@ -188,11 +188,11 @@ def test_reading_a_run_that_is_being_written(tmp_path):
     path.write_text(
         row + '{"global_step": 20, "time"\n' + '{"global_step": 30, "time": 3, "c": 1}\n{"global_step": 40, "a'
     )
-    metrics = runs.read_lines(path, ["a", "b", "time"])
+    metrics = find_runs.read_lines(path, ["a", "b", "time"])
     assert metrics.rows["a"].tolist() == [[10], [1.5], [2.0]]
     assert metrics.rows["b"].shape == (3, 0)
     assert (metrics.end_step, metrics.end_seconds, metrics.broken) == (30, 3, 1)
-    assert runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
+    assert find_runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
 
 
 def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
@@ -211,7 +211,7 @@ def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
 
 
 def labels(found_runs, by=()):
-    return {label: sorted(run.name for run in mine) for label, mine in grouping.group(found_runs, by).items()}
+    return {label: sorted(run.name for run in mine) for label, mine in groups.group(found_runs, by).items()}
 
 
 def test_arms_are_scripts_and_the_hyperparameters_that_differ(folder):
@@ -504,10 +504,10 @@ def test_wandb_that_failed_does_not_hold_the_process(tmp_path):
     code = """if True:
         import atexit, threading
         from pathlib import Path
-        from common.tools import runs
+        from common.tools import find_runs
         atexit.register(threading.Event().wait)  # as wandb's waits for its service
         print("so far")
-        runs.find(["wandb:me/plainrl"], Path())
+        find_runs.find(["wandb:me/plainrl"], Path())
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2 and done.stdout == "so far\n"

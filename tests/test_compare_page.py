@@ -8,7 +8,7 @@ import pytest
 from test_compare import linear, make_run
 
 from common.evaluation import Camera
-from common.tools import compare
+from common.tools.compare import compare
 
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.tools import check_results, stats
+from common.tools import stats
+from common.tools.launch import check_results
 
 RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text())
 

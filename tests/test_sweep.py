@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools import sweep, verdict
-from common.tools.launch import ask
-from common.tools.search import Dimension, flags, product, read_space, wandb_sweep
+from common.tools.launch import sweep, verdict
+from common.tools.launch.jobs import ask
+from common.tools.launch.search_space import Dimension, flags, product, read_space, wandb_sweep
 
 optuna = pytest.importorskip("optuna", reason="extra sweep")
 scipy_stats = pytest.importorskip("scipy.stats", reason="extra sweep")
@@ -111,7 +111,7 @@ def test_the_flags_of_a_value_are_read_back_as_that_value():
 @pytest.mark.parametrize(("low", "high"), [(1e-5, 1e-1), (2, 9)])
 def test_draws_are_even_in_the_range_or_in_its_logarithm(log, low, high):
     """Kolmogorov-Smirnov and chi-squared tests against the definition, of the first draw of each of 600 slots."""
-    from common.tools.sweep import Args, Sweep
+    from common.tools.launch.sweep import Args, Sweep
 
     sweep = object.__new__(Sweep)
     sweep.args = Args(FORK, (), method="random")

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.tools.launch import (
+from common.tools.launch.jobs import (
     INCIDENTAL,
     OWN_FLAGS,
     Job,
@@ -46,7 +46,7 @@ from common.tools.launch import (
     stop,
     write_file,
 )
-from common.tools.search import Dimension, check_method, flags, product, read_space, wandb_sweep
+from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space, wandb_sweep
 
 TRIALS = 20
 
@@ -540,7 +540,7 @@ class Sweep:
         if self.pool.stopping:
             return False  # the loop gives it back
         code = job.code or 1
-        error = f"exit {code}: {job.last_words()}"
+        error = f"exit {code}: {job.error()}"
         if code == 4:  # a step size too large is an answer
             queue.tell(attempt.trial, "PRUNED", error=error)
         else:
@@ -579,7 +579,7 @@ def described(params: dict[str, Any]) -> str:
 
 def report(sweep: Sweep, tried: Queue, final: Queue, winner: Any, defaults_won: bool) -> None:
     """Prints and writes what was found: report.md, results.json, history.png, importance.png."""
-    from common.tools import verdict
+    from common.tools.launch import verdict
 
     values: dict[str, list[float]] = {"winner": [], "defaults": []}
     for slot in final.slots():

@@ -37,8 +37,10 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.files import read_json, read_object
 from common.provenance import ALGOS, versions
-from common.tools.benchmark import run_all
-from common.tools.launch import (
+from common.tools.compare.tables import Table, number, text
+from common.tools.find_runs import read_lines
+from common.tools.launch.benchmark import run_all
+from common.tools.launch.jobs import (
     INCIDENTAL,
     OWN_FLAGS,
     Job,
@@ -50,10 +52,9 @@ from common.tools.launch import (
     numbers,
     sanitized,
 )
-from common.tools.runs import read_lines
 from common.tools.stats import FEW, permutation, runs_needed
-from common.tools.tables import Table, number, text
 
+COMMON = Path(__file__).parents[2]
 MOST = 10  # fresh seeds that are run without being asked for
 # What args.json says of a run besides its arguments.
 FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
@@ -177,7 +178,7 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
         fail(f"{row.name}: {script.name} does not make of {shlex.join(as_words(other))} what its runs.json has")
     # All that the runs depend on is in their name: those of other code are not taken for finished ones.
     code = hashlib.sha256(json.dumps([str(script.resolve()), base, versions()], sort_keys=True).encode())
-    for path in (script, *sorted(Path(__file__).parent.parent.glob("*.py"))):
+    for path in (script, *sorted(COMMON.glob("*.py")), *sorted(COMMON.glob("internals/**/*.py"))):
         code.update(path.read_bytes())
     group = sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
     folder, jobs = args.runs_dir / f"{group}.check", []
@@ -282,7 +283,7 @@ def main(argv: list[str]) -> None:
     for name, (row, mine) in jobs.items():
         broken = [job for job in mine if job in failed]
         if broken:
-            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].last_words()}")
+            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].error()}")
         else:
             codes.append(report(row, mine, args))
     sys.stdout.flush()

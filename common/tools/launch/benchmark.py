@@ -23,7 +23,7 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.provenance import is_saved_source
 from common.redact import REDACTED, redact
-from common.tools.launch import (
+from common.tools.launch.jobs import (
     INCIDENTAL,
     OWN_FLAGS,
     Job,
@@ -193,7 +193,7 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
             elif not pool.stopping:
                 job.code = job.code or 1
                 failed.append(job)
-                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: failed (exit {job.code}): {job.last_words()}")
+                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: failed (exit {job.code}): {job.error()}")
         if screen.due():
             screen.show(_table(jobs, done, failed, pool, began, already))
         time.sleep(0.1)
@@ -243,7 +243,7 @@ def _summary(jobs: list[Job], failed: list[Job]) -> None:
         shown = f"{statistics.fmean(scores):.1f} ± {spread:.1f}" if scores else "none"
         print(f"{stem}  {env_id}".ljust(width) + f"  {sum(job.finished() for job in row):>4}  {shown}")
     for job in failed:
-        print(f"failed: {_name(job)} (exit {job.code}): {job.last_words()}\n        {job.log}")
+        print(f"failed: {_name(job)} (exit {job.code}): {job.error()}\n        {job.log}")
     sys.stdout.flush()
     if failed:
         fail(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again", failed[0].code or 1)
@@ -293,7 +293,7 @@ class Task:
         while not self.pool.poll():
             time.sleep(0.2)
         if job.code != 0:
-            raise RuntimeError(f"{self.key}: exit {job.code}: {job.last_words()}")
+            raise RuntimeError(f"{self.key}: exit {job.code}: {job.error()}")
         return f"{self.key} is finished"
 
     def checkpoint(self) -> Any:

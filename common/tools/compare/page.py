@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.files import data_file, read_file
-from common.tools.figure import style
-from common.tools.runs import Run
-from common.tools.tables import Table, number
+from common.tools.compare.figure import style
+from common.tools.compare.tables import Table, number
+from common.tools.find_runs import Run
 
 if TYPE_CHECKING:
-    from common.tools.compare import Comparison
-    from common.tools.measure import Cell
+    from common.tools.compare.compare import Comparison
+    from common.tools.compare.measure import Cell
 
 
 MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
@@ -52,7 +52,7 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
         "data": json.dumps(_data(comparison), separators=(",", ":")).replace("<", "\\u003c"),
         "plotly": get_plotlyjs(),
     }
-    template = (files("common.tools") / "page.html").read_text("utf-8")
+    template = (files("common.tools.compare") / "page.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
     path.write_text(page, "utf-8")
 

@@ -186,6 +186,15 @@ def write_file(path: Path, text: str) -> None:
         fail(f"cannot write {path}: {error.strerror}", code=6)
 
 
+def last_error(log: Path) -> str:
+    """The error that a run ended with: the last line that begins with `error:`, else the last line."""
+    try:
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no output")
+
+
 def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -318,15 +327,10 @@ class Job:
         self.look()
         return self.progress.evaluation  # type: ignore[union-attr]
 
-    def last_words(self) -> str:
-        """The error it ended with: the last line that says so, else the last line."""
+    def error(self) -> str:
         if self.process is not None and self.process.returncode == 0:
             return "error: it ended without a finished run directory, or without an evaluation in it"
-        try:
-            lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        except OSError:
-            return "it said nothing"
-        return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+        return last_error(self.log)
 
 
 class Pool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.tools import stats
-from common.tools.runs import Metrics, Run, duplicates, unreadable
+from common.tools.find_runs import Metrics, Run, duplicates, unreadable
 
 POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
 CURVE_REPS = 1000  # bootstrap draws at each of them

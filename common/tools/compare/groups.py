@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import fail
-from common.tools.runs import Run
+from common.tools.find_runs import Run
 
 # What may differ between runs of one method: how and where it ran, what else was written down.
 NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}

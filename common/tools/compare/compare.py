@@ -28,10 +28,10 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.redact import redact
 from common.tools import stats
-from common.tools.arms import group
-from common.tools.measure import Task, measure
-from common.tools.runs import Run, find, unreadable
-from common.tools.tables import Table, number, span, text, whole
+from common.tools.compare.groups import group
+from common.tools.compare.measure import Task, measure
+from common.tools.compare.tables import Table, number, span, text, whole
+from common.tools.find_runs import Run, find, unreadable
 
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
 NOT_SHOWN |= {"folder", "cwd"}
@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
         if args.markdown is not None:
             args.markdown.write_text(markdown(comparison, command), "utf-8")
         if args.plot is not None:
-            from common.tools.figure import draw
+            from common.tools.compare.figure import draw
 
             draw(comparison, args.plot, args.metric, args.x)
         if args.html is not None:
-            from common.tools.page import write
+            from common.tools.compare.page import write
 
             write(comparison, args.html, args.metric, command, args.embed_mb)
     except OSError as error:

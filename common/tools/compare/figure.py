@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from common.tools.compare import Comparison
-    from common.tools.measure import Cell, Task
+    from common.tools.compare.compare import Comparison
+    from common.tools.compare.measure import Cell, Task
 
 # Paul Tol's bright colours, which the colour-blind tell apart; beyond seven arms, dashes.
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#888888"]
