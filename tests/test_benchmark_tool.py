@@ -16,7 +16,8 @@ from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.tools.launch.benchmark import Plan
-from common.tools.launch.jobs import Job, Pool, Progress, again, ask, find_run, numbers
+from common.tools.launch.jobs import Job, Pool, Progress, find_run
+from common.tools.launch.script_args import again, ask, numbers
 
 
 def grid(cwd):
@@ -234,7 +235,7 @@ def test_each_worker_has_cores_of_its_own():
 def test_a_run_is_pinned_to_the_cores_of_its_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid, ask=os.sched_getaffinity: {max(ask(pid))})
     pool = Pool(2)
-    job = Job("j", FORK, ["--runs-dir", str(tmp_path)], {"seed": 1}, tmp_path, 10, tmp_path / "log", tmp_path / "lock")
+    job = Job("j", FORK, ["--runs-dir", str(tmp_path)], {"seed": 1}, tmp_path, tmp_path)
     assert pool.start(job)
     pool.wait()
     monkeypatch.undo()

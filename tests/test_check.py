@@ -16,7 +16,7 @@ from common.tools.check import checks, recorder
 from common.tools.check.checks import CHECKS, _compare_stored, _length, _line, examine
 from common.tools.check.harness import Failed, Harness, Skipped
 from common.tools.check.probe_envs import ElapsedTime, Ladder, PlannedEpisodes, PushedPoint
-from common.tools.launch.jobs import as_words
+from common.tools.launch.script_args import as_words
 
 DQN, PPO, SAC, REINFORCE = "dqn", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"
@@ -367,8 +367,8 @@ def test_with_pytest_each_check_is_a_test(tmp_path):
 # --- the parts of it that can be seen without a run
 
 
-def steps_of(world, count):
-    """What `count` steps of a world were, in the form of a recorder."""
+def steps_of(env, count):
+    """`count` steps of an environment, as they are recorded."""
     rows, (obs, _) = [], env.reset(seed=0)
     for _ in range(count):
         action = env.action_space.sample()

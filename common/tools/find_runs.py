@@ -50,7 +50,7 @@ class Run:
     path: Path | None = None  # the run directory; results and W&B have none
     url: str | None = None
     word: str = ""  # what it was asked for by, if that can mean several runs
-    arm: str | None = None  # NAME of NAME=RUNS
+    label: str | None = None  # NAME of NAME=RUNS
 
     @property
     def script(self) -> str:
@@ -86,11 +86,11 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
         fail(f"two scripts are named {twice.pop()}.py: runs know their script by its name, so give the fork another")
     found: dict[Any, Run] = {}
     for word in words:
-        arm, equals, meant = word.partition("=")
+        label, equals, meant = word.partition("=")
         if not equals or Path(word).exists():
-            arm, meant = "", word
+            label, meant = "", word
         for run in _meant(meant, below):
-            run.arm = run.arm or arm or None
+            run.label = run.label or label or None
             found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
     if unreadable and not found:
         fail(unreadable[0], code=3)

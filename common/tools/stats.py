@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Tasks = Sequence[np.ndarray]
-FEW = (
-    5  # runs: with fewer on either side nothing is said of which is better. Chance alone orders 4 and 4 in 1 of 70 ways
-)
+FEW = 5  # runs on either side, at least, to say which is better: chance orders 4 and 4 in 1 of 70 ways
+RESAMPLES = 20_000  # of `difference_interval`
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
 ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
 
@@ -64,20 +63,20 @@ def too_few(*counts: int) -> str:
 
 
 def interval(
-    statistic: Callable[..., np.ndarray], *arms: Tasks, reps: int, seed: int = 0, level: float = 0.95
+    statistic: Callable[..., np.ndarray], *groups: Tasks, reps: int, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval by stratified bootstrap: runs are drawn again within their task, arms independently.
+    """Percentile interval by stratified bootstrap: runs are drawn again within their task, groups independently.
 
     (nan, nan) where no task has more than one run: nothing was seen of luck.
     """
-    if all(len(scores) < 2 for tasks in arms for scores in tasks):
+    if all(len(scores) < 2 for tasks in groups for scores in tasks):
         return np.nan, np.nan
     generator = np.random.default_rng(seed)
-    at_once = max(1, CELLS // sum(len(scores) for tasks in arms for scores in tasks))
+    at_once = max(1, CELLS // sum(len(scores) for tasks in groups for scores in tasks))
     found = []
     for begin in range(0, reps, at_once):
         draws = min(at_once, reps - begin)
-        again = [[scores[generator.integers(len(scores), size=(draws, len(scores)))] for scores in a] for a in arms]
+        again = [[scores[generator.integers(len(scores), size=(draws, len(scores)))] for scores in a] for a in groups]
         found.append(statistic(*again))
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -109,6 +108,40 @@ def band(
             bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
             result[1:, points[begin : begin + at_once]] = bounds
     return result
+
+
+def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of mean(ours) - mean(theirs), each resampled by itself.
+
+    Efron, 1979: https://doi.org/10.1214/aos/1176344552. With fewer than about ten values it is too narrow.
+    """
+    groups = [np.asarray(ours)], [np.asarray(theirs)]
+    return interval(lambda a, b: mean(a) - mean(b), *groups, reps=RESAMPLES, seed=seed)
+
+
+def significance(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
+    """What the runs of a sweep's winner (ours) and the defaults show; `promised` is the winner's mean in the sweep."""
+    difference, few = float(np.mean(ours) - np.mean(theirs)), too_few(len(ours), len(theirs))
+    if few:
+        runs = f"{len(ours)} and {len(theirs)} runs"
+        return f"No verdict from {runs}, difference {difference:+.4g}: {few} (--fresh-seeds)."
+    low, high = difference_interval(ours, theirs)
+    verdict = "These runs do not show that the winner beats the defaults"
+    if low > 0 or high < 0:
+        verdict = f"The winner {'beats' if low > 0 else 'is worse than'} the defaults on fresh seeds"
+    better = float(probability_of_improvement([np.asarray(ours)], [np.asarray(theirs)]))
+    luck = promised - float(np.mean(ours))
+    told = f"; {luck:.3g} of the {promised:.5g} in the sweep did not replicate" if luck > 0 else ""
+    return (
+        f"{verdict}: difference {difference:+.4g}, 95 % bootstrap interval {low:+.4g} to {high:+.4g}, "
+        f"probability of improvement {better:.2f}{told}."
+    )
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """With the sample standard deviation."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    return f"{np.mean(values):.5g} ± {spread:.3g}"
 
 
 @dataclass

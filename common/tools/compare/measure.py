@@ -9,7 +9,7 @@ import numpy as np
 from common.tools import stats
 from common.tools.find_runs import Metrics, Run, duplicates, unreadable
 
-POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
+POINTS, MOST_POINTS = 100, 400  # of the shortest group's curve, of any
 CURVE_REPS = 1000  # bootstrap draws at each of them
 
 
@@ -29,7 +29,7 @@ class Measured:
 
 @dataclass
 class Cell:
-    """One arm on one task."""
+    """One group on one task."""
 
     runs: list[Measured]
     band: np.ndarray  # [3, points]: IQM, low, high
@@ -46,7 +46,7 @@ class Task:
     steps: np.ndarray  # the grid, [points]
     threshold: float | None
     score: str  # the key that final and best are of
-    cells: dict[str, Cell]  # of the arms that ran it
+    cells: dict[str, Cell]  # of the groups that ran it
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
@@ -60,7 +60,7 @@ def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: floa
 
 def measure(
     env_id: str,
-    arms: dict[str, list[Run]],
+    groups: dict[str, list[Run]],
     threshold: float | None,
     metric: str,
     score: str,
@@ -70,14 +70,14 @@ def measure(
     """The runs of one task on one grid; None if none of them has logged anything.
 
     Args:
-        arms: the runs of this task, by the label of their arm.
+        groups: the runs of this task, by the label of their group.
         metric: the key of the curves.
         score: the key of final and best scores; where a run that is at its end lacks it, `metric` takes its place.
-        window: the share of the shortest arm that a point is the mean of.
+        window: the share of the shortest group that a point is the mean of.
         notes: gets a line for everything that is left out or odd.
     """
     read: list[tuple[str, Run, Metrics]] = []
-    for label, mine in arms.items():
+    for label, mine in groups.items():
         for run in mine:
             try:
                 metrics = run.read([metric, score])
@@ -107,7 +107,7 @@ def measure(
     steps = np.linspace(0, longest, points + 1)[1:]
     runs = [(label, on_grid(run, metrics, steps, width, threshold, metric, score)) for label, run, metrics in read]
     cells = {}
-    for label in arms:
+    for label in groups:
         here = [one for name, one in runs if name == label]
         if here:
             with warnings.catch_warnings():

@@ -35,16 +35,16 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
     """
     from plotly.offline import get_plotlyjs
 
-    arms = " and ".join(comparison.arms) if len(comparison.arms) < 5 else f"{len(comparison.arms)} arms"
-    title = f"{arms} on {', '.join(task.env_id for task in comparison.tasks)}"
+    groups = " and ".join(comparison.groups) if len(comparison.groups) < 5 else f"{len(comparison.groups)} groups"
+    title = f"{groups} on {', '.join(task.env_id for task in comparison.tasks)}"
     count = sum(len(cell.runs) for task in comparison.tasks for cell in task.cells.values())
     parts = {
         "title": html.escape(title),
-        "summary": f"runs: {count}, arms: {len(comparison.arms)}, tasks: {len(comparison.tasks)}",
+        "summary": f"runs: {count}, groups: {len(comparison.groups)}, tasks: {len(comparison.tasks)}",
         "metric": html.escape(metric),
         "tables": "".join(map(_table, comparison.tables)),
         "films": _films(comparison, path.parent, embed_mb),
-        "diffs": _diffs(comparison.arms),
+        "diffs": _diffs(comparison.groups),
         "runs": _runs(comparison),
         "notes": "<br>".join(map(html.escape, comparison.notes)),
         "command": html.escape(command),
@@ -58,9 +58,9 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
 
 
 def _data(comparison: "Comparison") -> dict[str, Any]:
-    labels = list(comparison.arms)
+    labels = list(comparison.groups)
     looks = map(style, range(len(labels)))
-    arms = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
+    groups = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
     tasks = []
     for task in comparison.tasks:
         cells = []
@@ -72,11 +72,11 @@ def _data(comparison: "Comparison") -> dict[str, Any]:
             ]
             seconds = _numbers(cell.seconds)
             lines = {"centre": centre, "low": low, "high": high, "seconds": seconds, "runs": runs}
-            cells.append({"arm": labels.index(label), **lines})
+            cells.append({"group": labels.index(label), **lines})
         tasks.append(
             {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold, "cells": cells}
         )
-    return {"arms": arms, "tasks": tasks}
+    return {"groups": groups, "tasks": tasks}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
@@ -97,7 +97,7 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") 
 
 
 def _runs(comparison: "Comparison") -> str:
-    header = ["run", "arm", "task", "seed", "final", "best", "steps", "seconds"]
+    header = ["run", "group", "task", "seed", "final", "best", "steps", "seconds"]
     rows = []
     for task in comparison.tasks:
         for label, cell in task.cells.items():
@@ -108,7 +108,7 @@ def _runs(comparison: "Comparison") -> str:
 
 
 def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
-    """Of each arm and task the last film of the run whose final score is the median, or nearest to it."""
+    """Of each group and task the last film of the run whose final score is the median, or nearest to it."""
     left = embed_mb * 1e6
     parts = []
     for task in comparison.tasks:
@@ -164,9 +164,9 @@ def _read(run: Run, name: str) -> str | None:
         return None
 
 
-def _diffs(arms: dict[str, list[Run]]) -> str:
-    """The script of every arm as a difference to that of the first arm, and to the script that it was forked from."""
-    sources = {label: _sources(runs) for label, runs in arms.items()}
+def _diffs(groups: dict[str, list[Run]]) -> str:
+    """Each group's script as a diff to the first group's, and to the script that it was forked from."""
+    sources = {label: _sources(runs) for label, runs in groups.items()}
     (first, base), *others = sources.items()
     parts = []
     for label, found in sources.items():
@@ -177,13 +177,15 @@ def _diffs(arms: dict[str, list[Run]]) -> str:
             (old_name, old), (new_name, new) = base[0], found[0]
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
             parts.append(_diff(f"{label} against {first}", list(lines)))
-    for label, runs in arms.items():
+    for label, runs in groups.items():
         kept = next((text for run in runs if (text := _read(run, "source/parent.diff")) is not None), None)
         if kept is not None and not (base and kept.startswith(f"--- algos/{base[0][0]}")):
             parts.append(_diff(f"{label} against the script it was forked from", kept.splitlines()))
     if not parts and others:
         known = [label for label, found in sources.items() if found]
-        same = "All arms ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
+        same = (
+            "All groups ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
+        )
         parts.append(f"<p>{same}</p>")
     return "<h2>Code</h2>" + "\n".join(parts) if parts else ""
 

@@ -9,7 +9,9 @@ Several such commands at once share the work. The runs are one W&B group.
 """
 
 import contextlib
+import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -21,26 +23,18 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
+from common.files import read_object
 from common.provenance import is_saved_source
 from common.redact import REDACTED, redact
-from common.tools.launch.jobs import (
-    INCIDENTAL,
+from common.tools.launch.jobs import Job, Pool, Screen, clock, locked, make_folder, make_job, stop, write_file
+from common.tools.launch.script_args import (
     OWN_FLAGS,
-    Job,
-    Pool,
-    Screen,
+    at_least,
     base_arguments,
-    clock,
     component,
-    jsonable,
-    locked,
-    make_folder,
     numbers,
-    read_json,
     sanitized,
     split_flags,
-    stop,
-    write_file,
 )
 
 
@@ -78,29 +72,19 @@ class Plan:
 
     def job(self, key: str) -> Job:
         made = self.jobs[key]
-        return Job(
-            name=key,
-            script=Path(made["script"]),
-            flags=made["flags"],
-            wanted=made["wanted"],
-            runs_dir=self.runs_dir,
-            total_timesteps=made["wanted"]["total_timesteps"],
-            log=self.folder / "logs" / f"{key}.log",
-            lock=self.folder / "locks" / key,
-        )
+        return Job(key, Path(made["script"]), made["flags"], made["wanted"], self.runs_dir, self.folder)
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """Ends the process with code 3 if plan.json is there and is no plan."""
-        saved = read_json(folder / "plan.json") if (folder / "plan.json").exists() else {"jobs": {}}
+        path = folder / "plan.json"
         try:
-            for job in saved["jobs"].values():
+            jobs = read_object(folder, path.name)["jobs"] if path.exists() else {}
+            for job in jobs.values():
                 job["script"], job["flags"] + [], int(job["wanted"]["total_timesteps"])
-        except (KeyError, TypeError, ValueError, AttributeError):
-            fail(
-                f"{folder / 'plan.json'} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3
-            )
-        return cls(folder, folder.parent, saved["jobs"])
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            fail(f"{path} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3)
+        return cls(folder, folder.parent, jobs)
 
     def add(self, jobs: dict[str, dict[str, Any]]) -> None:
         """Ends the process with code 2 if a run is planned already, but another one."""
@@ -108,12 +92,8 @@ class Plan:
             self.jobs = Plan.load(self.folder).jobs
             for key, job in jobs.items():
                 known = self.jobs.setdefault(key, job)
-                then, now = known["wanted"], job["wanted"]
-                differ = [
-                    f"{name} was {then[name]!r}, now {now[name]!r}" for name in then if now.get(name) != then[name]
-                ]
-                if known["script"] != job["script"]:
-                    differ.insert(0, f"the script was {known['script']}, now {job['script']}")
+                then, now = ({"the script": of["script"], **of["wanted"]} for of in (known, job))
+                differ = [f"{name} was {then[name]}, now {now[name]}" for name in then if now.get(name) != then[name]]
                 if differ:
                     fail(f"{self.folder} has another {key}: {', '.join(differ)}; choose another --wandb-group")
                 if REDACTED in json.dumps(known["flags"]):  # the file does not keep secrets, this command has them
@@ -122,10 +102,9 @@ class Plan:
 
 
 def main(argv: list[str]) -> None:
-    own, flags = split_flags(argv)
-    args = parse(Args, __doc__, own, prog="python -m common benchmark")
-    if args.workers < 1:
-        fail("--workers must be at least 1")
+    words, flags = split_flags(argv)
+    args = parse(Args, __doc__, words, prog="python -m common benchmark")
+    at_least(args, workers=1)
     if args.slurm_options and not args.slurm:
         fail("--slurm-options are for --slurm")
     seeds = numbers(args.seeds, "--seeds")
@@ -134,32 +113,31 @@ def main(argv: list[str]) -> None:
         if len(set(names)) < len(names):
             fail(f"{what}: two of the same name, whose runs could not be told apart")
     group = component(args.wandb_group or sanitized("benchmark_" + "_".join(stems)), "--wandb-group")
+    folder = args.runs_dir / f"{group}.benchmark"
     jobs: dict[str, dict[str, Any]] = {}
     for script in args.scripts:
         base = base_arguments(script, flags, OWN_FLAGS | {"env_id"})[1]
-        tags = ("benchmark", *_commit(script), *args.wandb_tags)
-        for env_id in args.env_ids:
-            for seed in seeds:
-                mine = ["--env-id", env_id, "--seed", str(seed), "--runs-dir", str(args.runs_dir)]
-                mine += ["--wandb-group", group, "--wandb-tags", *tags]
-                wanted = {name: value for name, value in base.items() if name not in INCIDENTAL}
-                wanted |= {"env_id": env_id, "seed": seed, "wandb_group": group}
-                jobs[sanitized(f"{script.stem}__{env_id}__{seed}")] = {
-                    "script": str(script.resolve()),
-                    "flags": [*flags, *mine],
-                    "wanted": jsonable(wanted),
-                }
-    folder = args.runs_dir / f"{group}.benchmark"
+        words = [*flags, "--wandb-tags", "benchmark", *_commit(script), *args.wandb_tags]
+        for env_id, seed in itertools.product(args.env_ids, seeds):
+            own = {"env_id": env_id, "seed": seed, "wandb_group": group}
+            key = sanitized(f"{script.stem}__{env_id}__{seed}")
+            job = make_job(key, script.resolve(), words, base, args.runs_dir, folder, **own)
+            jobs[key] = {"script": str(job.script), "flags": job.flags, "wanted": job.wanted}
     make_folder(folder)
     plan = Plan(folder, args.runs_dir, {})
     plan.add(jobs)
-    mine_only = [plan.job(key) for key in jobs]
-    _refuse_mixtures(mine_only)
+    planned = [plan.job(key) for key in jobs]
+    for job in planned:  # runs of two versions of a script under one name would be taken for seeds of one
+        if job.finished() and not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
+            fail(
+                f"{job.script.name} has changed since {job.run_dir} was finished: choose another --wandb-group, or put "
+                f"the script back (the run has it in {job.run_dir}/source)"
+            )
     command = ["python", "-m", "common", "benchmark", *argv]
     if args.slurm:
-        _submit(plan, mine_only, args)
+        _submit(plan, planned, args)
     else:
-        _summary(mine_only, run_all(mine_only, args.workers, command))
+        _summary(planned, run_all(planned, args.workers, command))
 
 
 def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
@@ -169,9 +147,19 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
     failed: list[Job] = []
     done = [job for job in jobs if job.finished()]
     todo = [job for job in jobs if job not in done]
-    if done:
-        screen.say(f"{len(done)} of {len(jobs)} runs are finished already")
-    already = len(done)
+    if already := len(done):
+        screen.say(f"{already} of {len(jobs)} runs are finished already")
+
+    def title(job: Job) -> str:
+        over = len(done) + len(failed)
+        return f"[{over:>{len(str(len(jobs)))}}/{len(jobs)}] {_name(job)}"
+
+    def status() -> str:
+        over = len(done) + len(failed) - already + sum(job.look() for job in pool.jobs)
+        left = (time.monotonic() - began) / over * (len(jobs) - already - over) if over else math.inf
+        running = [f"{_name(job)} {job.look():.0%}" for job in pool.jobs]
+        return f"{', '.join(running)}" + (f"; about {clock(left)} left" if math.isfinite(left) else "")
+
     while (todo or pool.jobs) and not (pool.stopping and not pool.jobs):
         for job in list(todo):
             if not pool.free or pool.stopping:
@@ -179,7 +167,7 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
             if pool.start(job):
                 todo.remove(job)
                 if job.run_dir is not None:
-                    screen.say(f"{_count(done, failed, jobs)} {_name(job)}: goes on with {job.run_dir}")
+                    screen.say(f"{title(job)}: goes on with {job.run_dir}")
             elif job.finished():  # meanwhile, by another command
                 todo.remove(job)
                 done.append(job)
@@ -189,13 +177,12 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
                 done.append(job)
                 score = job.score()
                 what = "done" if score is None else f"return {score:.1f}"
-                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: {what} in {seconds}")
+                screen.say(f"{title(job)}: {what} in {seconds}")
             elif not pool.stopping:
                 job.code = job.code or 1
                 failed.append(job)
-                screen.say(f"{_count(done, failed, jobs)} {_name(job)}: failed (exit {job.code}): {job.error()}")
-        if screen.due():
-            screen.show(_table(jobs, done, failed, pool, began, already))
+                screen.say(f"{title(job)}: failed (exit {job.code}): {job.error()}")
+        screen.show(status)
         time.sleep(0.1)
     if pool.stopping:
         pool.leave(command)
@@ -206,59 +193,22 @@ def _name(job: Job) -> str:
     return f"{job.script.stem} {job.wanted['env_id']} seed {job.wanted['seed']}"
 
 
-def _count(done: list[Job], failed: list[Job], jobs: list[Job]) -> str:
-    return f"[{len(done) + len(failed):>{len(str(len(jobs)))}}/{len(jobs)}]"
-
-
-def _rows(jobs: list[Job]) -> dict[tuple[str, str], list[Job]]:
-    rows: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        rows.setdefault((job.script.stem, job.wanted["env_id"]), []).append(job)
-    return rows
-
-
-def _table(jobs: list[Job], done: list[Job], failed: list[Job], pool: Pool, began: float, already: int) -> list[str]:
-    """A line for each script on each environment, and one for all."""
-    lines, width = [], max(len(f"{stem}  {env_id}") for stem, env_id in _rows(jobs))
-    for (stem, env_id), row in _rows(jobs).items():
-        finished = [job for job in row if job in done]
-        parts = [f"{stem}  {env_id}".ljust(width), f"{len(finished)}/{len(row)} done"]
-        parts += [f"seed {job.wanted['seed']}: {job.look():.0%}" for job in row if job in pool.jobs]
-        parts += [f"{n} failed"] if (n := sum(job in failed for job in row)) else []
-        scores = [score for job in finished if (score := job.score()) is not None]
-        parts += [f"mean return {statistics.fmean(scores):.1f}"] if scores else []
-        lines.append("   ".join(parts))
-    over = len(done) + len(failed) - already + sum(job.look() for job in pool.jobs)
-    left = (time.monotonic() - began) / over * (len(jobs) - already - over) if over else None
-    return [*lines, f"{len(done)}/{len(jobs)} runs" + ("" if left is None else f", about {clock(left)} left")]
-
-
 def _summary(jobs: list[Job], failed: list[Job]) -> None:
     """Scores, failures, and the exit code."""
-    width = max(len(f"{stem}  {env_id}") for stem, env_id in _rows(jobs))
+    rows: dict[str, list[Job]] = {}
+    for job in jobs:
+        rows.setdefault(f"{job.script.stem}  {job.wanted['env_id']}", []).append(job)
+    width = max(map(len, rows))
     print(f"\n{'script and environment':<{width}}  runs  final evaluation, mean ± std over seeds")
-    for (stem, env_id), row in _rows(jobs).items():
+    for name, row in rows.items():
         scores = [score for job in row if (score := job.score()) is not None]
-        spread = statistics.pstdev(scores) if scores else 0.0
-        shown = f"{statistics.fmean(scores):.1f} ± {spread:.1f}" if scores else "none"
-        print(f"{stem}  {env_id}".ljust(width) + f"  {sum(job.finished() for job in row):>4}  {shown}")
+        shown = f"{statistics.fmean(scores):.1f} ± {statistics.pstdev(scores):.1f}" if scores else "none"
+        print(f"{name:<{width}}  {sum(job.finished() for job in row):>4}  {shown}")
     for job in failed:
         print(f"failed: {_name(job)} (exit {job.code}): {job.error()}\n        {job.log}")
     sys.stdout.flush()
     if failed:
         fail(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again", failed[0].code or 1)
-
-
-def _refuse_mixtures(jobs: list[Job]) -> None:
-    """Runs of two versions of a script under one name would be taken for seeds of one; code 2."""
-    for job in jobs:
-        if not job.finished():
-            continue
-        if not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
-            fail(
-                f"{job.script.name} has changed since {job.run_dir} was finished: choose another --wandb-group, or put "
-                f"the script back (the run has it in {job.run_dir}/source)"
-            )
 
 
 def _commit(script: Path) -> list[str]:
@@ -275,10 +225,7 @@ def _commit(script: Path) -> list[str]:
 
 
 class Task:
-    """One run as a job of an array. Before SLURM ends it (SIGUSR2), the run makes a checkpoint and is queued again.
-
-    All that it has to know on another day and another machine is in the benchmark's folder.
-    """
+    """One run as a job of an array. Before SLURM ends it (SIGUSR2), the run makes a checkpoint and is queued again."""
 
     def __init__(self, folder: str, key: str) -> None:
         self.folder, self.key = folder, key
@@ -328,22 +275,13 @@ def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
     if not todo:
         _summary(jobs, [])
         return
-    # As often as it takes: each time a run gets further.
-    times = {f"{cluster}_max_num_timeout": 1000}
+    times = {f"{cluster}_max_num_timeout": 1000}  # as often as it takes: each time a run gets further
     try:
         executor = submitit.AutoExecutor(folder=plan.folder / "submitit", cluster=cluster, **times)
         if cluster == "slurm":
             options["slurm_array_parallelism"] = args.workers
         executor.update_parameters(**options)
         submitted = executor.submit_array([Task(str(plan.folder.resolve()), job.name) for job in todo])
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        NameError,
-        AssertionError,
-        OSError,
-        subprocess.SubprocessError,
-    ) as error:
+    except Exception as error:  # submitit's own checks raise NameError, AssertionError and others
         fail(f"the runs cannot be submitted: {error}")
     print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {plan.folder}")

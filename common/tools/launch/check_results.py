@@ -6,16 +6,15 @@
     python -m common check-results ppo/CartPole-v1 --script my_ppo.py
 
 A row is a folder with a runs.json of runs/collect.py. Its arguments are the stored ones; what the script got later has
-its default; tracking and films are off. The same command goes on where it was stopped, and begins anew when the
+its default; tracking and video are off. The same command goes on where it was stopped, and begins anew when the
 script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
-means: p is at most --level, 0.01. Whatever scores look like, a script that learns as before FAILs with no more than
-that probability, for each row. PASS means that no drop was found; the interval says how large a one may be missed.
-4 times in 5 the test finds a drop of 2.7 standard deviations with five runs beside five stored ones, of 2.0 with five
-beside ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of
-five beside ten good ones. Fewer than five new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of
-a run that failed.
+means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
+means that no drop was found; the interval says how large a one may be missed. 4 times in 5 the test finds a drop of
+2.7 standard deviations with five runs beside five stored ones, of 2.0 with five beside ten or ten beside five, of 3.0
+with seven beside three. Where single seeds fail altogether, it takes four of five beside ten good ones. Fewer than five
+new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import difflib
@@ -40,12 +39,13 @@ from common.provenance import ALGOS, versions
 from common.tools.compare.tables import Table, number, text
 from common.tools.find_runs import read_lines
 from common.tools.launch.benchmark import run_all
-from common.tools.launch.jobs import (
+from common.tools.launch.jobs import Job, make_job
+from common.tools.launch.script_args import (
     INCIDENTAL,
     OWN_FLAGS,
-    Job,
     as_words,
     ask,
+    at_least,
     base_arguments,
     component,
     jsonable,
@@ -181,15 +181,8 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
     for path in (script, *sorted(COMMON.glob("*.py")), *sorted(COMMON.glob("internals/**/*.py"))):
         code.update(path.read_bytes())
     group = sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
-    folder, jobs = args.runs_dir / f"{group}.check", []
-    for seed in seeds:
-        own = ["--seed", str(seed), "--runs-dir", str(args.runs_dir), "--wandb-group", group]
-        wanted = {key: value for key, value in base.items() if key not in INCIDENTAL}
-        wanted = jsonable({**wanted, "seed": seed, "wandb_group": group})
-        log, lock = folder / "logs" / f"{seed}.log", folder / "locks" / str(seed)
-        steps = wanted["total_timesteps"]
-        jobs.append(Job(str(seed), script, [*flags, *own], wanted, args.runs_dir, steps, log, lock))
-    return jobs
+    folder, own = args.runs_dir / f"{group}.check", {"wandb_group": group}
+    return [make_job(str(seed), script, flags, base, args.runs_dir, folder, seed=seed, **own) for seed in seeds]
 
 
 def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
@@ -252,8 +245,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common check-results")
-    if args.workers < 1:
-        fail("--workers must be at least 1")
+    at_least(args, workers=1)
     if not 0 < args.level < 0.5:
         fail("--level must be between 0 and 0.5")
     rows: dict[str, Row | str] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import fail
-from common.tools.launch.jobs import OWN_FLAGS, ask
+from common.tools.launch.script_args import OWN_FLAGS, ask
 
 NOT_SEARCHED = OWN_FLAGS | {"debug", "env_id", "track", "capture_video", "eval_episodes", "allow_env_import"}
 Value = bool | int | float | str | None  # of one argument; what takes several words is their text
