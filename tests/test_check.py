@@ -16,7 +16,7 @@ from common.tools.check import checks, recorder
 from common.tools.check.checks import CHECKS, _compare_stored, _length, _line, examine
 from common.tools.check.harness import Failed, Harness, Skipped
 from common.tools.check.probe_envs import ElapsedTime, Ladder, PlannedEpisodes, PushedPoint
-from common.tools.launch.script_args import as_words
+from common.tools.launch.cli import as_words
 
 DQN, PPO, SAC, REINFORCE = "dqn", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"

@@ -18,7 +18,7 @@ from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.tools import stats
 from common.tools.launch import sweep
-from common.tools.launch.script_args import ask
+from common.tools.launch.cli import ask
 from common.tools.launch.search_space import Dimension, flags, product, read_space, wandb_sweep
 
 optuna = pytest.importorskip("optuna", reason="extra sweep")

@@ -5,6 +5,7 @@ A run's arguments are read when it is found, its metrics only when it is compare
 
 import contextlib
 import errno
+import functools
 import gzip
 import json
 import math
@@ -15,7 +16,6 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,12 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
     Ends the process with code 2 or 3 and one line if a word means no run.
     """
     unreadable.clear()
-    known: list[Run] = []  # below runs_dir, read once for all words
 
+    @functools.cache  # read once for all words
     def below() -> list[Run]:
-        if not known:
-            if not runs_dir.is_dir():
-                fail(f"there is no folder {runs_dir}: say where the runs are with --runs-dir")
-            known.extend(walk(runs_dir))
-        return known
+        if not runs_dir.is_dir():
+            fail(f"there is no folder {runs_dir}: say where the runs are with --runs-dir")
+        return list(walk(runs_dir))
 
     stems = [Path(word.rpartition("=")[2]).stem for word in words if word.endswith(".py")]
     twice = {stem for stem in stems if stems.count(stem) > 1}
@@ -137,45 +135,40 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
     if (here.st_dev, here.st_ino) in seen:  # a link that leads back
         return
     seen.add((here.st_dev, here.st_ino))
-    if os.path.lexists(folder / "args.json"):
-        try:
+    entries: list[os.DirEntry] = []
+    name = next((name for name in ("args.json", "runs.json") if os.path.lexists(folder / name)), None)
+    try:
+        if name == "args.json":
             yield _directory(folder)
-        except (OSError, ValueError) as error:
-            warn(f"{folder} is left out, its args.json cannot be read: {error}")
-    elif os.path.lexists(folder / "runs.json"):
-        try:
+        elif name == "runs.json":
             yield from results(folder)
-        except (OSError, ValueError) as error:
-            warn(f"{folder} is left out, its runs.json cannot be read: {error}")
-    else:
-        try:
+        else:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            warn(f"{folder} is left out: {error.strerror}")
-            return
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from walk(Path(entry.path), seen)
+    except (OSError, ValueError) as error:
+        warn(f"{folder} is left out" + (f", its {name} cannot be read" if name else "") + f": {error}")
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from walk(Path(entry.path), seen)
 
 
 def _directory(path: Path) -> Run:
     """Raises OSError or ValueError if its args.json is not that of a run."""
     facts = checked(read_object(path, "args.json"))
-    return Run(path.name, facts, finished_step(path) is not None, partial(read_lines, path / "metrics.jsonl"), path)
+    return Run(
+        path.name, facts, finished_step(path) is not None, functools.partial(read_lines, path / "metrics.jsonl"), path
+    )
 
 
 def checked(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a run, where those that the tools go by are of the right kind; else ValueError."""
     if not isinstance(facts, dict) or not all(facts.get(key) for key in ("script", "env_id")):
         raise ValueError("it has no env_id or script")
-    if not all(isinstance(facts[key], str) for key in ("script", "env_id")):
-        raise ValueError("its env_id and script are no text")
-    if not isinstance(facts.get("total_timesteps") or 0, int | float):
-        raise ValueError("its total_timesteps is no number")
-    of_objects = {"versions": set(), "parent": {"script", "lines_added", "lines_removed"}}
-    for key, names in of_objects.items():
-        if facts.get(key) is not None and not (isinstance(facts[key], dict) and names <= facts[key].keys()):
+    kinds = {"script": str, "env_id": str, "total_timesteps": int | float, "versions": dict, "parent": dict}
+    for key, kind in kinds.items():
+        if facts.get(key) is not None and not isinstance(facts[key], kind):
             raise ValueError(f"its {key} is not what a run writes")
+    if facts.get("parent") is not None and not {"script", "lines_added", "lines_removed"} <= facts["parent"].keys():
+        raise ValueError("its parent is not what a run writes")
     return facts
 
 
@@ -185,7 +178,7 @@ def results(folder: Path) -> list[Run]:
         kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its runs.json has another form: {error!r}") from None
-    return [Run(str(folder / name), facts, True, partial(read_lines, folder / name)) for name, facts in kept]
+    return [Run(str(folder / name), facts, True, functools.partial(read_lines, folder / name)) for name, facts in kept]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
@@ -247,10 +240,11 @@ def from_wandb(word: str) -> list[Run]:
     parts = path.split("/", 2)
     group = {"group": parts[2]} if len(parts) == 3 else {}
     found = []
-    for run in _answers(
-        lambda: wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False),
-        f"W&B has no answer for {path}",
-    ):
+
+    def ask() -> Iterable[Any]:
+        return wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False)
+
+    for run in _answers(ask, f"W&B has no answer for {path}"):
         facts = dict(run.config)
         facts.setdefault("script", facts.get("exp_name"))
         if not facts["script"] or not facts.get("env_id"):
@@ -266,8 +260,7 @@ def from_wandb(word: str) -> list[Run]:
 def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
     """What W&B answers, one by one; an error, or no answer for W_AND_B_TIMEOUT seconds, ends the process.
 
-    wandb waits without a limit for its service process in places, its atexit hook among them, and the service does not
-    always end: so a thread asks, and this process ends without that hook.
+    wandb may wait for its service process for ever, in its atexit hook too: a thread asks, and the hook is left out.
     """
     import wandb
 
@@ -308,7 +301,7 @@ def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
         rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
         otherwise = f"the history of {run.url} cannot be read from W&B"
         for key in keys:  # a scan for several keys has only the rows that hold all of them
-            scan = partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
+            scan = functools.partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
             for row in _answers(scan, otherwise):
                 numbers = _numbers(row)
                 if {"global_step", "_runtime"} <= numbers.keys():

@@ -25,7 +25,7 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.tools.check.harness import GAMMA, RATES, Failed, Harness, Skipped, Trace
 from common.tools.check.probe_envs import PlannedEpisodes
-from common.tools.launch.script_args import as_words
+from common.tools.launch.cli import as_words
 
 VALUES = ("losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values")
 CLOSED_FORMS = {  # the value, and what another one means

@@ -13,8 +13,8 @@ import torch
 
 from common.args import fail
 from common.tools.check import recorder
+from common.tools.launch.cli import as_words
 from common.tools.launch.jobs import last_error
-from common.tools.launch.script_args import as_words
 
 TIMEOUT = 600  # seconds that one run may take; it takes about one
 QUIET: dict[str, Any] = {"track": False, "cuda": False, "capture_video": False, "eval_episodes": 0, "eval_interval": 0}

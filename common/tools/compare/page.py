@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -29,21 +30,18 @@ MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
 
 
 def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
-    """Writes the page; plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos are in it.
-
-    Videos beyond that are linked, relative to the page, and are only seen where the run directories are.
-    """
+    """Writes the page, with plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos; others are linked."""
     from plotly.offline import get_plotlyjs
 
-    groups = " and ".join(comparison.groups) if len(comparison.groups) < 5 else f"{len(comparison.groups)} groups"
-    title = f"{groups} on {', '.join(task.env_id for task in comparison.tasks)}"
-    count = sum(len(cell.runs) for task in comparison.tasks for cell in task.cells.values())
+    tasks, count = comparison.tasks, len(comparison.groups)
+    groups = " and ".join(comparison.groups) if count < 5 else f"{count} groups"
+    runs = sum(len(cell.runs) for task in tasks for cell in task.cells.values())
     parts = {
-        "title": html.escape(title),
-        "summary": f"runs: {count}, groups: {len(comparison.groups)}, tasks: {len(comparison.tasks)}",
+        "title": html.escape(f"{groups} on {', '.join(task.env_id for task in tasks)}"),
+        "summary": f"runs: {runs}, groups: {count}, tasks: {len(tasks)}",
         "metric": html.escape(metric),
         "tables": "".join(map(_table, comparison.tables)),
-        "films": _films(comparison, path.parent, embed_mb),
+        "videos": _videos(comparison, path.parent, embed_mb),
         "diffs": _diffs(comparison.groups),
         "runs": _runs(comparison),
         "notes": "<br>".join(map(html.escape, comparison.notes)),
@@ -65,17 +63,11 @@ def _data(comparison: "Comparison") -> dict[str, Any]:
     for task in comparison.tasks:
         cells = []
         for label, cell in task.cells.items():
-            centre, low, high = map(_numbers, cell.band)
-            runs = [
-                {"name": run.run.name, "curve": _numbers(run.curve), "seconds": _numbers(run.seconds)}
-                for run in cell.runs
-            ]
-            seconds = _numbers(cell.seconds)
-            lines = {"centre": centre, "low": low, "high": high, "seconds": seconds, "runs": runs}
-            cells.append({"group": labels.index(label), **lines})
-        tasks.append(
-            {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold, "cells": cells}
-        )
+            runs = [{"name": r.run.name, "curve": _numbers(r.curve), "seconds": _numbers(r.seconds)} for r in cell.runs]
+            lines = dict(zip(("centre", "low", "high"), map(_numbers, cell.band), strict=True))
+            cells.append({"group": labels.index(label), **lines, "seconds": _numbers(cell.seconds), "runs": runs})
+        about = {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold}
+        tasks.append({**about, "cells": cells})
     return {"groups": groups, "tasks": tasks}
 
 
@@ -107,53 +99,43 @@ def _runs(comparison: "Comparison") -> str:
     return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
 
 
-def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
-    """Of each group and task the last film of the run whose final score is the median, or nearest to it."""
+def _videos(comparison: "Comparison", here: Path, embed_mb: float) -> str:
+    """Of each group and task the last video of the run whose final score is the median, or nearest to it."""
     left = embed_mb * 1e6
     parts = []
     for task in comparison.tasks:
         figures = []
         for label, cell in task.cells.items():
-            film, caption = _typical_film(cell)
-            if film is None:
+            path, caption = _typical_video(cell)
+            if path is None:
                 continue
-            size = film.stat().st_size
-            if size <= left:
+            if (size := path.stat().st_size) <= left:
                 left -= size
-                source = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
+                source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
             else:
-                source = Path(os.path.relpath(film, here.resolve())).as_posix()
+                source = Path(os.path.relpath(path, here.resolve())).as_posix()
                 caption += ", linked: seen only beside the run directories"
-            figures.append(
-                '<figure><video controls muted loop playsinline preload="metadata" '
-                f'src="{html.escape(source)}"></video>'
-                f"<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>"
-            )
+            video = f'<video controls muted loop playsinline preload="metadata" src="{html.escape(source)}"></video>'
+            figures.append(f"<figure>{video}<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>")
         if figures:
-            start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-films>play all</button>"
-            parts.append(f'{start}<div class="films">{"".join(figures)}</div></div>')
+            start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-videos>play all</button>"
+            parts.append(f'{start}<div class="videos">{"".join(figures)}</div></div>')
     return "<h2>Videos</h2>" + "\n".join(parts) if parts else ""
 
 
-def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
+def _typical_video(cell: "Cell") -> tuple[Path | None, str]:
     middle = float(np.median(cell.final))
     for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
-        for name in sorted(_names(one.run.path, "videos"), reverse=True):
-            if match := re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII):
-                with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
-                    film = data_file(one.run.path, f"videos/{name}")  # type: ignore[arg-type]
-                    caption = (
-                        f"seed {one.run.seed()} at step {int(match[1]):,}; this run's score is {number(one.final)}"
-                    )
-                    return film.resolve(), caption
+        folder = one.run.path
+        names = [path.name for path in folder.glob("videos/step-*.mp4")] if folder else []
+        for name in sorted(names, reverse=True):
+            match = re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII)
+            with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
+                if match:
+                    path = data_file(folder, f"videos/{name}").resolve()  # type: ignore[arg-type]
+                    at = f"seed {one.run.seed()} at step {int(match[1]):,}"
+                    return path, f"{at}; this run's score is {number(one.final)}"
     return None, ""
-
-
-def _names(folder: Path | None, inside: str) -> list[str]:
-    try:
-        return os.listdir(folder / inside) if folder else []
-    except OSError:
-        return []
 
 
 def _read(run: Run, name: str) -> str | None:
@@ -200,10 +182,5 @@ def _diff(title: str, lines: list[str]) -> str:
 
 def _sources(runs: list[Run]) -> list[tuple[str, str]]:
     """Name and text of each version of the script that the runs ran, most frequent first."""
-    count: dict[tuple[str, str], int] = {}
-    for run in runs:
-        code = _read(run, f"source/{run.script}.py")
-        if code is not None:
-            key = (f"{run.script}.py", code)
-            count[key] = count.get(key, 0) + 1
-    return sorted(count, key=lambda key: -count[key])
+    versions = [(f"{run.script}.py", _read(run, f"source/{run.script}.py")) for run in runs]
+    return [(name, code) for (name, code), _ in Counter(versions).most_common() if code is not None]

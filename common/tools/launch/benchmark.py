@@ -26,16 +26,8 @@ from common.args import fail, parse
 from common.files import read_object
 from common.provenance import is_saved_source
 from common.redact import REDACTED, redact
+from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
 from common.tools.launch.jobs import Job, Pool, Screen, clock, locked, make_folder, make_job, stop, write_file
-from common.tools.launch.script_args import (
-    OWN_FLAGS,
-    at_least,
-    base_arguments,
-    component,
-    numbers,
-    sanitized,
-    split_flags,
-)
 
 
 @dataclass

@@ -39,8 +39,7 @@ from common.provenance import ALGOS, versions
 from common.tools.compare.tables import Table, number, text
 from common.tools.find_runs import read_lines
 from common.tools.launch.benchmark import run_all
-from common.tools.launch.jobs import Job, make_job
-from common.tools.launch.script_args import (
+from common.tools.launch.cli import (
     INCIDENTAL,
     OWN_FLAGS,
     as_words,
@@ -52,6 +51,7 @@ from common.tools.launch.script_args import (
     numbers,
     sanitized,
 )
+from common.tools.launch.jobs import Job, make_job
 from common.tools.stats import FEW, permutation, runs_needed
 
 COMMON = Path(__file__).parents[2]

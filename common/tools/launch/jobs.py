@@ -25,7 +25,7 @@ from common.files import finished_step, open_file, read_object, write_atomically
 from common.redact import REDACTED, redact
 from common.redact import __file__ as redaction
 from common.tools.find_runs import NO_ROW
-from common.tools.launch.script_args import INCIDENTAL, again, as_words, jsonable, sanitized
+from common.tools.launch.cli import INCIDENTAL, again, as_words, jsonable, sanitized
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
@@ -134,10 +134,10 @@ class Progress:
     def share(self) -> float:
         return min(self.step / self.total, 1.0)
 
-    def mean_return(self, part: int) -> float | None:
-        """Mean return of the episodes that ended in a tenth of the run; None if none did, or it is not over."""
-        over = self.step * self.PARTS > (part + 1) * self.total
-        return self.sums[part] / self.counts[part] if over and self.counts[part] else None
+    def returns(self) -> list[float | None]:
+        """Mean return of the episodes that ended in each tenth of the run that is over; None if none did."""
+        over = min(max(self.step * self.PARTS - 1, 0) // self.total, self.PARTS)
+        return [self.sums[part] / self.counts[part] if self.counts[part] else None for part in range(over)]
 
 
 @dataclass(eq=False)

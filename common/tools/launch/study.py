@@ -14,8 +14,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from common.args import fail
+from common.tools.launch.cli import INCIDENTAL, jsonable
 from common.tools.launch.jobs import locked
-from common.tools.launch.script_args import jsonable
 
 if TYPE_CHECKING:
     from common.tools.launch.sweep import Sweep
@@ -115,7 +115,15 @@ class Queue:
     def __init__(self, sweep: "Sweep", name: str, wanted: list[dict[str, Any]]) -> None:
         self.sweep, self.database, self.storage = sweep, sweep.database, sweep.database.storage
         self.wanted = {slot["slot"]: slot for slot in wanted}
-        plan = {**sweep.plan, "slots": jsonable(wanted) if sweep.args.method == "grid" else None}
+        self.plan = {  # what must be the same for all that work at it
+            "script": sweep.args.script.name,
+            "source": hashlib.sha256(sweep.args.script.read_bytes()).hexdigest(),
+            "arguments": {name: value for name, value in sweep.base.items() if name not in INCIDENTAL},
+            "search": [[d.name, d.values, d.low, d.high, d.log, d.points] for d in sweep.space],
+            **{name: getattr(sweep.args, name) for name in ("method", "search_seed", "prune")},
+            "seeds": sweep.seeds,
+        }
+        plan = jsonable({**self.plan, "slots": wanted if sweep.args.method == "grid" else None})
         median = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
         self.pruner = median if sweep.args.prune else pruners.NopPruner()
         with self.database.lock():
@@ -191,6 +199,12 @@ class Queue:
     def given_up(self, slot: Slot) -> bool:
         final = bool(slot.trials[-1].user_attrs.get("final"))
         return slot.state == "FAIL" and (final or len(slot.errors) > self.sweep.args.retries)
+
+    def count(self) -> str:
+        """How many slots are over, of how many."""
+        slots = self.slots()
+        over = sum(slot.state in ("DONE", "PRUNED") or self.given_up(slot) for slot in slots)
+        return f"[{over:>{len(str(len(slots)))}}/{len(slots)}]"
 
     def open(self) -> bool:
         """Whether any slot is still to be done, by whomever."""

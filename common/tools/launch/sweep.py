@@ -3,19 +3,18 @@
     python -m common sweep algos/ppo.py --env-id CartPole-v1 --search learning_rate=1e-4..1e-2:log gamma=0.95,0.98 \\
         --method tpe --trials 20 --seeds 1-2 --workers 2 -- --total-timesteps 2e4 --no-capture-video
 
-What stands after `--` goes to every run. A trial is a set of hyperparameters; its value is the mean over the seeds of
-the last greedy evaluation (eval/episodic_return), to be maximized. Lists and ranges: gamma=0.9,0.99 for a list,
-1e-4..1e-2 for a range, :log for one in the logarithm, :5 for the number of points of a range in a grid.
+What stands after `--` goes to every run. A trial is a set of hyperparameters; its value, to be maximized, is the mean
+over the seeds of the last greedy evaluation. gamma=0.9,0.99 is a list, 1e-4..1e-2 a range, with :log in the logarithm,
+with :5 of so many points in a grid.
 
---prune ends a trial early when its best mean training return so far is below the median of what the earlier trials had
-at the same tenth of the run of the same seed (Optuna's MedianPruner; not among the first 5 trials, nor in the first
-three tenths). A trial whose numbers are not finite counts as pruned.
+--prune ends a trial early when its best mean training return so far is below the median of the earlier trials at the
+same tenth of the run of the same seed (Optuna's MedianPruner; not among the first 5 trials, nor in the first three
+tenths). A trial whose numbers are not finite counts as pruned.
 
-The same command again goes on; the same command started several times, or with one PostgreSQL --storage on several
-machines, shares the work. A trial whose worker is gone is queued again, and goes on from the checkpoint of its run.
+The same command again goes on; started several times, or with one PostgreSQL --storage on several machines, it shares
+the work. A trial whose worker is gone is queued again, and goes on from the checkpoint of its run.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -28,18 +27,8 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
+from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
 from common.tools.launch.jobs import Job, Pool, Progress, Screen, make_folder, make_job, stop, write_file
-from common.tools.launch.script_args import (
-    INCIDENTAL,
-    OWN_FLAGS,
-    at_least,
-    base_arguments,
-    component,
-    jsonable,
-    numbers,
-    sanitized,
-    split_flags,
-)
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space, wandb_sweep
 
 if TYPE_CHECKING:
@@ -105,7 +94,11 @@ def main(argv: list[str]) -> None:
     if args.method == "grid" and args.trials is not None:
         fail(f"--trials is for random, tpe and gp; this grid has {len(product(space))} points")
     if args.wandb_sweep is not None:
-        _write_wandb_sweep(args, fixed, space, base)
+        import yaml  # a dependency of wandb
+
+        search = wandb_sweep(args.script, fixed, space, args.method, base)
+        write_file(args.wandb_sweep, yaml.safe_dump(search, sort_keys=False))
+        print(f"wrote {args.wandb_sweep}: wandb sweep {args.wandb_sweep}")
         return
     try:
         import matplotlib
@@ -121,7 +114,7 @@ def main(argv: list[str]) -> None:
     sweep = Sweep(args, folder, group, fixed, base, space, seeds)
     command = ["python", "-m", "common", "sweep", *argv]
     combinations = product(space) if args.method == "grid" else [{}] * sweep.trials
-    trials = [{"slot": i, "fixed": fixed_params, "seeds": seeds} for i, fixed_params in enumerate(combinations)]
+    trials = [{"slot": i, "fixed": params, "seeds": seeds} for i, params in enumerate(combinations)]
     tried = Queue(sweep, group, trials)
     sweep.work(tried, command)
     winner = tried.best()
@@ -129,24 +122,18 @@ def main(argv: list[str]) -> None:
         errors = [slot.error for slot in tried.slots() if slot.error]
         code = int(errors[-1].split()[1].rstrip(":")) if errors else 1
         fail(f"no trial came to its end; the last: {errors[-1] if errors else 'pruned'}", code)
-    defaults = all(space[i].argument(winner.params[d.name]) == base[d.name] for i, d in enumerate(space))
+    defaults_won = all(d.argument(winner.params[d.name]) == base[d.name] for d in space)
+    compared: dict[str, dict[str, Any]] = (
+        {"defaults": {}} if defaults_won else {"winner": winner.params, "defaults": {}}
+    )
     runs = [
-        {"slot": f"{name} {seed}", "fixed": winner.params if name == "winner" else {}, "seeds": [seed], "name": name}
-        for name in ("winner", "defaults")
+        {"slot": f"{name} {seed}", "fixed": params, "seeds": [seed], "name": name}
+        for name, params in compared.items()
         for seed in fresh
-        if not (defaults and name == "winner")
     ]
     final = Queue(sweep, f"{group}, trial {winner.user_attrs['slot']} on fresh seeds", runs)
     sweep.work(final, command)
-    report(sweep, tried, final, winner, defaults)
-
-
-def _write_wandb_sweep(args: Args, fixed: list[str], space: list[Dimension], base: dict[str, Any]) -> None:
-    import yaml  # a dependency of wandb
-
-    sweep = wandb_sweep(args.script, fixed, space, args.method, base)
-    write_file(args.wandb_sweep, yaml.safe_dump(sweep, sort_keys=False))  # type: ignore[arg-type]
-    print(f"wrote {args.wandb_sweep}: wandb sweep {args.wandb_sweep}")
+    report(sweep, tried, final, winner, defaults_won)
 
 
 @dataclass(eq=False)
@@ -167,37 +154,24 @@ class Attempt:
         return self.jobs[len(self.values)]
 
 
+@dataclass(eq=False)
 class Sweep:
     """What every queue of a sweep shares, and the loop that works at one."""
 
-    def __init__(
-        self,
-        args: Args,
-        folder: Path,
-        group: str,
-        fixed: list[str],
-        base: dict[str, Any],
-        space: list[Dimension],
-        seeds: list[int],
-    ) -> None:
-        self.args, self.folder, self.group, self.fixed = args, folder, group, fixed
-        self.base, self.space = base, space
-        self.trials = args.trials or TRIALS
-        self.screen = Screen()
-        searched = [[d.name, d.values, d.low, d.high, d.log, d.points] for d in space]
-        self.plan = jsonable(  # what must be the same for all that work at it
-            {
-                "script": args.script.name,
-                "source": hashlib.sha256(args.script.read_bytes()).hexdigest(),
-                "arguments": {name: value for name, value in base.items() if name not in INCIDENTAL},
-                "search": searched,
-                **{name: getattr(args, name) for name in ("method", "search_seed", "prune")},
-                "seeds": seeds,
-            }
-        )
+    args: Args
+    folder: Path
+    group: str
+    fixed: list[str]  # flags of every run
+    base: dict[str, Any]  # the arguments they give the script
+    space: list[Dimension]
+    seeds: list[int]
+
+    def __post_init__(self) -> None:
         from common.tools.launch.study import Database
 
-        self.database = Database(self, args.storage or f"sqlite:///{(folder / 'study.db').resolve()}")
+        self.trials = self.args.trials or TRIALS
+        self.screen = Screen()
+        self.database = Database(self, self.args.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
 
     def work(self, queue: "Queue", command: list[str]) -> None:
         """Until every slot of the queue is done, by this process or another."""
@@ -264,15 +238,13 @@ class Sweep:
         """Tells Optuna the mean training return of each tenth of a run, and ends a trial that is to be pruned."""
         attempt.job.look()
         progress = attempt.job.progress
-        while progress is not None and attempt.reported < Progress.PARTS - 1 and not attempt.pruned:
-            step, value = attempt.reported, progress.mean_return(attempt.reported)
-            if value is None:
-                over = progress.step * Progress.PARTS > (step + 1) * progress.total
-                if not over:
-                    return
+        for value in [] if progress is None else progress.returns()[attempt.reported : Progress.PARTS - 1]:
+            if attempt.pruned:
+                return
+            step = len(attempt.values) * Progress.PARTS + attempt.reported
             attempt.reported += 1
             if value is not None and "name" not in attempt.slot:
-                if not queue.report(attempt.trial, value, len(attempt.values) * Progress.PARTS + step):
+                if not queue.report(attempt.trial, value, step):
                     attempt.lost = True
                 elif self.args.prune and not attempt.waits and attempt.trial.should_prune():
                     attempt.pruned = True
@@ -287,7 +259,7 @@ class Sweep:
             return True
         if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
             queue.tell(attempt.trial, "PRUNED")
-            self.screen.say(f"{self.count(queue)} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}")
+            self.screen.say(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}")
             return True
         if score is not None:
             attempt.values.append(score)
@@ -296,7 +268,7 @@ class Sweep:
                 return False
             value = sum(attempt.values) / len(attempt.values)
             if queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values):
-                self.screen.say(f"{self.count(queue)} {title}: {value:.5g}")
+                self.screen.say(f"{queue.count()} {title}: {value:.5g}")
             return True
         if self.pool.stopping:
             return False  # the loop gives it back
@@ -307,25 +279,19 @@ class Sweep:
         else:
             queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # another try would change nothing
             queue.requeue()
-        self.screen.say(f"{self.count(queue)} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
+        self.screen.say(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
         return True
 
     def title(self, attempt: Attempt) -> str:
-        name = attempt.slot.get("name")
-        if name is not None:
-            return f"{name} seed {attempt.slot['seeds'][0]}"
+        if "name" in attempt.slot:
+            return attempt.slot["slot"].replace(" ", " seed ")
         return f"trial {attempt.slot['slot']} ({described(attempt.trial.params)})"
-
-    def count(self, queue: "Queue") -> str:
-        slots = queue.slots()
-        over = sum(slot.state in ("DONE", "PRUNED") or queue.given_up(slot) for slot in slots)
-        return f"[{over:>{len(str(len(slots)))}}/{len(slots)}]"
 
     def status(self, queue: "Queue", attempts: list[Attempt]) -> str:
         best = queue.best()
         so_far = "" if best is None else f" best so far {best.value:.5g};"
         running = [f"{self.title(a)}: seed {a.job.wanted['seed']} {a.job.look():.0%}" for a in attempts]
-        return f"{self.count(queue)}{so_far} {', '.join(running)}"
+        return f"{queue.count()}{so_far} {', '.join(running)}"
 
 
 def described(params: dict[str, Any]) -> str:
@@ -369,7 +335,7 @@ def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_w
     head += "the value is the mean of the last greedy evaluations."
     text = "\n".join([f"# {sweep.group}", "", head, "", *lines, "", markdown(table), ""])
     write_file(sweep.folder / "report.md", text)
-    results = {"plan": sweep.plan, "trials": rows, "winner": winner.params, "fresh": values}
+    results = {"plan": tried.plan, "trials": rows, "winner": winner.params, "fresh": values}
     write_file(sweep.folder / "results.json", json.dumps(results, indent=1, sort_keys=True) + "\n")
     lost = [f"failed: trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
     lost += [f"failed: {final.wanted[s.number]['name']}: {s.error}" for s in final.slots() if final.given_up(s)]
