@@ -319,9 +319,3 @@ def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """Without W&B's "NaN" and "Infinity", which are strings."""
     return {key: value for key, value in row.items() if isinstance(value, int | float) and np.isfinite(value)}
-
-
-def duplicates(runs: Iterable[Run]) -> list[str]:
-    """Seeds that occur more than once."""
-    seeds = [run.seed() for run in runs]
-    return sorted({seed for seed in seeds if seeds.count(seed) > 1})

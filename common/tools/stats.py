@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,49 +65,41 @@ def too_few(*counts: int) -> str:
 
 def interval(
     statistic: Callable[..., np.ndarray], *groups: Tasks, reps: int, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
+) -> Any:
     """Percentile interval by stratified bootstrap: runs are drawn again within their task, groups independently.
 
-    (nan, nan) where no task has more than one run: nothing was seen of luck.
+    Two numbers, or with leading dimensions of the scores two arrays of these. Both are nan where no task has more than
+    one run: nothing was seen of luck.
     """
-    if all(len(scores) < 2 for tasks in groups for scores in tasks):
+    if all(scores.shape[-1] < 2 for tasks in groups for scores in tasks):
         return np.nan, np.nan
     generator = np.random.default_rng(seed)
-    at_once = max(1, CELLS // sum(len(scores) for tasks in groups for scores in tasks))
+    at_once = max(1, CELLS // sum(scores.size for tasks in groups for scores in tasks))
+
+    def drawn(scores: np.ndarray, draws: int) -> np.ndarray:
+        runs = scores.shape[-1]
+        return scores[..., generator.integers(runs, size=(draws, runs))]
+
     found = []
     for begin in range(0, reps, at_once):
         draws = min(at_once, reps - begin)
-        again = [[scores[generator.integers(len(scores), size=(draws, len(scores)))] for scores in a] for a in groups]
-        found.append(statistic(*again))
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        found.append(statistic(*[[drawn(scores, draws) for scores in tasks] for tasks in groups]))
+    return np.quantile(np.concatenate(found, axis=-1), [(1 - level) / 2, (1 + level) / 2], axis=-1)
 
 
-def band(
-    curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int, seed: int = 0, level: float = 0.95
-) -> np.ndarray:
+def band(curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int) -> np.ndarray:
     """The statistic of curves [runs, points] at each point, and its interval: [3, points], centre, low, high.
 
     nan marks what a run does not reach: it does not count there. As in `interval`, one run has no interval.
     """
-    generator = np.random.default_rng(seed)
     result = np.full((3, curves.shape[1]), np.nan)
     present, kind = np.unique(~np.isnan(curves), axis=1, return_inverse=True)
     for i, there in enumerate(present.T):  # all points that the same runs reach at once
         points = np.flatnonzero(kind.reshape(-1) == i)
-        runs = curves[there][:, points].T  # [points, runs]
-        count = runs.shape[1]
-        if count == 0:
-            continue
-        result[0, points] = statistic([runs])
-        if count < 2:
-            continue
-        draws = generator.integers(count, size=(reps, count))
-        at_once = max(1, CELLS // draws.size)
-        for begin in range(0, len(points), at_once):
-            found = statistic([runs[begin : begin + at_once][:, draws]])  # [points, reps]
-            bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
-            result[1:, points[begin : begin + at_once]] = bounds
+        if there.any():
+            runs = curves[there][:, points].T  # [points, runs]
+            result[0, points] = statistic([runs])
+            result[1, points], result[2, points] = interval(statistic, [runs], reps=reps)
     return result
 
 

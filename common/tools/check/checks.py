@@ -23,7 +23,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.tools.check.harness import GAMMA, RATES, Failed, Harness, Skipped, Trace
+from common.tools.check.harness import GAMMA, RATES, Failed, Harness, Skipped, Trace, fail_if, skip_if
 from common.tools.check.probe_envs import PlannedEpisodes
 from common.tools.launch.cli import as_words
 
@@ -62,11 +62,11 @@ def transitions(harness: Harness) -> str:
     """Each step of each environment is stored once, as it was, and none leads from one episode into another."""
     count, kinds = 0, set[str]()
     for where, num_envs, trace in harness.all_planned():
-        if not trace.recorded["stored"]:
-            raise Skipped("it stores nothing in common's ReplayBuffer or RolloutStorage; see values")
+        skip_if(
+            not trace.recorded["stored"], "it stores nothing in common's ReplayBuffer or RolloutStorage; see values"
+        )
         for stored in trace.recorded["stored"]:
-            if "obs" not in stored:
-                raise Skipped(f"it stores {', '.join(stored)}, and no obs")
+            skip_if("obs" not in stored, f"it stores {', '.join(stored)}, and no obs")
             count += _compare_stored(stored, trace.played(num_envs), where, harness.default("gamma", 0.99))
             kinds |= stored.keys() & {"actions", "rewards", "next_obs", "terminations", "truncations"}
     return f"{count:,} stored steps of 5 runs are the ones that happened ({', '.join(['obs', *sorted(kinds)])})"
@@ -83,23 +83,18 @@ def _compare_stored(stored: dict[str, Any], played: list[dict[str, Any]], where:
         step = {name: values[t, column] for name, values in stored.items()}
         place = happened.get(_key(step["obs"]))
         if place is None:
-            if not seen:
-                raise Skipped("it stores observations that are not the environment's (normalised?); see values")
+            skip_if(not seen, "it stores observations that are not the environment's (normalised?); see values")
             ended = _key(step["obs"]) in {_key(obs) for env in played for obs in env["next_obs"]}
             what = "the last one of an episode, on which no action follows" if ended else "none that was seen"
             raise Failed(f"{where}: a stored obs is {what}, at step {t} of environment {column}")
         here = f"{where}: the step from {_say(step['obs'])}"
-        if place in seen:
-            raise Failed(f"{here} is stored twice")
+        fail_if(place in seen, f"{here} is stored twice")
         seen.add(place)
         env, first = played[place[0]], place[1]
         length = _length(env, first, step["next_obs"]) if "next_obs" in step else 1
         if length == 0:
-            led = f"{_say(step['next_obs'])}; it led to {_say(env['next_obs'][first])}"
-            raise Failed(
-                f"{here} is stored as leading to {led} (environment, episode, time). At the end of an episode, "
-                "common.final_obs(next_obs, infos) has it"
-            )
+            led = f"{_say(step['next_obs'])}; it led to {_say(env['next_obs'][first])} (environment, episode, time)"
+            raise Failed(f"{here} is stored as leading to {led}: use common.final_obs(next_obs, infos)")
         longest = max(longest, length)
         last = first + length - 1
         for name in ("terminations", "truncations"):
@@ -122,8 +117,7 @@ def _compare_stored(stored: dict[str, Any], played: list[dict[str, Any]], where:
     if "rewards" in stored and len(rewards) > 1 and len(set(rewards.values())) == 1:
         raise Failed(f"{where}: every reward is stored as {reward:g}, and {len(rewards)} different ones were paid")
     missing = len(happened) - len(seen)
-    if missing > len(played) * (longest - 1):
-        raise Failed(f"{where}: {missing} of {len(happened)} steps are not stored")
+    fail_if(missing > len(played) * (longest - 1), f"{where}: {missing} of {len(happened)} steps are not stored")
     return len(seen)
 
 
@@ -164,8 +158,9 @@ def returns(harness: Harness) -> str:
             for begin, end in _episodes(played)
         )
         logged = sorted(tuple(round(row[key], 3) for key in keys) for row in trace.rows if row.keys() >= set(keys))
-        if not logged:
-            raise Failed(f"{where}: {len(paid)} episodes ended, none is logged: run.log_episodes(infos, global_step)")
+        fail_if(
+            not logged, f"{where}: {len(paid)} episodes ended, none is logged: run.log_episodes(infos, global_step)"
+        )
         if sorted(x[1:] for x in paid) != sorted(x[1:] for x in logged):
             first = f"the first returns were {[x[1] for x in paid[:4]]}, logged are {[x[1] for x in logged[:4]]}"
             raise Failed(f"{where}: {len(paid)} episodes ended, {len(logged)} are logged; {first}")
@@ -183,16 +178,13 @@ def steps(harness: Harness) -> str:
     for where, num_envs, trace in harness.all_planned():
         taken = sum(len(played["rewards"]) for played in trace.played(num_envs))
         most = 199 + num_envs * harness.small.get("num_steps", 1)
-        if not 200 <= taken <= most:
-            raise Failed(
-                f"{where}: {taken} environment steps were taken for --total-timesteps 200 (up to {most} are right, for "
-                "a whole rollout): global_step has to grow by num_envs a step"
-            )
+        budget = f"--total-timesteps 200 (a whole rollout: up to {most})"
+        right = 200 <= taken <= most
+        fail_if(not right, f"{where}: {taken} steps were taken for {budget}: global_step has to grow by num_envs")
         axis = [row["global_step"] for row in trace.rows]
-        if axis != sorted(axis) or (axis and axis[-1] > taken):
-            raise Failed(f"{where}: the x axis ends at {axis[-1]} after {taken} steps, or runs backwards")
-        if trace.end != taken:
-            raise Failed(f"{where}: the run says it ended at step {trace.end}, and {taken} were taken")
+        wrong = axis != sorted(axis) or max(axis, default=0) > taken
+        fail_if(wrong, f"{where}: the x axis ends at {max(axis, default=0)} after {taken} steps, or runs backwards")
+        fail_if(trace.end != taken, f"{where}: the run says it ended at step {trace.end}, and {taken} were taken")
         said.append(f"{taken} steps in {num_envs}")
     return f"for --total-timesteps 200: {', '.join(dict.fromkeys(said))} environments; the x axis counts all"
 
@@ -225,8 +217,7 @@ def parameters(harness: Harness) -> str:
     """Every parameter of every network moves, target networks too; policy.pt holds the trained one."""
     trace = harness.base()
     first, last = trace.recorded["first"], trace.recorded["last"]
-    if not first:
-        raise Skipped("it has no common.Checkpoint(run, envs, network=network, ...) that names its networks")
+    skip_if(not first, "it has no common.Checkpoint(run, envs, network=network, ...) that names its networks")
     moved = {
         f"{part}.{name}": not torch.equal(value, last[part][name])
         for part in first
@@ -250,10 +241,8 @@ def seed(harness: Harness) -> str:
     if difference := _difference(one, again):
         raise Failed(f"two runs with the same seed differ: {difference}. Something draws from a generator of its own")
     seeds = [[s for env in trace.recorded["envs"] for s in env["seeds"]] for trace in (one, other)]
-    if not seeds[0] or seeds[0][0] is None:
-        raise Failed("the environments are reset without a seed")
-    if {*seeds[0]} & {*seeds[1]} - {None}:
-        raise Failed("with another --seed the environments are reset with the same seeds")
+    fail_if(not seeds[0] or seeds[0][0] is None, "the environments are reset without a seed")
+    fail_if({*seeds[0]} & {*seeds[1]} - {None}, "with another --seed the environments are reset with the same seeds")
     mine = [{*env["seeds"]} - {None} for env in harness.planned("Uneven", 3).recorded["envs"]]
     if any(a & b for a, b in itertools.combinations(mine, 2)):
         raise Failed("several environments are reset with the same seed: they play the same episodes")
@@ -261,10 +250,8 @@ def seed(harness: Harness) -> str:
         drawn = any(value.numel() and value.std(correction=0) > 0 for value in tensors.values())
         if drawn and _equal(tensors, other.recorded["first"][part]):
             raise Failed(f"with another --seed {part} begins with the same weights: the seed does not reach them")
-    if all(_equal_actions(one, other)):
-        raise Failed("with another --seed the same actions are taken")
-    if _equal(one.weights, other.weights):
-        raise Failed("with another --seed the same weights are learnt")
+    fail_if(all(_equal_actions(one, other)), "with another --seed the same actions are taken")
+    fail_if(_equal(one.weights, other.weights), "with another --seed the same weights are learnt")
     return "twice the same seed: the same weights, metrics and actions, to the bit; another seed: others of each"
 
 
@@ -299,13 +286,11 @@ def evaluation(harness: Harness) -> str:
         if difference := _difference(plain, trace):
             raise Failed(f"{what} changes what is learnt ({difference}): it shares generators or environments with it")
     scores = evaluated.logged("eval/episodic_return")
-    if not scores:
-        raise Failed("nothing is logged as eval/episodic_return: evaluation = common.Evaluation(run, policy)")
+    fail_if(not scores, "nothing is logged as eval/episodic_return: evaluation = common.Evaluation(run, policy)")
     if scores[-1][0] != evaluated.end or len(scores) < 2:
         when = [step for step, _ in scores]
         raise Failed(f"with --eval-interval {every} it is evaluated at {when}, and ended at {evaluated.end}")
-    if not list((filmed.run_dir / "videos").glob("*.mp4")):
-        raise Failed("--capture-video leaves no video")
+    fail_if(not list((filmed.run_dir / "videos").glob("*.mp4")), "--capture-video leaves no video")
     envs = evaluated.recorded["envs"][harness.small.get("num_envs", 1) :]
     if len(envs) == 3 * len(scores):
         paid = [float(env["rewards"][: next(_episodes(env))[1]].sum()) for env in envs]
@@ -374,10 +359,8 @@ def resume(harness: Harness) -> str:
         if stopped.code != right:
             raise Failed(f"{number.name} ends it with exit code {stopped.code}, not {right}: {stopped.error}")
         if difference := _difference(whole, harness.resumed(stopped), skip_actions=True):
-            raise Failed(
-                f"resumed after {number.name}, it does not go on as it would have: {difference}. All that is learnt or "
-                "counted has to be named in common.Checkpoint(run, envs, ...)"
-            )
+            means = "name all that is learnt or counted in common.Checkpoint(run, envs, ...)"
+            raise Failed(f"resumed after {number.name}, it goes on otherwise: {difference}. {means}")
     return "killed at 70 %, stopped by SIGTERM at 45 %, and resumed: weights, optimizers and metrics to the bit"
 
 
@@ -394,8 +377,7 @@ def schedules(harness: Harness) -> str:
     if {"start_e", "end_e", "exploration_fraction"} <= harness.flags.keys():
         start, end, share = (harness.flags[name]["default"] for name in ("start_e", "end_e", "exploration_fraction"))
         said.append(_on_line(harness.base().logged("charts/epsilon"), "epsilon", (start, end, share * total), slack))
-    if not said:
-        raise Skipped("it has no --anneal-lr and no --start-e, --end-e, --exploration-fraction")
+    skip_if(not said, "it has no --anneal-lr and no --start-e, --end-e, --exploration-fraction")
     return "; ".join(said)
 
 
@@ -405,8 +387,7 @@ def _line(start: float, end: float, duration: float, step: float) -> float:
 
 def _on_line(logged: list[tuple[int, float]], name: str, line: tuple[float, float, float], slack: int) -> str:
     """Each logged value has to be that of its step, or of one up to `slack` steps before."""
-    if len(logged) < 3:
-        raise Failed(f"charts/{name.split()[0]} is not logged")
+    fail_if(len(logged) < 3, f"charts/{name.split()[0]} is not logged")
     for step, value in logged:
         low, high = sorted((_line(*line, step - slack), _line(*line, step)))
         if not low - 1e-6 <= value <= high + 1e-6:
@@ -424,8 +405,7 @@ def values(harness: Harness) -> str:
 
 def n_step(harness: Harness) -> str:
     """With --n-step 3 values reach the same closed forms: no return runs on into the next episode."""
-    if "n_step" not in harness.flags:
-        raise Skipped("it has no --n-step")
+    skip_if("n_step" not in harness.flags, "it has no --n-step")
     return _closed_forms(harness, {"n_step": 3})
 
 
@@ -445,8 +425,7 @@ def _value(harness: Harness, env: str, space: str, expected: float, more: dict[s
         trace = harness.run(f"{env}-{space}", **{**harness.learning(count), **more})
         logged = [[value for _, value in trace.logged(key)[-10:]] for key in VALUES]
         found = [sum(last) / len(last) for last in logged if last]
-        if not found:
-            raise Skipped(f"it logs no predicted values: none of {', '.join(VALUES)}")
+        skip_if(not found, f"it logs no predicted values: none of {', '.join(VALUES)}")
         furthest = max(found, key=lambda mean: abs(mean - expected))
         if abs(furthest - expected) <= 0.12:
             return furthest
@@ -459,8 +438,7 @@ def policy(harness: Harness) -> str:
         for count in harness.budgets:
             trace = harness.run(f"Both-{space}", **{**harness.learning(count), "eval_episodes": 20})
             scores = trace.logged("eval/episodic_return")
-            if not scores:
-                raise Skipped("it does not evaluate: nothing is logged as eval/episodic_return")
+            skip_if(not scores, "it does not evaluate: nothing is logged as eval/episodic_return")
             if (score := scores[-1][1]) == 1.0:
                 break
         else:
@@ -471,8 +449,7 @@ def policy(harness: Harness) -> str:
 
 def advantages(harness: Harness) -> str:
     """Advantages handed to minibatches are GAE of each episode alone, by brute force."""
-    if not {"gae_lambda", "gamma", "num_steps"} <= harness.flags.keys():
-        raise Skipped("it has no --gae-lambda")
+    skip_if(not {"gae_lambda", "gamma", "num_steps"} <= harness.flags.keys(), "it has no --gae-lambda")
     num_envs, size = 2, 64
     wanted = {"num_envs": num_envs, "num_steps": size, "total_timesteps": 4 * num_envs * size}
     rollouts = harness.run(f"ElapsedTime-{harness.spaces[0]}", **{**harness.small, **wanted}).recorded["minibatches"]
@@ -492,10 +469,8 @@ def advantages(harness: Harness) -> str:
                 cut = not columns["terminations"][t]
                 after = (a[t] - r[t] + v[t]) / gamma if cut else 0.0
                 if begin > 0 and cut and abs(at_cuts.setdefault(length, after) - after) > 1e-3:
-                    raise Failed(
-                        f"the same observation at a time limit counts as {at_cuts[length]:.3f} in one episode and as "
-                        f"{after:.3f} in another: advantages run on into the next episode"
-                    )
+                    both = f"{at_cuts[length]:.3f} in one episode and {after:.3f} in another"
+                    raise Failed(f"one observation at a time limit is worth {both}: advantages run on into the next")
                 next_values = [*v[begin + 1 : end], after]
                 deltas = [r[begin + i] + gamma * next_values[i] - v[begin + i] for i in range(length)]
                 for i in range(length):
@@ -520,17 +495,13 @@ def entropy(harness: Harness) -> str:
 
 def units(harness: Harness) -> str:
     """The temperature does not depend on the units of the action."""
-    if "Box" not in harness.spaces:
-        raise Skipped("it has no Box actions")
+    skip_if("Box" not in harness.spaces, "it has no Box actions")
     curves = [harness.run(f"Push-{i}", **harness.small).logged("losses/alpha") for i in (0, 1)]
-    if not curves[0]:
-        raise Skipped("it logs no losses/alpha, a learnt temperature")
+    skip_if(not curves[0], "it logs no losses/alpha, a learnt temperature")
     for (step, a), (_, b) in zip(*curves, strict=True):
         if not math.isclose(a, b, rel_tol=1e-4):
-            raise Failed(
-                f"with actions in 1/64 of the unit the temperature is {b:.4g} at step {step}, not {a:.4g}: the "
-                "log-probability or the target entropy is taken in the environment's units"
-            )
+            means = "the log-probability or the target entropy is in the environment's units"
+            raise Failed(f"actions in 1/64 of the unit give temperature {b:.4g} at step {step}, not {a:.4g}: {means}")
     return f"with actions in 1/64 of the unit: the same temperature, {curves[0][-1][1]:.3f} at the end"
 
 

@@ -31,6 +31,16 @@ class Skipped(Exception):  # noqa: N818
     """Why there is nothing to see."""
 
 
+def fail_if(wrong: object, text: str) -> None:
+    if wrong:
+        raise Failed(text)
+
+
+def skip_if(lacking: object, text: str) -> None:
+    if lacking:
+        raise Skipped(text)
+
+
 @dataclass
 class Trace:
     """What one run left behind."""
@@ -45,8 +55,7 @@ class Trace:
     @functools.cached_property
     def run_dir(self) -> Path:
         found = list((self.folder / "runs").glob("*"))
-        if len(found) != 1:
-            raise Failed(f"it made {len(found)} run directories, not one: common.track makes it")
+        fail_if(len(found) != 1, f"it made {len(found)} run directories, not one: common.track makes it")
         return found[0]
 
     @functools.cached_property
@@ -146,8 +155,7 @@ class Harness:
     def run(self, env: str, **flags: Any) -> Trace:
         """A run that has to come to its end."""
         trace = self.trial(env, **flags)
-        if trace.code:
-            raise Failed(f"in {env} it ends with exit code {trace.code}: {trace.error}")
+        fail_if(trace.code, f"in {env} it ends with exit code {trace.code}: {trace.error}")
         return trace
 
     def base(self, **flags: Any) -> Trace:
@@ -164,8 +172,7 @@ class Harness:
 
     def resumed(self, stopped: Trace) -> Trace:
         trace = self._start(recorder.play, ["--resume", str(stopped.run_dir)], None, folder=stopped.folder)
-        if trace.code:
-            raise Failed(f"--resume ends with exit code {trace.code}: {trace.error}")
+        fail_if(trace.code, f"--resume ends with exit code {trace.code}: {trace.error}")
         return trace
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track
 NOT_THE_METHOD |= {"eval_episodes", "eval_interval", "log_interval", "save_interval", "async_envs", "env_timeout"}
 NOT_THE_METHOD |= {"runs_dir", "allow_env_import", "env_id", "script", "device", "threads", "versions", "git_commit"}
 NOT_THE_METHOD |= {"common", "exp_name", "parent", "folder", "cwd"}
-TOLD_APART = 60  # characters of a label that is made of hyperparameters
+MOST = 60  # characters of a label that is made of hyperparameters
 
 
 def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
@@ -70,6 +70,6 @@ def labels(groups: list[list[Run]], by: Sequence[str], keys: Sequence[str]) -> l
         kinds = [[run.script for run in firsts], words, [run.word for run in firsts], full]
     for kind in kinds:
         named = [run.label or name for run, name in zip(firsts, kind, strict=True)]
-        if len(set(named)) == len(named) and all(named) and all(len(name) <= TOLD_APART for name in named):
+        if len(set(named)) == len(named) and all(named) and all(len(name) <= MOST for name in named):
             return named
     return [run.label or f"{run.script} #{i}" for i, run in enumerate(firsts, 1)]
