@@ -11,10 +11,10 @@ script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
 means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
-means that no drop was found; the interval says how large a one may be missed. 4 times in 5 the test finds a drop of
-2.7 standard deviations with five runs beside five stored ones, of 2.0 with five beside ten or ten beside five, of 3.0
-with seven beside three. Where single seeds fail altogether, it takes four of five beside ten good ones. Fewer than five
-new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+means that no drop was found; the interval says how large a one may be missed. The test finds, 4 times in 5, a drop of
+2.7 standard deviations with five runs beside five stored ones, 2.0 with five beside ten or ten beside five, 3.0 with
+seven beside three; if single seeds fail altogether, four of five beside ten good ones. Fewer than five new runs are not
+compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import difflib
@@ -95,12 +95,8 @@ class Row:
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
     facts: list[dict[str, Any]]  # args.json of each run
+    args: dict[str, Any]  # of all runs: an argument that the script got later is missing in the older ones
     training: str  # how long one took, as it is shown
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """Those of all runs, as an argument that the script got later is missing in the older ones."""
-        return {key: value for said in self.facts for key, value in said.items()}
 
 
 def read_row(folder: Path, name: str) -> Row:
@@ -123,18 +119,20 @@ def read_row(folder: Path, name: str) -> Row:
             raise ValueError(f"its runs differ in {key}: no one command repeats them")
     if any(said.get("processes", 1) != 1 for said in facts):
         raise ValueError("its runs are of several processes, under torchrun")
-    return Row(name, folder, scores, facts, f"{statistics.fmean(seconds):,.1f} s")
+    args = {key: value for said in facts for key, value in said.items()}
+    return Row(name, folder, scores, facts, args, f"{statistics.fmean(seconds):,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
     header = ["row", "script", "environment", "steps", "seeds", "mean ± std", "training"]
-    lines = []
-    for row in rows.values():
-        if isinstance(row, Row):
-            what = [row.name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
-            lines.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
-    broken = [f"{name} cannot be run again: {why}" for name, why in rows.items() if isinstance(why, str)]
-    return "\n".join([text(Table("Greedy evaluation, and training time of a seed", header, lines)), *broken])
+    table, broken = Table("Greedy evaluation, and training time of a seed", header, []), []
+    for name, row in rows.items():
+        if isinstance(row, str):
+            broken.append(f"{name} cannot be run again: {row}")
+        else:
+            what = [name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
+            table.rows.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
+    return "\n".join([text(table), *broken])
 
 
 def _spread(scores: Sequence[float]) -> str:
@@ -154,10 +152,8 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
     fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
     given = given or [*itertools.islice(fresh, min(least, MOST))]
     if len(given) < least:
-        fail(
-            f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} a comparison takes at least "
-            f"{least} new ones; give so many --seeds, or more of them at a higher --level"
-        )
+        stored = f"{row.name} has {len(row.scores)} stored seeds"
+        fail(f"{stored}: at --level {args.level:g} a comparison takes at least {least} new ones; give more --seeds")
     return given
 
 
@@ -188,9 +184,9 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
 def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
     """Whether a run's training returns and evaluations, and their steps, are those of the stored run of its seed."""
     keys = ("charts/episodic_return", "eval/episodic_return")
+    paths = row.folder / f"seed{job.wanted['seed']}.jsonl.gz", run_dir / "metrics.jsonl"
     try:
-        then = read_lines(row.folder / f"seed{job.wanted['seed']}.jsonl.gz", keys).rows
-        now = read_lines(run_dir / "metrics.jsonl", keys).rows
+        then, now = (read_lines(path, keys).rows for path in paths)
     except OSError as error:
         fail(f"{error.filename} cannot be read: {error.strerror}", code=6)
     return all(np.array_equal(then[key][[0, 2]], now[key][[0, 2]]) for key in keys)
@@ -221,22 +217,19 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
         return 1
     same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
     shift, least = permutation(stored, new, args.level), max(FEW, runs_needed(len(stored), args.level))
-    possible = len(new) >= least
+    possible, difference = len(new) >= least, f"      difference {shift.difference:+.4g}"
     word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
     print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
     for name, scores in (("stored", stored), ("new", new)):
         each = " ".join(f"{score:.1f}" for score in scores)
         print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
     if possible:
-        print(
-            f"      difference {shift.difference:+.4g}, {100 - 200 * args.level:g} % interval {number(shift.low)} to "
-            f"{number(shift.high)}; one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
-        )
+        interval = f"{100 - 200 * args.level:g} % interval {number(shift.low)} to {number(shift.high)}"
+        test = f"one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
+        print(f"{difference}, {interval}; {test}")
     else:
-        print(
-            f"      difference {shift.difference:+.4g}; no verdict from {len(new)} runs beside {len(stored)}: a "
-            f"comparison at --level {args.level:g} takes at least {least} new ones"
-        )
+        takes = f"a comparison at --level {args.level:g} takes at least {least} new ones"
+        print(f"{difference}; no verdict from {len(new)} runs beside {len(stored)}: {takes}")
     if args.same_seeds:
         print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
     print(f"      changed since: {changes(row, run_dirs)}")

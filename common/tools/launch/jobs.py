@@ -1,7 +1,7 @@
 """Scripts as processes: what `benchmark`, `sweep` and `check-results` share.
 
-A run is one process of a script, in a session of its own so that Ctrl-C reaches it only through the tool, once. It is
-found again by its args.json, so that a tool that was killed at any moment knows what is finished and what is not.
+A run is one process of a script, in a session of its own: Ctrl-C reaches it through the tool, once. It is found again
+by its args.json, so that a tool that was killed knows what is finished.
 """
 
 import contextlib
