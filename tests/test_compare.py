@@ -96,7 +96,7 @@ def test_words_mean_folders_runs_scripts_and_groups(folder, tmp_path):
     one = folder / "CartPole-v1__my_idea__3"
     assert [run.path for run in found([one], folder)] == [one]
     assert {run.script for run in found(["anywhere/my_idea.py"], folder)} == {"my_idea"}
-    assert {run.facts["learning_rate"] for run in found(["rate 0.2"], folder)} == {0.2}
+    assert {run.config["learning_rate"] for run in found(["rate 0.2"], folder)} == {0.2}
     assert len(found([folder, one, "my_idea.py"], folder)) == 25  # each once
     both = found(["my_idea.py", "algos/dqn.py"], folder)
     assert [run.script for run in both] == ["my_idea"] * 5 + ["dqn"] * 20
@@ -138,7 +138,6 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--normalize", "CartPole-v1=nan,500"], 2, "ENV=LOW,HIGH"),
         (["runs", "--metric", "charts/none"], 2, "has logged charts/none"),
         (["runs", "--window", "0"], 2, "--window"),
-        (["runs", "--bootstrap", "5"], 2, "--bootstrap"),
         (["runs", "--plot", "a.bmp"], 2, ".png, .svg or .pdf"),
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
@@ -353,7 +352,7 @@ def test_fewer_than_five_runs_on_a_side_are_not_called_better(tmp_path):
 
 
 def test_tables_hold_what_a_hand_would_compute(folder):
-    comparison = task_of(folder, ["dqn.py", "my_idea.py"], "--by", "script", "--bootstrap", "500")
+    comparison = task_of(folder, ["dqn.py", "my_idea.py"], "--by", "script")
     tables = {table.title: table for table in comparison.tables}
     row = cells_of(tables["CartPole-v1: final score (last greedy evaluation)"], "dqn")
     scores = sorted([10.0 * s for s in (1, 2, 3, 4, 5)] + [10.0 * (s + 3) for s in (1, 2, 3, 4, 5)])
@@ -456,7 +455,7 @@ def test_runs_of_a_wandb_project(monkeypatch, capsys, tmp_path):
     FakeApi.scanned = []
     several = found(["wandb:me/plainrl/baseline"], tmp_path)
     assert FakeApi.scanned == [] and "run3 is left out" in capsys.readouterr().err
-    assert [run.facts["wandb_group"] for run in several] == ["baseline"] * 3
+    assert [run.config["wandb_group"] for run in several] == ["baseline"] * 3
     args = compare.Args(("x",), window=0.1)
     comparison = compare.compare(several, args)
     (label,) = comparison.groups

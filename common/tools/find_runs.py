@@ -44,7 +44,7 @@ class Metrics:
 @dataclass
 class Run:
     name: str
-    facts: dict[str, Any]  # args.json, or W&B's config
+    config: dict[str, Any]  # args.json, or W&B's config
     finished: bool
     read: Callable[[Sequence[str]], Metrics] = field(repr=False)
     path: Path | None = None  # the run directory; results and W&B have none
@@ -54,14 +54,14 @@ class Run:
 
     @property
     def script(self) -> str:
-        return str(self.facts["script"])
+        return str(self.config["script"])
 
     @property
     def env_id(self) -> str:
-        return str(self.facts["env_id"])
+        return str(self.config["env_id"])
 
     def seed(self) -> str:
-        return str(self.facts.get("seed", "?"))
+        return str(self.config.get("seed", "?"))
 
 
 def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
@@ -118,9 +118,9 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
             return [run for run in results(path.parent) if run.name == str(path)]
         fail(f"{path.parent} has no results: its runs.json cannot be read", code=3)
     else:
-        found = [run for run in below() if run.facts.get("wandb_group") == word]
+        found = [run for run in below() if run.config.get("wandb_group") == word]
         if not found:
-            groups = sorted({str(run.facts["wandb_group"]) for run in below() if run.facts.get("wandb_group")})
+            groups = sorted({str(run.config["wandb_group"]) for run in below() if run.config.get("wandb_group")})
             there = f"; the groups are: {', '.join(groups[:10])}" if groups else ""
             fail(f"{word} is no folder, script or group of runs{there}")
     for run in found:
@@ -153,23 +153,23 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
 
 def _directory(path: Path) -> Run:
     """Raises OSError or ValueError if its args.json is not that of a run."""
-    facts = checked(read_object(path, "args.json"))
+    config = checked(read_object(path, "args.json"))
     return Run(
-        path.name, facts, finished_step(path) is not None, functools.partial(read_lines, path / "metrics.jsonl"), path
+        path.name, config, finished_step(path) is not None, functools.partial(read_lines, path / "metrics.jsonl"), path
     )
 
 
-def checked(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a run, where those that the tools go by are of the right kind; else ValueError."""
-    if not isinstance(facts, dict) or not all(facts.get(key) for key in ("script", "env_id")):
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, where those that the tools go by are of the right kind; else ValueError."""
+    if not isinstance(config, dict) or not all(config.get(key) for key in ("script", "env_id")):
         raise ValueError("it has no env_id or script")
     kinds = {"script": str, "env_id": str, "total_timesteps": int | float, "versions": dict, "parent": dict}
     for key, kind in kinds.items():
-        if facts.get(key) is not None and not isinstance(facts[key], kind):
+        if config.get(key) is not None and not isinstance(config[key], kind):
             raise ValueError(f"its {key} is not what a run writes")
-    if facts.get("parent") is not None and not {"script", "lines_added", "lines_removed"} <= facts["parent"].keys():
+    if config.get("parent") is not None and not {"script", "lines_added", "lines_removed"} <= config["parent"].keys():
         raise ValueError("its parent is not what a run writes")
-    return facts
+    return config
 
 
 def results(folder: Path) -> list[Run]:
@@ -178,7 +178,9 @@ def results(folder: Path) -> list[Run]:
         kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its runs.json has another form: {error!r}") from None
-    return [Run(str(folder / name), facts, True, functools.partial(read_lines, folder / name)) for name, facts in kept]
+    return [
+        Run(str(folder / name), config, True, functools.partial(read_lines, folder / name)) for name, config in kept
+    ]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
@@ -245,13 +247,13 @@ def from_wandb(word: str) -> list[Run]:
         return wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False)
 
     for run in _answers(ask, f"W&B has no answer for {path}"):
-        facts = dict(run.config)
-        facts.setdefault("script", facts.get("exp_name"))
-        if not facts["script"] or not facts.get("env_id"):
+        config = dict(run.config)
+        config.setdefault("script", config.get("exp_name"))
+        if not config["script"] or not config.get("env_id"):
             warn(f"{run.name} is left out: its configuration has no env_id, or neither script nor exp_name")
             continue
-        facts["wandb_group"] = run.group
-        found.append(Run(run.name, facts, run.state == "finished", _history(run), url=run.url))
+        config["wandb_group"] = run.group
+        found.append(Run(run.name, config, run.state == "finished", _history(run), url=run.url))
     if not found:
         fail(f"W&B has no runs in {path}")
     return found
@@ -264,30 +266,27 @@ def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
     """
     import wandb
 
-    answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def asking() -> None:
         try:
             for answer in ask():
-                answers.put(("answer", answer))
-            answers.put(("end", None))
+                answers.put(answer)
+            answers.put(None)
         except BaseException as error:
-            answers.put(("error", error))
+            answers.put(error)
 
     threading.Thread(target=asking, daemon=True).start()
     try:
-        while True:
-            try:
-                kind, answer = answers.get(timeout=W_AND_B_TIMEOUT)
-            except queue.Empty:
-                fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
-            if kind == "end":
-                return
-            if kind == "error" and isinstance(answer, wandb.errors.Error | ValueError | OSError):
-                fail(f"{otherwise}: {str(answer).splitlines()[0] if str(answer) else type(answer).__name__}")
-            if kind == "error":
-                raise answer
-            yield answer
+        try:
+            while (answer := answers.get(timeout=W_AND_B_TIMEOUT)) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        except queue.Empty:
+            fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
+        except (wandb.errors.Error, ValueError, OSError) as error:
+            fail(f"{otherwise}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     except SystemExit as end:
         if service := wandb_service():
             service.kill()  # it holds this process's output open

@@ -16,6 +16,7 @@ import numpy as np
 Tasks = Sequence[np.ndarray]
 FEW = 5  # runs on either side, at least, to say which is better: chance orders 4 and 4 in 1 of 70 ways
 RESAMPLES = 20_000  # of `difference_interval`
+DRAWS = 2000  # of other bootstrap intervals
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
 ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
 
@@ -64,7 +65,7 @@ def too_few(*counts: int) -> str:
 
 
 def interval(
-    statistic: Callable[..., np.ndarray], *groups: Tasks, reps: int, seed: int = 0, level: float = 0.95
+    statistic: Callable[..., np.ndarray], *groups: Tasks, reps: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> Any:
     """Percentile interval by stratified bootstrap: runs are drawn again within their task, groups independently.
 

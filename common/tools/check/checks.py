@@ -359,7 +359,7 @@ def resume(harness: Harness) -> str:
         if stopped.code != right:
             raise Failed(f"{number.name} ends it with exit code {stopped.code}, not {right}: {stopped.error}")
         if difference := _difference(whole, harness.resumed(stopped), skip_actions=True):
-            means = "name all that is learnt or counted in common.Checkpoint(run, envs, ...)"
+            means = "Name all that is learnt or counted in common.Checkpoint(run, envs, ...)"
             raise Failed(f"resumed after {number.name}, it goes on otherwise: {difference}. {means}")
     return "killed at 70 %, stopped by SIGTERM at 45 %, and resumed: weights, optimizers and metrics to the bit"
 

@@ -67,24 +67,21 @@ class Trace:
 
     @functools.cached_property
     def recorded(self) -> dict[str, Any]:
-        if not (self.folder / recorder.REPORT).exists():
-            raise Failed("it ends its process itself, before the recording could be written")
-        return torch.load(self.folder / recorder.REPORT, weights_only=True)
+        path = self.folder / recorder.REPORT
+        fail_if(not path.exists(), "it ends its process itself, before the recording could be written")
+        return torch.load(path, weights_only=True)
+
+    def file(self, name: str, written_by: str) -> Path:
+        fail_if(not (self.run_dir / name).exists(), f"it left no {name}: {written_by} writes it")
+        return self.run_dir / name
 
     @functools.cached_property
     def weights(self) -> dict[str, Any]:
-        try:
-            return torch.load(self.run_dir / "policy.pt", weights_only=True)["state_dict"]
-        except FileNotFoundError:
-            raise Failed("it left no policy.pt: run.save_policy(policy) writes it") from None
+        return torch.load(self.file("policy.pt", "run.save_policy(policy)"), weights_only=True)["state_dict"]
 
     @property
     def end(self) -> int:
-        """The step in finished.json."""
-        try:
-            return json.loads((self.run_dir / "finished.json").read_text())["global_step"]
-        except FileNotFoundError:
-            raise Failed("it left no finished.json: run.finish() at its end writes it") from None
+        return json.loads(self.file("finished.json", "run.finish() at its end").read_text())["global_step"]
 
     @functools.cached_property
     def training_rows(self) -> list[dict[str, Any]]:

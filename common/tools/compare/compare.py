@@ -56,8 +56,6 @@ class Args:
     """CartPole-v1=20,500 for each task: the scores that count as 0 and 1; several tasks then have one score"""
     window: float = 0.05
     """the share of a run (of the shortest group's, where lengths differ) that a point of a curve is the mean of"""
-    bootstrap: int = 2000
-    """draws for each interval"""
     finished: bool = False
     """leave out runs that have not come to their end"""
     x: Literal["steps", "time"] = "steps"
@@ -115,8 +113,6 @@ def check(args: Args) -> None:
         fail("which runs? for example: python -m common compare runs")
     if not 0 < args.window <= 1:
         fail(f"--window is a share of the run, above 0 and up to 1, not {args.window}")
-    if args.bootstrap < 100:
-        fail(f"--bootstrap must be at least 100, not {args.bootstrap}")
     if args.embed_mb < 0:
         fail(f"--embed-mb must be at least 0, not {args.embed_mb}")
     if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
@@ -153,12 +149,12 @@ def compare(runs: list[Run], args: Args) -> Comparison:
             fail(unreadable[0], code=3)
         fail(f"none of these runs has logged {args.metric} yet")
     for task in comparison.tasks:
-        comparison.tables += task_tables(task, args)
+        comparison.tables += task_tables(task)
     if len(comparison.tasks) > 1 or goals:
-        comparison.tables += over_tasks(comparison, goals, args)
+        comparison.tables += over_tasks(comparison, goals)
     counts = [len(cell.runs) for task in comparison.tasks for cell in task.cells.values()]
     head = [
-        f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {args.bootstrap:,} draws.",
+        f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {stats.DRAWS:,} draws.",
         "seconds: median of the whole run, evaluations included. To a threshold: when half of the runs had reached it.",
     ]
     tail = [f"Fewer than {stats.FEW} runs: a bootstrap of so few is too narrow."]
@@ -204,7 +200,7 @@ def registered_threshold(env_id: str) -> float | None:
         return None
 
 
-def task_tables(task: Task, args: Args) -> list[Table]:
+def task_tables(task: Task) -> list[Table]:
     first = next(iter(task.cells))
     of = "last greedy evaluation" if task.score.startswith("eval/") else f"end of {task.score}"
     scores = Table(
@@ -219,11 +215,11 @@ def task_tables(task: Task, args: Args) -> list[Table]:
         scores.header.append(f"P(better than {first})")
     for label, cell in task.cells.items():
         final, best = cell.final, np.array([run.best for run in cell.runs])
-        bounds = stats.interval(stats.iqm, [final], reps=args.bootstrap)
+        bounds = stats.interval(stats.iqm, [final])
         numbers = [np.median(final), final.mean(), final.std(), final.min(), final.max(), stats.iqm([best])]
         row = [label, str(len(final)), number(stats.iqm([final])), span(bounds), *map(number, numbers)]
         if len(task.cells) > 1:
-            row.append("" if label == first else better([final], [task.cells[first].final], args))
+            row.append("" if label == first else better([final], [task.cells[first].final]))
         scores.rows.append(row)
         ends = np.array([run.end for run in cell.runs])
         reached = np.array([run.reached for run in cell.runs])
@@ -241,7 +237,7 @@ def half(reached: np.ndarray) -> float:
     return float(np.sort(reached)[(len(reached) - 1) // 2])
 
 
-def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args) -> list[Table]:
+def over_tasks(comparison: Comparison, goals: dict[str, list[float]]) -> list[Table]:
     """All tasks together: P(better) needs no common scale, the means do."""
     tasks, labels = comparison.tasks, list(comparison.groups)
     envs = ", ".join(task.env_id for task in tasks)
@@ -252,7 +248,7 @@ def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args
             shared = [task for task in tasks if label in task.cells and labels[0] in task.cells]
             if shared:
                 pair = [[task.cells[name].final for task in shared] for name in (label, labels[0])]
-                table.rows.append([label, str(len(shared)), better(pair[0], pair[1], args)])
+                table.rows.append([label, str(len(shared)), better(*pair)])
         found += [table] if table.rows else []
     missing = [task.env_id for task in tasks if task.env_id not in goals]
     if goals and missing:
@@ -270,30 +266,30 @@ def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args
             scores = [(t.cells[label].final - low) / (high - low) for t, (low, high) in zip(mine, bounds, strict=True)]
             row = [label, str(len(mine)), str(sum(map(len, scores)))]
             for statistic in statistics.values():
-                interval = stats.interval(statistic, scores, reps=args.bootstrap)
+                interval = stats.interval(statistic, scores)
                 row.append(f"{number(statistic(scores))} {span(interval)}")
             table.rows.append(row)
         found.append(table)
     return found
 
 
-def better(mine: stats.Tasks, theirs: stats.Tasks, args: Args) -> str:
+def better(mine: stats.Tasks, theirs: stats.Tasks) -> str:
     if stats.too_few(*map(len, [*mine, *theirs])):
         return "-"
-    bounds = stats.interval(stats.probability_of_improvement, mine, theirs, reps=args.bootstrap)
+    bounds = stats.interval(stats.probability_of_improvement, mine, theirs)
     interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if math.isfinite(bounds[0]) else ""
     return f"{stats.probability_of_improvement(mine, theirs):.2f}{interval}"
 
 
 def differences(groups: dict[str, list[Run]]) -> Table:
     """Every argument, version and device in which the groups differ; '-' where a group does not have it."""
-    flat = {label: [_flat(run.facts) for run in mine] for label, mine in groups.items()}
-    names = list(dict.fromkeys(name for mine in flat.values() for facts in mine for name in facts))
+    flat = {label: [_flat(run.config) for run in mine] for label, mine in groups.items()}
+    names = list(dict.fromkeys(name for mine in flat.values() for config in mine for name in config))
     table = Table("what differs", ["argument", *groups], [])
     for name in names:
         row = []
         for mine in flat.values():
-            values = dict.fromkeys(facts[name] for facts in mine if name in facts)
+            values = dict.fromkeys(config[name] for config in mine if name in config)
             shown = list(values)[:4]
             row.append(", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "-")
         if len(set(row)) > 1:
@@ -301,8 +297,8 @@ def differences(groups: dict[str, list[Run]]) -> Table:
     return table
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, str]:
-    kept = {name: value for name, value in facts.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
+def _flat(config: dict[str, Any]) -> dict[str, str]:
+    kept = {name: value for name, value in config.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
     versions = kept.pop("versions", None) or {}
     kept["git_commit"] = str(kept.get("git_commit"))[:7]
     if isinstance(parent := kept.pop("parent", None), dict):

@@ -19,7 +19,7 @@ MOST = 60  # characters of a label that is made of hyperparameters
 def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
     """Groups by their labels, in the order in which their first runs were named."""
     by = [key.replace("-", "_").lstrip("_") for key in by]
-    known = {key for run in runs for key in run.facts}
+    known = {key for run in runs for key in run.config}
     for key in by:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -27,14 +27,14 @@ def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
     keys = [] if by else differing(runs)
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        mine = [run.facts.get(key) for key in by] if by else [run.script, *(_said(run).get(key) for key in keys)]
+        mine = [run.config.get(key) for key in by] if by else [run.script, *(_said(run).get(key) for key in keys)]
         groups.setdefault((run.label,) if run.label else (None, *map(repr, mine)), []).append(run)
     return dict(zip(labels(list(groups.values()), by, keys), groups.values(), strict=True))
 
 
 def _said(run: Run) -> dict[str, Any]:
     """What may make another method of it: hyperparameters, and the word of the command line that it was found by."""
-    method = {k: v for k, v in run.facts.items() if k not in NOT_THE_METHOD and not k.startswith("wandb_")}
+    method = {k: v for k, v in run.config.items() if k not in NOT_THE_METHOD and not k.startswith("wandb_")}
     return {**method, "": run.word}
 
 
@@ -56,11 +56,13 @@ def labels(groups: list[list[Run]], by: Sequence[str], keys: Sequence[str]) -> l
     firsts = [mine[0] for mine in groups]
 
     def pairs(run: Run, names: Sequence[str]) -> str:
-        return ", ".join(str(run.facts[k]) if k == "script" else f"{k}={run.facts[k]}" for k in names if k in run.facts)
+        return ", ".join(
+            str(run.config[k]) if k == "script" else f"{k}={run.config[k]}" for k in names if k in run.config
+        )
 
     def differ(run: Run) -> list[str]:
         others = [other for other in firsts if other.script == run.script and other.label is None]
-        return [k for k in keys if k and len({repr(other.facts.get(k)) for other in others}) > 1]
+        return [k for k in keys if k and len({repr(other.config.get(k)) for other in others}) > 1]
 
     if by:
         kinds = [[pairs(run, by) for run in firsts]]

@@ -133,7 +133,7 @@ def _few(words: list[str]) -> str:
 
 
 def _is_whole(run: Run, metrics: Metrics) -> bool:
-    return run.finished or metrics.end_step >= float(run.facts.get("total_timesteps") or math.inf)
+    return run.finished or metrics.end_step >= float(run.config.get("total_timesteps") or math.inf)
 
 
 def on_grid(

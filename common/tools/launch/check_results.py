@@ -57,8 +57,8 @@ from common.tools.stats import FEW, permutation, runs_needed
 COMMON = Path(__file__).parents[2]
 MOST = 10  # fresh seeds that are run without being asked for
 # What args.json says of a run besides its arguments.
-FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
-FACTS |= {"folder", "cwd"}
+NOT_ARGUMENTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
+NOT_ARGUMENTS |= {"folder", "cwd"}
 # Arguments that are not repeated. Films change no score; which module may be imported, the user says.
 NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
 
@@ -94,7 +94,7 @@ class Row:
     name: str
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
-    facts: list[dict[str, Any]]  # args.json of each run
+    configs: list[dict[str, Any]]  # args.json of each run
     args: dict[str, Any]  # of all runs: an argument that the script got later is missing in the older ones
     training: str  # how long one took, as it is shown
 
@@ -104,9 +104,9 @@ def read_row(folder: Path, name: str) -> Row:
     try:
         kept = read_json(folder, "runs.json")
         scores = {int(run["seed"]): float(run["eval_return"]) for run in kept}
-        facts = [run["args"] for run in kept]
+        configs = [run["args"] for run in kept]
         seconds = [float(run["training_seconds"]) for run in kept]
-        for said in facts:
+        for said in configs:
             str(said["script"]), str(said["env_id"]), int(said["total_timesteps"])
     except KeyError as error:
         raise ValueError(f"a run in its runs.json has no {error}") from None
@@ -114,13 +114,13 @@ def read_row(folder: Path, name: str) -> Row:
         raise ValueError(f"its runs.json cannot be read: {error}") from None
     if not kept or len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
         raise ValueError("its runs.json has no run, a seed twice, or a score that is not finite")
-    for key in sorted(set().union(*facts) - FACTS - NOT_REPEATED | {"script"}):
-        if len({repr(said[key]) for said in facts if key in said}) > 1:
+    for key in sorted(set().union(*configs) - NOT_ARGUMENTS - NOT_REPEATED | {"script"}):
+        if len({repr(said[key]) for said in configs if key in said}) > 1:
             raise ValueError(f"its runs differ in {key}: no one command repeats them")
-    if any(said.get("processes", 1) != 1 for said in facts):
+    if any(said.get("processes", 1) != 1 for said in configs):
         raise ValueError("its runs are of several processes, under torchrun")
-    args = {key: value for said in facts for key, value in said.items()}
-    return Row(name, folder, scores, facts, args, f"{statistics.fmean(seconds):,.1f} s")
+    args = {key: value for said in configs for key, value in said.items()}
+    return Row(name, folder, scores, configs, args, f"{statistics.fmean(seconds):,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
@@ -161,7 +161,7 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
     """The row's command with each seed; code 2 if the script does not take it any more."""
     script = args.script or ALGOS / f"{component(str(row.args['script']), f'{row.name}: its script')}.py"
     has = ask(script, [[]])[1][0].args
-    stored = {key: value for key, value in row.args.items() if key not in FACTS | NOT_REPEATED}
+    stored = {key: value for key, value in row.args.items() if key not in NOT_ARGUMENTS | NOT_REPEATED}
     if gone := {key: value for key, value in stored.items() if key not in has}:
         fail(f"{row.name} was run with {shlex.join(as_words(gone))}, which {script.name} does not have any more")
     flags = as_words({key: value for key, value in stored.items() if jsonable(has[key]) != value})
@@ -195,12 +195,14 @@ def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
 def changes(row: Row, run_dirs: list[Path]) -> str:
     """How the new runs were made otherwise than the stored ones: commit, device, versions."""
 
-    def seen(runs: list[dict[str, Any]]) -> dict[str, str]:
-        facts = [{"commit": str(run.get("git_commit"))[:7], "device": run.get("device")} for run in runs]
-        facts = [{**fact, **(run.get("versions") or {})} for fact, run in zip(facts, runs, strict=True)]
-        return {key: "/".join(sorted({str(fact.get(key)) for fact in facts})) for key in set().union(*facts)}
+    def seen(configs: list[dict[str, Any]]) -> dict[str, str]:
+        made = [
+            {"commit": str(c.get("git_commit"))[:7], "device": c.get("device"), **(c.get("versions") or {})}
+            for c in configs
+        ]
+        return {key: "/".join(sorted({str(one.get(key)) for one in made})) for key in set().union(*made)}
 
-    old, new = seen(row.facts), seen([read_object(path, "args.json") for path in run_dirs])
+    old, new = seen(row.configs), seen([read_object(path, "args.json") for path in run_dirs])
     keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     diff = run_dirs[0] / "source" / "uncommitted.diff"
     edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
