@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools.launch.benchmark import Plan
+from common.tools.launch.benchmark import load_plan
 from common.tools.launch.cli import again, ask, numbers
-from common.tools.launch.jobs import Job, Pool, Progress, find_run
+from common.tools.launch.jobs import Job, Pool, Progress, Screen, find_run
 
 
 def grid(cwd):
@@ -243,6 +243,17 @@ def test_a_run_is_pinned_to_the_cores_of_its_worker(tmp_path, monkeypatch):
     assert path.read_text().split(maxsplit=2)[2].strip() == f"[{max(os.sched_getaffinity(0))}]"
 
 
+def test_a_terminal_has_a_last_line_that_renews_itself_and_a_file_has_none(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    for terminal, expected in ((True, "\x1b[2K" + 19 * "x" + "\r\x1b[2Kdone\n"), (False, "done\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        screen = Screen()
+        screen.show(lambda: 500 * "x")
+        screen.show(lambda: "too soon")
+        screen.say("done")
+        assert capsys.readouterr().out == expected
+
+
 def test_numbers_against_brute_force():
     assert numbers("1-3,7,10-10", "--seeds") == [1, 2, 3, 7, 10]
     assert numbers("0", "--seeds") == [0]
@@ -398,7 +409,7 @@ def test_resuming_gives_again_what_args_json_may_not_decide(monkeypatch):
 def test_a_plan_that_is_none_is_one_line(tmp_path, plan, capsys):
     (tmp_path / "plan.json").write_text(plan)
     with pytest.raises(SystemExit) as stop:
-        Plan.load(tmp_path)
+        load_plan(tmp_path)
     assert stop.value.code == 3 and capsys.readouterr().err.count("\n") == 1
 
 

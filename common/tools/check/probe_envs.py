@@ -86,7 +86,17 @@ class ElapsedTime(ProbeEnv):
         return ((5 * self.episode + 3 * self.t) % 7 - 3) / 2, over and terminates, over and not terminates
 
 
-class PushedPoint(ProbeEnv):
+class Point(ProbeEnv):
+    """A point in the plane, which is observed."""
+
+    def begin(self) -> None:
+        self.x = self.np_random.uniform(-1, 1, 2)
+
+    def observe(self) -> Any:
+        return self.x
+
+
+class PushedPoint(Point):
     """A point that the action pushes; its place decides the reward. Something to learn, in few steps.
 
     One step in ten is the last. Of Discrete actions the last pushes forwards, the others backwards.
@@ -97,12 +107,6 @@ class PushedPoint(ProbeEnv):
     def __init__(self, actions: gym.Space, render_mode: str | None = None) -> None:
         super().__init__(-np.inf, np.inf, 2, actions)
         self.render_mode = render_mode
-
-    def begin(self) -> None:
-        self.x = self.np_random.uniform(-1, 1, 2)
-
-    def observe(self) -> Any:
-        return self.x
 
     def advance(self, action: Any) -> tuple[float, bool, bool]:
         push = 2.0 * action - 1 if isinstance(self.action_space, Discrete) else np.asarray(action, np.float64)
@@ -170,7 +174,7 @@ class Ladder(ProbeEnv):
         return float(self.t > 1), False, False
 
 
-class Push(ProbeEnv):
+class Push(Point):
     """The action drags two coordinates, to be kept at (0.5, -0.5); its bounds are centre ± unit.
 
     Whatever the centre and the unit, the task is the same: only the units of its actions differ.
@@ -179,12 +183,6 @@ class Push(ProbeEnv):
     def __init__(self, centre: float = 0.0, unit: float = 1.0) -> None:
         super().__init__(-2.0, 2.0, 2, Box(centre - unit, centre + unit, (2,), np.float32))
         self.centre, self.unit = centre, unit
-
-    def begin(self) -> None:
-        self.x = self.np_random.uniform(-1, 1, 2)
-
-    def observe(self) -> Any:
-        return self.x
 
     def advance(self, action: Any) -> tuple[float, bool, bool]:
         self.x = 0.7 * self.x + 0.3 * (np.asarray(action, np.float64) - self.centre) / self.unit

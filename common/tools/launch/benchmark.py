@@ -54,43 +54,37 @@ class Args:
     """print the whole traceback of an error"""
 
 
-@dataclass
-class Plan:
-    """What is to be run: the file plan.json of the benchmark's folder, to which commands may add."""
+def load_plan(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is to be run, by name, from plan.json; ends the process with code 3 if that is no plan."""
+    path = folder / "plan.json"
+    try:
+        plan = read_object(folder, path.name)["jobs"] if path.exists() else {}
+        for job in plan.values():
+            job["script"], job["flags"] + [], int(job["wanted"]["total_timesteps"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        fail(f"{path} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3)
+    return plan
 
-    folder: Path
-    runs_dir: Path
-    jobs: dict[str, dict[str, Any]]
 
-    def job(self, key: str) -> Job:
-        made = self.jobs[key]
-        return Job(key, Path(made["script"]), made["flags"], made["wanted"], self.runs_dir, self.folder)
+def add_to_plan(folder: Path, jobs: list[Job]) -> list[Job]:
+    """The jobs as they are planned; ends the process with code 2 if one is planned already, but otherwise."""
+    with locked(folder / "plan.lock"):
+        plan = load_plan(folder)
+        for job in jobs:
+            new: dict[str, Any] = {"script": str(job.script), "flags": job.flags, "wanted": job.wanted}
+            known = plan.setdefault(job.name, new)
+            then, now = ({"the script": of["script"], **of["wanted"]} for of in (known, new))
+            differ = [f"{name} was {then[name]}, now {now.get(name)}" for name in then if now.get(name) != then[name]]
+            if differ:
+                fail(f"{folder} has another {job.name}: {', '.join(differ)}; choose another --wandb-group")
+            if REDACTED in json.dumps(known["flags"]):  # the file does not keep secrets, this command has them
+                plan[job.name] = new
+        write_file(folder / "plan.json", json.dumps({"jobs": plan}, indent=1) + "\n")
+    return [planned(folder, job.name, plan) for job in jobs]
 
-    @classmethod
-    def load(cls, folder: Path) -> "Plan":
-        """Ends the process with code 3 if plan.json is there and is no plan."""
-        path = folder / "plan.json"
-        try:
-            jobs = read_object(folder, path.name)["jobs"] if path.exists() else {}
-            for job in jobs.values():
-                job["script"], job["flags"] + [], int(job["wanted"]["total_timesteps"])
-        except (OSError, KeyError, TypeError, ValueError, AttributeError):
-            fail(f"{path} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3)
-        return cls(folder, folder.parent, jobs)
 
-    def add(self, jobs: dict[str, dict[str, Any]]) -> None:
-        """Ends the process with code 2 if a run is planned already, but another one."""
-        with locked(self.folder / "plan.lock"):
-            self.jobs = Plan.load(self.folder).jobs
-            for key, job in jobs.items():
-                known = self.jobs.setdefault(key, job)
-                then, now = ({"the script": of["script"], **of["wanted"]} for of in (known, job))
-                differ = [f"{name} was {then[name]}, now {now[name]}" for name in then if now.get(name) != then[name]]
-                if differ:
-                    fail(f"{self.folder} has another {key}: {', '.join(differ)}; choose another --wandb-group")
-                if REDACTED in json.dumps(known["flags"]):  # the file does not keep secrets, this command has them
-                    self.jobs[key] = job
-            write_file(self.folder / "plan.json", json.dumps({"jobs": self.jobs}, indent=1) + "\n")
+def planned(folder: Path, name: str, plan: dict[str, dict[str, Any]]) -> Job:
+    return Job(name, Path(plan[name]["script"]), plan[name]["flags"], plan[name]["wanted"], folder.parent, folder)
 
 
 def main(argv: list[str]) -> None:
@@ -106,20 +100,17 @@ def main(argv: list[str]) -> None:
             fail(f"{what}: two of the same name, whose runs could not be told apart")
     group = component(args.wandb_group or sanitized("benchmark_" + "_".join(stems)), "--wandb-group")
     folder = args.runs_dir / f"{group}.benchmark"
-    jobs: dict[str, dict[str, Any]] = {}
+    wanted: list[Job] = []
     for script in args.scripts:
         base = base_arguments(script, flags, OWN_FLAGS | {"env_id"})[1]
         words = [*flags, "--wandb-tags", "benchmark", *_commit(script), *args.wandb_tags]
         for env_id, seed in itertools.product(args.env_ids, seeds):
             own = {"env_id": env_id, "seed": seed, "wandb_group": group}
-            key = sanitized(f"{script.stem}__{env_id}__{seed}")
-            job = make_job(key, script.resolve(), words, base, args.runs_dir, folder, **own)
-            jobs[key] = {"script": str(job.script), "flags": job.flags, "wanted": job.wanted}
+            name = sanitized(f"{script.stem}__{env_id}__{seed}")
+            wanted.append(make_job(name, script.resolve(), words, base, args.runs_dir, folder, **own))
     make_folder(folder)
-    plan = Plan(folder, args.runs_dir, {})
-    plan.add(jobs)
-    planned = [plan.job(key) for key in jobs]
-    for job in planned:  # runs of two versions of a script under one name would be taken for seeds of one
+    jobs = add_to_plan(folder, wanted)
+    for job in jobs:  # runs of two versions of a script under one name would be taken for seeds of one
         if job.finished() and not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
             fail(
                 f"{job.script.name} has changed since {job.run_dir} was finished: choose another --wandb-group, or put "
@@ -127,9 +118,9 @@ def main(argv: list[str]) -> None:
             )
     command = ["python", "-m", "common", "benchmark", *argv]
     if args.slurm:
-        _submit(plan, planned, args)
+        _submit(folder, jobs, args)
     else:
-        _summary(planned, run_all(planned, args.workers, command))
+        _summary(jobs, run_all(jobs, args.workers, command))
 
 
 def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
@@ -219,21 +210,21 @@ def _commit(script: Path) -> list[str]:
 class Task:
     """One run as a job of an array. Before SLURM ends it (SIGUSR2), the run makes a checkpoint and is queued again."""
 
-    def __init__(self, folder: str, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
         self.pool = Pool(1, pin=False)  # the cores are those SLURM gave
 
     def __call__(self) -> str:
-        job = Plan.load(Path(self.folder)).job(self.key)
+        job = planned(self.folder, self.name, load_plan(self.folder))
         while not self.pool.start(job):
             if job.finished():
-                return f"{self.key} is finished"
+                return f"{self.name} is finished"
             time.sleep(1)  # another process has it
         while not self.pool.poll():
             time.sleep(0.2)
         if job.code != 0:
-            raise RuntimeError(f"{self.key}: exit {job.code}: {job.error()}")
-        return f"{self.key} is finished"
+            raise RuntimeError(f"{self.name}: exit {job.code}: {job.error()}")
+        return f"{self.name} is finished"
 
     def checkpoint(self) -> Any:
         """For submitit, which calls it in its handler of SIGUSR2."""
@@ -242,24 +233,23 @@ class Task:
         for job in self.pool.jobs:
             stop(job)
         self.pool.wait()
-        return DelayedSubmission(Task(self.folder, self.key))
+        return DelayedSubmission(Task(self.folder, self.name))
 
 
-def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
+def _submit(folder: Path, jobs: list[Job], args: Args) -> None:
     try:
         import submitit
     except ImportError:
         fail('--slurm needs submitit: pip install -e ".[slurm]"')
-    options: dict[str, Any] = {"timeout_min": 24 * 60, "name": plan.folder.stem}
+    options: dict[str, Any] = {"timeout_min": 24 * 60, "name": folder.stem}
     for word in args.slurm_options:
         name, equals, value = word.partition("=")
         if not equals:
             fail(f"--slurm-options {word!r} is not of the form name=value")
         options[name] = value
-        for number in (int, float):
-            with contextlib.suppress(ValueError):
-                options[name] = number(value)
-                break
+        with contextlib.suppress(ValueError):
+            options[name] = float(value)
+            options[name] = int(value)
     cluster = options.pop("cluster", "slurm")
     todo = [job for job in jobs if not job.finished()]
     if any(redact(job.flags) != job.flags for job in todo):
@@ -269,11 +259,11 @@ def _submit(plan: Plan, jobs: list[Job], args: Args) -> None:
         return
     times = {f"{cluster}_max_num_timeout": 1000}  # as often as it takes: each time a run gets further
     try:
-        executor = submitit.AutoExecutor(folder=plan.folder / "submitit", cluster=cluster, **times)
+        executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster, **times)
         if cluster == "slurm":
             options["slurm_array_parallelism"] = args.workers
         executor.update_parameters(**options)
-        submitted = executor.submit_array([Task(str(plan.folder.resolve()), job.name) for job in todo])
+        submitted = executor.submit_array([Task(folder.resolve(), job.name) for job in todo])
     except Exception as error:  # submitit's own checks raise NameError, AssertionError and others
         fail(f"the runs cannot be submitted: {error}")
-    print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {plan.folder}")
+    print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {folder}")

@@ -98,8 +98,7 @@ def numbers(text: str, flag: str) -> list[int]:
     """`1-3,7` as [1, 2, 3, 7]; code 2 if it is not that."""
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match:
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
             fail(f"{flag} {text!r} is not of the form 1-5 or 1,3,7-9")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= 100_000:

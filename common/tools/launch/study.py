@@ -168,22 +168,20 @@ class Queue:
 
     def tell(self, trial: Any, state: str, value: float | None = None, **notes: Any) -> bool:
         """Ends a trial. False if another process has taken it, because this one was silent for so long."""
-        try:
+        with contextlib.suppress(UpdateFinishedTrialError):
             for name, note in notes.items():
                 trial.set_user_attr(name, note)
             values = None if value is None else [value]
             self.storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
-        except UpdateFinishedTrialError:
-            return False
-        return True
+            return True
+        return False
 
     def report(self, trial: Any, value: float, step: int) -> bool:
         """An intermediate value; False as from `tell`."""
-        try:
+        with contextlib.suppress(UpdateFinishedTrialError):
             trial.report(value, step)
-        except UpdateFinishedTrialError:
-            return False
-        return True
+            return True
+        return False
 
     def requeue(self) -> None:
         """Queues again what failed or lost its worker. If this is killed, the next call makes up for it."""
