@@ -177,10 +177,10 @@ class Queue:
         return False
 
     def report(self, trial: Any, value: float, step: int) -> bool:
-        """An intermediate value; False as from `tell`."""
+        """Takes an intermediate value; whether the trial is to be pruned."""
         with contextlib.suppress(UpdateFinishedTrialError):
             trial.report(value, step)
-            return True
+            return trial.should_prune()
         return False
 
     def requeue(self) -> None:

@@ -147,7 +147,6 @@ class Attempt:
     reported: int = 0  # tenths of the current run
     pruned: bool = False
     waits: bool = True  # for the current run to be started
-    lost: bool = False
 
     @property
     def job(self) -> Job:
@@ -243,20 +242,16 @@ class Sweep:
                 return
             step = len(attempt.values) * Progress.PARTS + attempt.reported
             attempt.reported += 1
-            if value is not None and "name" not in attempt.slot:
-                if not queue.report(attempt.trial, value, step):
-                    attempt.lost = True
-                elif self.args.prune and not attempt.waits and attempt.trial.should_prune():
-                    attempt.pruned = True
-                    stop(attempt.job)
+            if value is None or "name" in attempt.slot:
+                continue
+            if queue.report(attempt.trial, value, step) and not attempt.waits:
+                attempt.pruned = True
+                stop(attempt.job)
 
     def end(self, queue: "Queue", attempt: Attempt) -> bool:
         """What the end of its current run means for a trial; whether the trial is over."""
         job, title = attempt.job, self.title(attempt)
         score = job.score()
-        if attempt.lost:
-            self.screen.say(f"{title}: another worker has it")
-            return True
         if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
             queue.tell(attempt.trial, "PRUNED")
             self.screen.say(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}")
