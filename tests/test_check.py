@@ -12,9 +12,11 @@ import torch
 from conftest import ROOT, load
 from gymnasium.spaces import Box, Discrete
 
-from common.tools import check, witness
-from common.tools.check import CHECKS, Failed, Lab, Skipped, _compare_stored, _length, _line, as_words, examine
-from common.tools.worlds import Clockwork, Drift, Ladder, Ledger
+from common.tools.check import checks, recorder
+from common.tools.check.checks import CHECKS, _compare_stored, _length, _line, examine
+from common.tools.check.harness import Failed, Harness, Skipped
+from common.tools.check.probe_envs import ElapsedTime, Ladder, PlannedEpisodes, PushedPoint
+from common.tools.launch.cli import as_words
 
 DQN, RAINBOW, PPO, SAC, REINFORCE = "dqn", "rainbow", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"
@@ -136,7 +138,7 @@ BUGS = {
         [("last_lr = 0.0 if args.anneal_lr else args.learning_rate", "last_lr = args.learning_rate")],
         "schedules",
     ),
-    "target network never updated": (DQN, [("in range(target_due(global_step))", "in range(0)")], "parameters"),
+    "target network never updated": (DQN, [("in range(target_due(global_step)):", "in range(0):")], "parameters"),
     "one critic never updated": (SAC, [("return qf1_loss + qf2_loss, {", "return qf1_loss, {")], "parameters"),
     "environments not seeded": (DQN, [("checkpoint.start(args.seed)", "checkpoint.start(1)")], "seed"),
     "networks not seeded": (
@@ -250,7 +252,7 @@ def fork(script, replaced, folder):
 
 def found(bug, tmp_path):
     script, replaced, name = BUGS[bug]
-    (verdict,) = examine(Lab(fork(script, replaced, tmp_path)), (name,))
+    (verdict,) = examine(Harness(fork(script, replaced, tmp_path)), (name,))
     return verdict
 
 
@@ -258,7 +260,7 @@ def found(bug, tmp_path):
 def test_a_planted_bug_is_found_and_is_exit_1(bug, tmp_path, capsys):
     script, replaced, name = BUGS[bug]
     with pytest.raises(SystemExit) as stop:
-        check.main([str(fork(script, replaced, tmp_path)), "--only", name])
+        checks.main([str(fork(script, replaced, tmp_path)), "--only", name])
     assert stop.value.code == 1
     _, verdict, summary = capsys.readouterr().out.splitlines()
     assert verdict.startswith(f"FAIL  {name} ")
@@ -296,7 +298,7 @@ def test_the_page_has_every_check_and_every_planted_bug():
 def test_our_scripts_pass(script):
     if script == "dqn_lightning":
         pytest.importorskip("lightning")
-    verdicts = list(examine(Lab(ROOT / "algos" / f"{script}.py")))
+    verdicts = list(examine(Harness(ROOT / "algos" / f"{script}.py")))
     assert [str(verdict) for verdict in verdicts if verdict.word == "FAIL"] == []
     skipped = {verdict.name for verdict in verdicts if verdict.word == "SKIP"}
     assert (
@@ -316,10 +318,10 @@ def test_our_scripts_pass(script):
 @pytest.mark.timeout(600)
 def test_what_a_fork_makes_itself_passes_if_it_is_right(tmp_path):
     own = fork("rainbow", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
-    (verdict,) = examine(Lab(own), ("n_step",))
+    (verdict,) = examine(Harness(own), ("n_step",))
     assert verdict.word == "PASS", verdict
     own = fork("dqn", OWN_STORAGE, tmp_path)
-    words = {verdict.name: verdict.word for verdict in examine(Lab(own), ("transitions", "values"))}
+    words = {verdict.name: verdict.word for verdict in examine(Harness(own), ("transitions", "values"))}
     assert words == {"transitions": "SKIP", "values": "PASS"}
 
 
@@ -370,28 +372,28 @@ def test_with_pytest_each_check_is_a_test(tmp_path):
 # --- the parts of it that can be seen without a run
 
 
-def steps_of(world, count):
-    """What `count` steps of a world were, in the form of a witness."""
-    rows, (obs, _) = [], world.reset(seed=0)
+def steps_of(env, count):
+    """`count` steps of an environment, as they are recorded."""
+    rows, (obs, _) = [], env.reset(seed=0)
     for _ in range(count):
-        action = world.action_space.sample()
-        after, reward, terminated, truncated, _ = world.step(action)
+        action = env.action_space.sample()
+        after, reward, terminated, truncated, _ = env.step(action)
         rows.append((obs, action, reward, terminated, truncated, after))
-        obs = world.reset()[0] if terminated or truncated else after
+        obs = env.reset()[0] if terminated or truncated else after
     names = ("obs", "actions", "rewards", "terminations", "truncations", "next_obs")
     return {name: torch.from_numpy(np.array([row[i] for row in rows])) for i, name in enumerate(names)}
 
 
-def ledger(ends="Tt", count=20):
-    return steps_of(Ledger((3, 5, 2), ends, Discrete(2)), count)
+def planned(ends="Tt", count=20):
+    return steps_of(PlannedEpisodes((3, 5, 2), ends, Discrete(2)), count)
 
 
 def stored_as(played):
     return {name: torch.stack([world[name] for world in played], 1) for name in played[0]}
 
 
-def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
-    played = [ledger(), ledger()]
+def test_episodes_stored_as_they_were_are_right_and_any_one_change_is_found():
+    played = [planned(), planned()]
     right = stored_as(played)
     assert _compare_stored(right, played, "here", 0.5) == 40
     for name in ("actions", "rewards", "terminations", "truncations", "next_obs", "obs"):
@@ -417,7 +419,7 @@ def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
 
 
 def test_clipped_rewards_are_right_and_constant_ones_are_not():
-    played = [ledger(), ledger()]
+    played = [planned(), planned()]
     right = stored_as(played)
     assert _compare_stored({**right, "rewards": right["rewards"].sign()}, played, "here", 0.5) == 40
     with pytest.raises(Failed, match="every reward is stored as 1"):
@@ -428,7 +430,7 @@ def test_clipped_rewards_are_right_and_constant_ones_are_not():
 
 
 def test_two_step_returns_are_right_within_an_episode_only():
-    (world,) = played = [ledger("T")]
+    (world,) = played = [planned("T")]
     kept = []
     for t in range(20):
         more = 0 if t == 19 or world["terminations"][t] else 1
@@ -447,18 +449,18 @@ def test_two_step_returns_are_right_within_an_episode_only():
         _compare_stored(stored, played, "here", 0.9)
 
 
-def test_the_worlds_are_what_they_say():
-    world = ledger(count=60)
+def test_the_probe_environments_are_what_they_say():
+    world = planned(count=60)
     over = (world["terminations"] | world["truncations"]).nonzero().flatten().tolist()
     ends = [(t, bool(world["terminations"][t])) for t in over]
     lengths = [b - a for (a, _), (b, _) in zip([(-1, None), *ends], ends, strict=False)]
-    number = int(world["obs"][0, 0] / Ledger.UNIT)
+    number = int(world["obs"][0, 0] / PlannedEpisodes.UNIT)
     assert lengths == [(3, 5, 2)[(number + k) % 3] for k in range(len(lengths))]
     assert [terminated for _, terminated in ends] == [(number + k) % 2 == 0 for k in range(len(ends))]
     assert len({tuple(obs) for obs in world["obs"].tolist()}) == 60
     assert len(set(world["rewards"].tolist())) == 8 and world["rewards"].min() < 0 < world["rewards"].max()
 
-    beside = ledger(count=60)  # the next environment is paid otherwise for the same step of the same episode
+    beside = planned(count=60)  # the next environment is paid otherwise for the same step of the same episode
     paid = [
         {tuple(obs): r for obs, r in zip(x["obs"][:, 1:].tolist(), x["rewards"].tolist(), strict=True)}
         for x in (world, beside)
@@ -469,15 +471,15 @@ def test_the_worlds_are_what_they_say():
     ladder.reset()
     assert [ladder.step(0)[:2] for _ in range(3)] == [([1.0], 0.0), ([1.0], 1.0), ([1.0], 1.0)]
 
-    clock = steps_of(Clockwork(Discrete(2)), 28)
+    clock = steps_of(ElapsedTime(Discrete(2)), 28)
     times = (clock["next_obs"][:, 0] * 8).int()
     terminated, truncated = (times[clock[name]].tolist() for name in ("terminations", "truncations"))
     assert (terminated, truncated) == ([3, 5, 3, 5], [2, 4, 2, 4])
     first = [clock["rewards"][t].item() for t in range(28) if clock["obs"][t] == 0]
     assert len(set(first)) > 4  # the same observation, and other rewards each time
 
-    drift = steps_of(Drift(Box(-1.0, 1.0, (1,))), 400)
-    assert 10 < drift["terminations"].sum() < 90
+    point = steps_of(PushedPoint(Box(-1.0, 1.0, (1,))), 400)
+    assert 10 < point["terminations"].sum() < 90
 
 
 def test_other_values_fit_their_type():
@@ -493,7 +495,7 @@ def test_other_values_fit_their_type():
 
     expected = {"a": [False], "e": [[64, 64, 65], [64, 65]], "f": ["y"], "g": []}
     for field in dataclasses.fields(Args):
-        values = witness.others(field.name, field.type, field.default)
+        values = recorder.others(field.type, field.default)
         assert field.default not in values
         if field.name in expected:
             assert values == expected[field.name]
@@ -512,7 +514,7 @@ def test_a_script_s_output_and_exit_code_are_its_own(tmp_path):
     path.write_text("import sys\nprint('said', sys.argv[1:])\nsys.exit(int(sys.argv[1]))\n")
     for code in (0, 4):
         words = (str(path), str(tmp_path), {}, [str(code)], None)
-        process = witness.server(path).Process(target=witness.play, args=words)
+        process = recorder.server(path).Process(target=recorder.play, args=words)
         process.start()
         process.join()
         assert process.exitcode == code
