@@ -50,8 +50,8 @@ _ATOMS = {type(None), bool, int, float, str}
 _MUTABLE = (collections.defaultdict, collections.OrderedDict, dict, list, set, collections.deque, bytearray)
 _BASES: tuple[Any, ...] = (*_MUTABLE, tuple, frozenset, object)  # the built-in types that a class may extend
 _LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "ale_py", "Box2D", "pygame", "common", *sys.stdlib_module_names}
-_MADE = (complex, range, slice, decimal.Decimal, fractions.Fraction, type(pathlib.Path()), pathlib.PurePosixPath)
-_MADE += (datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone)
+_MADE = {complex, range, slice, decimal.Decimal, fractions.Fraction, type(pathlib.Path()), pathlib.PurePosixPath}
+_MADE |= {datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone}  # from arguments
 
 
 def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any]:
@@ -128,7 +128,7 @@ class _Writer(_Walk):
         super().__init__()
         self.constants = constants  # None: only look for large arrays
         self.seen: dict[int, tuple[int, Any]] = {}  # id -> number, and the object, lest its id be given away
-        self.large: dict[str, bytes | None] = {}
+        self.large: dict[Any, bytes | None] = {}
         self.arrays: dict[str, Any] = {}
         self.size, self.owner, self.path = 0, "it", [""]
 
@@ -149,11 +149,7 @@ class _Writer(_Walk):
             return ("tuple", self._items(value, "[]"))
         if kind in _MADE:
             arguments = value.__reduce_ex__(2)[1]
-            return (
-                "made",
-                [k.__name__ for k in _MADE].index(kind.__name__),
-                self.write(arguments[arguments[:1] == (kind,) :]),
-            )
+            return ("made", kind.__qualname__, self.write(arguments[arguments[:1] == (kind,) :]))
         if isinstance(value, enum.Enum):
             return ("enum", what, self.write(value._value_))
         if isinstance(value, np.generic) and kind.__module__ == "numpy" and _plain(value.dtype):
@@ -203,7 +199,7 @@ class _Writer(_Walk):
             self.owner, self.path = kind.__name__, []
         content, attributes = _split(value, ask=self.constants is not None)
         items = self._items(content, "get_state()" if _base(kind) is object else "")
-        states = {key: self.write(item, str(key)) for key, item in attributes.items()}
+        states = {key: self.write(item, str(key[1] if type(key) is tuple else key)) for key, item in attributes.items()}
         self.owner, self.path = outside
         return [items, states]
 
@@ -234,7 +230,7 @@ class _Reader(_Walk):
 
     def __init__(self, large: Mapping[str, bytes | None], constants: Mapping[str, Any]) -> None:
         super().__init__()
-        self.large = dict(large)
+        self.large: dict[Any, Any] = dict(large)
         for key in (key for key, data in large.items() if data is None):
             inner = _as_in_memory(constants.get(key, np.zeros(0)))[0]
             if _hash(inner) != key:
@@ -256,9 +252,9 @@ class _Reader(_Walk):
         if what == "bytes":
             return parts[0].encode("latin1")
         if what == "made":
-            return _MADE[parts[0]](*self.read(parts[1]))
+            return {kind.__qualname__: kind for kind in _MADE}[parts[0]](*self.read(parts[1]))
         if what == "scalar":
-            return np.frombuffer(self.read(parts[1]).ljust(1, b"\0"), parts[0])[0]
+            return np.ndarray((), parts[0], bytearray(self.read(parts[1])))[()]
         if what == "dtype":
             return np.dtype(parts[0])
         if what == "enum":
@@ -290,7 +286,7 @@ class _Reader(_Walk):
             before, join = _KINDS[what]
             value = join(self, old, *self._items(content, before(old) if old is not _MISSING else ()))
         else:
-            value = self._object(kind, *content, old, number)
+            value = self._object(kind, content[0], content[1], old, number)
         self.made[number] = value
         return value
 
@@ -312,7 +308,7 @@ class _Reader(_Walk):
             new = new.transpose(np.argsort(axes)).copy(order="K")
         new.flags.writeable = writeable
         # A new one, as the old one may be a constant; but what a module names is changed in place.
-        if id(old) not in self.places or isinstance(data, np.ndarray):
+        if id(old) not in self.places:
             return new
         if (old.dtype, old.shape) != (new.dtype, new.shape):
             _wrong(f"an array {new.shape} of {new.dtype}", old)
@@ -320,12 +316,13 @@ class _Reader(_Walk):
 
     def _object(self, kind: Any, content: Any, attributes: Any, old: Any, number: int) -> Any:
         mine = isinstance(kind, type) and number > 0 and _may_be_made(kind)
+        named = old if id(old) in self.places else None
         if old is _MISSING and not mine:
             raise ValueError(f"there is no {kind and _what(kind).replace(':', '.')} to change, and it cannot be made")
         olds: Any = ((), {}) if old is _MISSING else _split(old, ask=False)
         if old is not _MISSING:
             self.roots |= {_root(owner) for owner in kind.__mro__} - _LIBRARIES
-        if mine and kind.__hash__ not in (None, object.__hash__):
+        if mine and named is None and kind.__hash__ not in (None, object.__hash__):
             old = _MISSING  # it may be a key, and its hash depends on its attributes: they must be there at once
         base = _base(kind)
         if mutable := base in _MUTABLE or base is object:
@@ -333,6 +330,8 @@ class _Reader(_Walk):
         content = self._items(content, olds[0])
         self.made[number] = new = self.made[number] if mutable else base.__new__(kind, *content)
         values = {key: self.read(state, olds[1].get(key, _MISSING)) for key, state in attributes.items()}
+        if named is not None and named is not new:  # it cannot be changed
+            return named if named == new else _wrong(f"another {kind.__name__}", old)
         self.later(new, _fill, new, base, content, values)
         if old is _MISSING:
             self.fills.pop()()
@@ -357,16 +356,16 @@ def _fill(new: Any, base: Any, content: tuple[Any, ...], values: dict[Any, Any])
     if hasattr(new, "__dict__"):
         for stale in () if own else vars(new).keys() - values.keys():
             del vars(new)[stale]
-        vars(new).update({key: value for key, value in values.items() if type(key) is str and "/" not in key})
-    for owner in type(new).__mro__:
-        for key in [key for key in values if str(key).startswith(_what(owner) + "/")]:
-            name = key.partition("/")[2]
-            if vars(owner).get(name, _MISSING) is not values[key] and _root(owner) not in _LIBRARIES:
-                type.__setattr__(owner, name, values[key])
+        vars(new).update({name: value for name, value in values.items() if type(name) is str})
+    owners = {_what(owner): owner for owner in type(new).__mro__ if _root(owner) not in _LIBRARIES}
+    for key in (key for key in values if type(key) is tuple):
+        if vars(owners[key[0]]).get(key[1], _MISSING) is not values[key]:
+            type.__setattr__(owners[key[0]], key[1], values[key])
 
 
 def _split(value: Any, ask: bool) -> tuple[tuple[Any, ...], dict[Any, Any]]:
-    """The content of an object, as its built-in base takes it, and its attributes; slots by number, "class/attribute".
+    """The content of an object, as its built-in base takes it, and its attributes; slots by number, those of classes by
+    class and name.
 
     Args:
         ask: whether an environment's own get_state() is called.
@@ -375,11 +374,11 @@ def _split(value: Any, ask: bool) -> tuple[tuple[Any, ...], dict[Any, Any]]:
     for owner in type(value).__mro__:
         for name, item in vars(owner).items() if _root(owner) not in _LIBRARIES else ():
             if not (name.startswith(("__", "_abc_")) or hasattr(type(item), "__get__") or isinstance(item, type)):
-                attributes[f"{_what(owner)}/{name}"] = item
+                attributes[_what(owner), name] = item
     own = isinstance(value, gym.Env) and not isinstance(value, gym.Wrapper)
     if own and _takes(getattr(value, "get_state", None)) and _takes(getattr(value, "set_state", None), None):
         names = attributes.keys() & {"_np_random", "_np_random_seed", "action_space", "observation_space"}
-        return (value.get_state() if ask else None,), {name: attributes[name] for name in sorted(names)}  # type: ignore[attr-defined]
+        return (value.get_state() if ask else None,), {name: attributes[name] for name in sorted(names)}
     for i, slot in enumerate(_slots(type(value))):
         with contextlib.suppress(AttributeError):
             attributes[i] = slot.__get__(value)
@@ -393,9 +392,10 @@ def _split(value: Any, ask: bool) -> tuple[tuple[Any, ...], dict[Any, Any]]:
 def _find(name: str) -> Any:
     """What is called `name`, "module:a.b", in a module that is imported; None if nothing is."""
     module, _, path = name.partition(":")
-    return functools.reduce(
-        lambda o, part: getattr(o, part, None), filter(None, path.split(".")), sys.modules.get(module)
-    )
+    found: Any = sys.modules.get(module)
+    for part in filter(None, path.split(".")):
+        found = getattr(found, part, None)
+    return found
 
 
 def _what(value: Any) -> str:
@@ -486,13 +486,18 @@ def _parts_of_bits(value: Any) -> tuple[Any, ...]:
     return value.state, seed and (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned)
 
 
-def _join_random(kind: Any, change: str, reader: _Reader, old: Any, state: Any, seed: Any = None) -> Any:
-    new = kind() if old is _MISSING else old
-    if change == "__setstate__":
-        entropy, key, pool, children = seed or (None, (), 4, 0)
-        sequence = np.random.SeedSequence(entropy, spawn_key=key, pool_size=pool, n_children_spawned=children)
-        state = state, seed and sequence
-    return reader.later(new, getattr(new, change), torch.from_numpy(state) if kind is torch.Generator else state)
+def _join_bits(kind: Any, reader: _Reader, old: Any, state: Any, seed: Any) -> Any:
+    new, (entropy, *rest) = kind() if old is _MISSING else old, seed or (None, (), 4, 0)
+    names = dict(zip(("spawn_key", "pool_size", "n_children_spawned"), rest, strict=True))
+    return reader.later(new, new.__setstate__, (state, seed and np.random.SeedSequence(entropy, **names)))
+
+
+def _random(kind: Any, get: Callable[[Any], Any], change: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    def join(reader: _Reader, old: Any, state: Any) -> Any:
+        new = kind() if old is _MISSING else old
+        return reader.later(new, change, new, state)
+
+    return lambda value: (get(value),), join
 
 
 def _parts_of_function(value: Any) -> tuple[Any, ...]:
@@ -537,6 +542,7 @@ def _join_ale(reader: _Reader, old: Any, data: bytes) -> Any:
     return reader.later(old, old.restoreState, ale_py.ALEState(data))
 
 
+_BITS = [np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64]
 _OUTPUT = {
     *("pygame.surface:Surface", "pygame.time:Clock", "pygame.font:Font", "pygame.mixer:Sound", "logging:Logger"),
     *("logging:RootLogger", "re:Pattern", "mujoco.renderer:Renderer", "gymnasium.envs.registration:EnvSpec"),
@@ -556,19 +562,13 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
         lambda v: (v.bit_generator,),
         lambda r, old, bits: old if getattr(old, "bit_generator", None) is bits else np.random.Generator(bits),
     ),
-    **{
-        _what(kind): (_parts_of_bits, functools.partial(_join_random, kind, "__setstate__"))
-        for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-        for kind in [getattr(np.random, name)]
-    },
-    _what(random.Random): (lambda v: (v.getstate(),), functools.partial(_join_random, random.Random, "setstate")),
-    _what(np.random.RandomState): (
-        lambda v: (v.get_state(legacy=False),),
-        functools.partial(_join_random, np.random.RandomState, "set_state"),
+    **{_what(kind): (_parts_of_bits, functools.partial(_join_bits, kind)) for kind in _BITS},
+    _what(random.Random): _random(random.Random, random.Random.getstate, random.Random.setstate),
+    _what(np.random.RandomState): _random(
+        np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state
     ),
-    _what(torch.Generator): (
-        lambda v: (v.get_state().numpy().copy(),),
-        functools.partial(_join_random, torch.Generator, "set_state"),
+    _what(torch.Generator): _random(
+        torch.Generator, lambda v: v.get_state().numpy().copy(), lambda v, state: v.set_state(torch.from_numpy(state))
     ),
     "mujoco._structs:MjData": (lambda v: (zlib.compress(v.__getstate__(), 1), v.model), _join_mujoco),
     "ale_py._ale_py:ALEInterface": (_parts_of_ale, _join_ale),

@@ -107,6 +107,9 @@ class OwnError(Exception):
 
 ITEMS = [Enemy(10), Enemy(20), Enemy(30)]
 TABLE = np.arange(5.0)
+WINDOW = np.zeros((2, 4))[:, ::2]
+EMPTY, FULL = object(), object()
+CALM, ANGRY = Frozen(1), Pair(2, [])
 
 
 def flee(n):
@@ -199,6 +202,11 @@ def of_class(env):
     return type(env).made + len(env.visits)
 
 
+def slash_attribute(env):
+    env.__dict__["a/b"] = env.__dict__.get("a/b", 0) + 1
+    return env.__dict__["a/b"]
+
+
 def late_attribute(env):
     env.__dict__.setdefault("late", []).append(env.t)
     return sum(env.late)
@@ -271,6 +279,15 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "SimpleNamespace": (lambda env: types.SimpleNamespace(n=0), lambda env: put(env.x, n=env.x.n + 1) or env.x.n),
     "object as a key": (lambda env: put(env, y=1) or {}, keyed),
     "one of a module's objects": (lambda env: put(env, y=0) or ITEMS[0], choose),
+    "object() that a module names": (
+        lambda env: EMPTY,
+        lambda env: replaced(env, FULL if env.x is EMPTY else EMPTY) is FULL,
+    ),
+    "frozen object that a module names": (
+        lambda env: CALM,
+        lambda env: replaced(env, ANGRY if env.x is CALM else CALM) is ANGRY,
+    ),
+    "view that a module names": (lambda env: WINDOW, lambda env: add(WINDOW) + float(env.x.sum())),
     "list subclass with attributes": (lambda env: Stack(), lambda env: env.x.push(env.t) or sum(env.x) + env.x.pushed),
     "dict subclass with attributes": (lambda env: Lookup(), lambda env: env.x["nothing"]),
     "array": (lambda env: np.zeros((2, 3)), lambda env: add(env.x)),
@@ -320,6 +337,7 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "bound method of a list": (lambda env: put(env, y=[]) or env.y.append, lambda env: env.x(env.t) or sum(env.y)),
     "class attribute": (lambda env: None, of_class),
     "attribute that shows late": (lambda env: None, late_attribute),
+    "attribute with any name": (lambda env: None, slash_attribute),
     "logger beside the state": (
         lambda env: put(env, y=logging.getLogger("kinds")) or 0,
         lambda env: replaced(env, env.x + 1),
