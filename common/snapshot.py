@@ -555,8 +555,8 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     "builtins:method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
     "builtins:builtin_function_or_method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
     "functools:partial": (
-        lambda v: (v.func, v.args, v.keywords),
-        lambda r, old, function, arguments, names: functools.partial(function, *arguments, **names),
+        lambda v: (v.func, v.args, v.keywords, vars(v)),
+        lambda r, old, *parts: r.later(new := functools.partial(parts[0]), new.__setstate__, parts),  # type: ignore[attr-defined]
     ),
     _what(np.random.Generator): (
         lambda v: (v.bit_generator,),
@@ -565,7 +565,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     **{_what(kind): (_parts_of_bits, functools.partial(_join_bits, kind)) for kind in _BITS},
     _what(random.Random): _random(random.Random, random.Random.getstate, random.Random.setstate),
     _what(np.random.RandomState): _random(
-        np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state
+        np.random.RandomState, lambda v: v.get_state(legacy=False), np.random.RandomState.set_state
     ),
     _what(torch.Generator): _random(
         torch.Generator, lambda v: v.get_state().numpy().copy(), lambda v, state: v.set_state(torch.from_numpy(state))

@@ -333,6 +333,10 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "two closures over one variable": (lambda env: two_counters(), lambda env: env.x[env.t % 2]()),
     "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),
     "partial": (lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
+    "partial with an attribute": (
+        lambda env: functools.partial(flee),
+        lambda env: put(env.x, n=getattr(env.x, "n", 0) + 1) or env.x.n,
+    ),
     "bound method": (lambda env: Enemy(0).roar, lambda env: env.x()),
     "bound method of a list": (lambda env: put(env, y=[]) or env.y.append, lambda env: env.x(env.t) or sum(env.y)),
     "class attribute": (lambda env: None, of_class),
