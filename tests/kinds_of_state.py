@@ -281,11 +281,11 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "one of a module's objects": (lambda env: put(env, y=0) or ITEMS[0], choose),
     "object() that a module names": (
         lambda env: EMPTY,
-        lambda env: replaced(env, FULL if env.x is EMPTY else EMPTY) is FULL,
+        lambda env: (env.x is FULL) + (replaced(env, FULL if env.x is EMPTY else EMPTY) is FULL),
     ),
     "frozen object that a module names": (
         lambda env: CALM,
-        lambda env: replaced(env, ANGRY if env.x is CALM else CALM) is ANGRY,
+        lambda env: (env.x is ANGRY) + 2 * (replaced(env, ANGRY if env.x is CALM else CALM) is CALM),
     ),
     "view that a module names": (lambda env: WINDOW, lambda env: add(WINDOW) + float(env.x.sum())),
     "list subclass with attributes": (lambda env: Stack(), lambda env: env.x.push(env.t) or sum(env.x) + env.x.pushed),
