@@ -11,8 +11,8 @@ script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
 means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
-means that no drop was found; the interval says how large a one may be missed. The test finds, 4 times in 5, a drop of
-2.7 standard deviations with five runs beside five stored ones, 2.0 with five beside ten or ten beside five, 3.0 with
+means that no drop was found; the interval says how large a one may be missed. The test finds, 4 times in 5, a drop
+of 2.7 standard deviations with five runs beside five stored ones, 2.0 with five beside ten or ten beside five, 3.0 with
 seven beside three; if single seeds fail altogether, four of five beside ten good ones. Fewer than five new runs are not
 compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
