@@ -265,7 +265,7 @@ class Envs:
         states = self._of_each("snapshot")
         if not self._can_be_saved(states):
             return None, {}
-        largest = max(state[3] for state in states)
+        largest = max(state[2] for state in states)
         if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
         # As tensors: torch.save writes bytes at 1.5 times their size.
