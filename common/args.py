@@ -28,7 +28,7 @@ RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE"
 
 # This project's names and CleanRL's mean the same in every script, so they are checked here for all. Of a name that is
 # not here nothing is known, and any number is allowed.
-_ABOVE_0 = 5e-324
+_ABOVE_0, _FINITE = 5e-324, sys.float_info.max
 _MOST = 2**53 - 1  # beyond it float64 has gaps
 _BOUNDS = {
     name: (low, high)
@@ -39,9 +39,9 @@ _BOUNDS = {
         (1, 1024, "torch_threads"),
         (1, 65536, "hidden_sizes"),
         (0, _MOST, "eval_episodes eval_max_steps eval_interval save_interval log_interval learning_starts"),
-        (0, _MOST, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),
+        (0, _FINITE, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),
         (0, 4_000_000, "env_timeout"),  # seconds; a wait can be no longer on Windows
-        (_ABOVE_0, _MOST, "learning_rate policy_lr q_lr clip_coef max_grad_norm target_kl"),
+        (_ABOVE_0, _FINITE, "learning_rate policy_lr q_lr clip_coef max_grad_norm target_kl"),
         (0, 1, "gamma gae_lambda start_e end_e exploration_fraction"),
         (0, 1, "prioritized_replay_alpha prioritized_replay_beta"),
         (_ABOVE_0, 1, "tau"),
@@ -135,7 +135,7 @@ class RunArgs:
                 if name in _BOUNDS and isinstance(number, int | float) and not isinstance(number, bool):
                     low, high = _BOUNDS[name]
                     least = "above 0" if low == _ABOVE_0 else f"at least {low}"
-                    if not abs(number) <= sys.float_info.max:
+                    if not abs(number) <= _FINITE:
                         fail(f"{flag} must be a finite number, not {number}")
                     if not low <= number <= high:
                         both = "between 0 and 1" if high == 1 and number != 0 else least
