@@ -76,18 +76,14 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
 
 
 def _own_gpu(index: int, processes: int) -> torch.device:
-    found = torch.cuda.device_count()
-    if found < processes:
+    if (found := torch.cuda.device_count()) < processes:
         fail(f"{processes} processes need a GPU each, and there are {found}: lower --nproc-per-node, or --no-cuda")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
-    """Makes the run directory and opens every sink.
-
-    `runs_dir/{env_id}__{script}__{seed}__{time}-{random}` holds args.json, metrics.jsonl, TensorBoard's event
-    file, wandb/, source/ and, later, videos/ and policy.pt. With `--no-track` there is no wandb/.
+    """Makes the run directory, `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, and opens every sink in it.
 
     Ends the process with code 6 if the directory cannot be made.
     """
@@ -136,7 +132,6 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
     try:
         path.mkdir(parents=True)
         lock = _lock(path)
-        source = keep_source(script, path / "source")
         facts = {
             **dataclasses.asdict(args),
             "script": script.stem,
@@ -144,7 +139,7 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
             "threads": torch.get_num_threads(),
             "processes": WORLD_SIZE,
             "versions": versions(),
-            **source,
+            **keep_source(script, path / "source"),
             **places(script),
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
@@ -174,21 +169,21 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
         {"device": facts["device"], "threads": facts["threads"], **facts["versions"]},
         facts["total_timesteps"],
     )
-    now = json.loads(json.dumps(dataclasses.asdict(args)))
-    for name, value in now.items():
-        if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
-            fail(f"--{name.replace('_', '-')} was not kept, as it is a secret: give it again")
-    now = redact(now)
-    differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
     if facts["script"] != script.stem:
         fail(f"cannot resume {path}: it is a run of {facts['script']}, not of {script.stem}", code=3)
-    for name in differ:
-        if REDACTED in json.dumps(facts.get(name)):
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
+    now = json.loads(json.dumps(dataclasses.asdict(args)))
+    differ = []
+    for name, value in now.items():
+        flag = "--" + name.replace("_", "-")
+        if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
+            fail(f"{flag} was not kept, as it is a secret: give it again")
+        now[name] = redact(value)
+        if name not in MAY_CHANGE and facts.get(name) != now[name]:
+            differ.append(f"{name} was {facts.get(name)!r}, now {now[name]!r}")
+            if REDACTED in json.dumps(facts.get(name)):
+                fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
     if differ:
-        was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
-        fail(f"cannot resume {path}: {was}", code=3)
+        fail(f"cannot resume {path}: {', '.join(differ)}", code=3)
     processes = facts.get("processes", 1)
     if processes != WORLD_SIZE:
         how = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
@@ -198,10 +193,8 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
         say(f"already complete, at step {finished}: {path}")
         raise SystemExit(0)
     if args.total_timesteps != total_then:
-        warn(
-            f"total_timesteps was {total_then:,}, is now {args.total_timesteps:,}: schedules that end there (learning "
-            "rate, exploration) follow the new total from here on, so they jump"
-        )
+        grown = f"total_timesteps was {total_then:,}, is now {args.total_timesteps:,}"
+        warn(f"{grown}: schedules that end there (learning rate, exploration) jump, as they follow the new total")
     if not is_saved_source(script, path):
         warn(f"{script} has changed since the run began; the source it began with is in {path / 'source'}")
     today = {"device": _device_name(device), "threads": torch.get_num_threads(), **versions()}
@@ -403,12 +396,9 @@ class Run:
         distributed.on_first(end)
 
     def must_stop(self, now: bool = False) -> bool:
-        """Whether a signal asked to stop; call it at the same steps in all processes, as they stop at one step.
+        """Whether a signal asked to stop. All processes call it at the same steps, and are told at the same one.
 
-        Under torchrun they ask each other several times a second: at each call would cost more than CartPole's step.
-
-        Args:
-            now: ask at this call.
+        Under torchrun they ask each other, four times a second unless `now`: each call would cost more than a step.
         """
         if WORLD_SIZE == 1:
             return bool(self._signal)
