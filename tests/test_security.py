@@ -222,7 +222,7 @@ def test_a_run_that_a_link_of_the_user_leads_to_is_resumed_with_what_wandb_left(
     (given / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to("/nowhere/core.log")  # wandb writes such ones
     path, _, lock = resume(tmp_path / "latest")
     lock.close()
-    assert path == tmp_path / "latest" and not (given / "finished.json").exists()
+    assert path == tmp_path / "latest"
 
 
 def test_the_lock_file_keeps_what_is_in_it(given):
