@@ -19,6 +19,11 @@ import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+
 import common
 
 
@@ -60,15 +65,6 @@ class Args(common.RunArgs):
     """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
     log_interval: int = 500
     """environment steps between logged rows"""
-
-
-if __name__ == "__main__":
-    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
-
-import torch
-import torch.nn.functional as F
-from gymnasium.spaces import Discrete
-from torch import Tensor, nn
 
 
 class QNetwork(nn.Module):
@@ -193,4 +189,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    main(common.parse(Args, __doc__))

@@ -24,6 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
 import common
 
 
@@ -64,15 +70,6 @@ class Args(common.RunArgs):
     log_interval: int = 500
     """environment steps between logged rows"""
 
-
-if __name__ == "__main__":
-    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
-
-import torch
-import torch.nn.functional as F
-from gymnasium.spaces import Discrete
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 try:
     import lightning
@@ -256,4 +253,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    main(common.parse(Args, __doc__))

@@ -32,6 +32,11 @@ import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
 import common
 
 
@@ -81,15 +86,6 @@ class Args(common.RunArgs):
     """end a rollout's updates after the epoch whose last minibatch has a larger approximate KL divergence"""
     log_interval: int = 2_000
     """environment steps between logged rows"""
-
-
-if __name__ == "__main__":
-    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
-
-import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
-from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
 
 
 def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
@@ -328,4 +324,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    main(common.parse(Args, __doc__))

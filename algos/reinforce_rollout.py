@@ -24,6 +24,12 @@ Reference scores and the commands that made them: runs/README.md
 import math
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
 import common
 
 
@@ -55,16 +61,6 @@ class Args(common.RunArgs):
     """environment steps between evaluations (0: only at the end, where there is always one)"""
     log_interval: int = 2_000
     """environment steps between logged rows"""
-
-
-if __name__ == "__main__":
-    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
-
-import torch
-import torch.nn.functional as F
-from gymnasium.spaces import Box, Discrete
-from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
 
 
 def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
@@ -244,4 +240,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    main(common.parse(Args, __doc__))

@@ -27,6 +27,11 @@ import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
 import common
 
 
@@ -67,14 +72,6 @@ class Args(common.RunArgs):
     log_interval: int = 500
     """environment steps between logged rows"""
 
-
-if __name__ == "__main__":
-    args = common.parse(Args, __doc__)  # before the slow imports: --help and a mistyped flag answer at once
-
-import torch
-import torch.nn.functional as F
-from gymnasium.spaces import Box
-from torch import Tensor, nn
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -324,4 +321,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    main(common.parse(Args, __doc__))

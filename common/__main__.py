@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from common.args import fail
+from common.args import fail, say
 
 TOOLS = {  # its module in common.tools, and what it does
     "benchmark": ("launch.benchmark", "run scripts on environments with several seeds, and go on where that stopped"),
@@ -17,8 +17,8 @@ TOOLS = {  # its module in common.tools, and what it does
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print("usage: python -m common TOOL [-h] ...\n")
-        print("\n".join(f"  {name:<14} {what}" for name, (_, what) in TOOLS.items()))
+        table = "\n".join(f"  {name:<14} {what}" for name, (_, what) in TOOLS.items())
+        say(f"usage: python -m common TOOL [-h] ...\n\n{table}")
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     tool = sys.argv[1]
     if tool not in TOOLS:
