@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Space
 # What Envs and the vector environments report themselves. An environment's own keys of these names would be taken for
 # theirs: RecordEpisodeStatistics writes `episode`, and many a game counts `lives` of its own.
 RESERVED = frozenset(mask + key for key in ("final_obs", "final_info", "episode", "lives") for mask in ("", "_"))
+NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those that NumPy holds as they are
 
 
 def adapted(space: Space) -> Space:
@@ -121,21 +122,28 @@ def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) 
     masks = {}
     for key in {key: None for info in infos.values() for key in info}:
         values = {i: info[key] for i, info in infos.items() if key in info}
-        if all(isinstance(value, dict) for value in values.values()) and depth < 8:  # one may hold itself
+        masks[f"_{key}"] = mask = np.zeros(num_envs, np.bool_)
+        for i in values:
+            mask[i] = True
+        kinds = set(map(type, values.values()))
+        forms = {(kind, ()) for kind in kinds} if kinds <= NUMBERS else set(map(_form, values.values()))
+        dtype, shape = forms.pop() if len(forms) == 1 and key != "final_obs" else (object, ())
+        if dtype is dict and depth < 8:  # one may hold itself
             columns[key] = in_columns(values, num_envs, depth + 1)
-        else:
-            forms = {_form(value) for value in values.values()} if key != "final_obs" else set()
-            dtype, shape = forms.pop() if len(forms) == 1 else (object, ())
-            columns[key] = column = np.full((num_envs, *shape), None if dtype is object else 0, dtype)
-            for i, value in values.items():
-                column[i] = value
-        masks[f"_{key}"] = np.isin(np.arange(num_envs), [*values])
+            continue
+        holds = dtype is not dict and dtype is not object
+        columns[key] = column = np.zeros((num_envs, *shape), dtype) if holds else np.full(num_envs, None, object)
+        for i, value in values.items():
+            column[i] = value
     return {**columns, **masks}
 
 
 def _form(value: Any) -> tuple[Any, tuple[int, ...]]:
-    """The dtype and shape of a row of a column that holds `value`."""
-    if isinstance(value, int | float | np.generic) or type(value) is np.ndarray:
+    """The dtype and shape of a row of a column that holds `value`; dict for dicts."""
+    kind = type(value)
+    if issubclass(kind, dict):
+        return dict, ()
+    if kind is np.ndarray or issubclass(kind, int | float | np.generic):
         array = np.asarray(value)
         if array.dtype.kind in "biufc":
             return array.dtype, array.shape
