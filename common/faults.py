@@ -62,6 +62,7 @@ class Guarded(gym.Wrapper):
             space = env.observation_space
             self.observation_space, self.observe = adapted(space), observer(space)
             self.constants = large_arrays(env)
+            self.in_worker = multiprocessing.parent_process() is not None
             # What most environments hand out, and needs no conversion.
             self.shape, self.dtype = space.shape, space.dtype if self.observation_space is space else None
         except (gym.error.Error, ImportError):
@@ -76,7 +77,7 @@ class Guarded(gym.Wrapper):
             raise self._named("reset", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._not_a_tuple("reset", "(observation, info)", result)
-        return self._checked("observation", self.observe, result[0]), as_info(result[1])
+        return self._checked("observation", self.observe, result[0]), as_info(result[1], self.in_worker)
 
     def step(self, action: Any) -> Any:
         try:
@@ -96,7 +97,7 @@ class Guarded(gym.Wrapper):
             terminated = self._checked("terminated", as_flag, terminated)
         if type(truncated) is not bool:
             truncated = self._checked("truncated", as_flag, truncated)
-        return obs, reward, terminated, truncated, as_info(info)
+        return obs, reward, terminated, truncated, as_info(info, self.in_worker)
 
     def close(self) -> None:
         try:
@@ -131,7 +132,7 @@ class Guarded(gym.Wrapper):
 
     def _parts(self) -> tuple[Any, ...]:
         """What decides how it goes on; in a worker also the generators of that process, which nobody else saves."""
-        if multiprocessing.parent_process() is None:
+        if not self.in_worker:
             return (self.env,)
         return (self.env, random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 

@@ -6,11 +6,14 @@ Everything is known by type. What is not known is refused with a ValueError of a
 import math
 import reprlib
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Space
+
+from common.args import warn
 
 # What Envs and the vector environments report themselves. An environment's own keys of these names would be taken for
 # theirs: RecordEpisodeStatistics writes `episode`, and many a game counts `lives` of its own.
@@ -98,11 +101,26 @@ def as_flag(value: Any) -> bool:
     return bool(number)
 
 
-def as_info(value: Any) -> dict[Any, Any]:
-    """A dict of what an environment says beside, without RESERVED keys; of what is not a dict, an empty one."""
+def as_info(value: Any, to_send: bool = False) -> dict[Any, Any]:
+    """A dict of what an environment says beside, without RESERVED keys; of what is not a dict, an empty one.
+
+    Args:
+        to_send: also without what cannot be pickled, after one warning: a worker process sends its infos.
+    """
     if not isinstance(value, dict) or not value:
         return {}
-    return value.copy() if RESERVED.isdisjoint(value) else {k: v for k, v in value.items() if k not in RESERVED}
+    return {k: v for k, v in value.items() if k not in RESERVED and not (to_send and _stays_here(k, v))}
+
+
+def _stays_here(key: Any, value: Any) -> bool:
+    if isinstance(value, bool | int | float | str | np.number | np.bool_ | None):
+        return False
+    try:
+        ForkingPickler.dumps(value)
+    except Exception:
+        warn(f"what infos[{key!r}] holds cannot leave its process, and is left out", once=f"infos[{key!r}]")
+        return True
+    return False
 
 
 def shown(value: Any) -> str:
