@@ -21,7 +21,7 @@ from odd_envs import odd
 from common import args, final_obs, make_envs
 from common.args import beside_training
 from common.envs import import_env_module
-from common.faults import CLOSING, EnvError, Guarded
+from common.faults import CLOSING, EnvError, Guarded, Workers
 from common.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
@@ -505,6 +505,18 @@ def test_a_constructor_that_exits_is_exit_5(capfd, kind, async_envs):
     assert "cannot be made: environment 0 failed in __init__(): SystemExit: 0 (test_env_kinds.py:" in line
 
 
+def test_the_last_words_of_a_worker_that_has_ended_are_read(capfd, monkeypatch):
+    check = Workers._check_spaces
+
+    def late(self):
+        self.processes[0].join(10)
+        check(self)
+
+    monkeypatch.setattr(Workers, "_check_spaces", late)
+    code, (line,) = fails(capfd, registered(InWorker), async_envs=True)
+    assert (code, "failed in __init__(): SystemExit: 0" in line) == (5, True)
+
+
 def test_an_error_without_words_is_still_named(capfd):
     class SilentError(Exception):
         def __str__(self):
@@ -571,6 +583,7 @@ def test_a_close_that_fails_is_one_warning(capfd, monkeypatch, closing, async_en
         play(envs)
         envs.close()
         envs.close()
+        assert envs.vector.closed  # or gymnasium closes it again
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 failed in close(): ")
     if async_envs:
@@ -603,16 +616,23 @@ def test_all_environments_are_closed_if_the_first_fails():
 
 
 @BOTH
-def test_a_close_that_hangs_ends(capfd, monkeypatch, async_envs):
+def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatch, async_envs):
     monkeypatch.setattr(args, "_warned", set())
     monkeypatch.setattr("common.faults.CLOSE_SECONDS", 0.5)
+    asked = []
+
+    def hang():
+        asked.append(1)
+        sleep()
+
     began = time.monotonic()
-    envs = make_envs(odd(shut=sleep), 3, async_envs, env_timeout=0.5)
+    envs = make_envs(odd(shut=hang), 3, async_envs, env_timeout=0.5)
     play(envs)
     envs.close()
     assert time.monotonic() - began < 5
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 has not answered within")
+    assert asked == [1]
 
 
 def test_a_close_that_hangs_in_a_worker_only_ends(capfd, monkeypatch):
