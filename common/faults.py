@@ -34,6 +34,7 @@ LATE = "has not answered within --env-timeout"
 OVERFLOW = "overflow encountered in (cast|dot)"  # Envs reports it itself, with the environment's number
 CLOSING = "closing the environments"  # for `beside_training`
 CLOSE_SECONDS = 2
+GRACE_SECONDS = 5  # for what the watchdog has interrupted
 
 
 class EnvError(args.Failure):
@@ -436,7 +437,7 @@ class Watchdog:
             since = watched.waiting_since
             if ticks >= self.TICKS:
                 self._ask(watched)
-                if not self.stop.wait(min(timeout, 5)) and watched.waiting_since == since:
+                if not self.stop.wait(min(timeout, GRACE_SECONDS)) and watched.waiting_since == since:
                     self._end()
                 ticks = 0
             del watched

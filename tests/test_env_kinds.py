@@ -492,6 +492,15 @@ class InWorker(odd_envs.Odd):
             sys.exit(0)
 
 
+class SlowToStart(odd_envs.Odd):
+    """Takes half a second to start in a process of its own, and hangs when it is closed."""
+
+    def __init__(self):
+        super().__init__(shut=sleep)
+        if multiprocessing.parent_process():
+            time.sleep(0.5)
+
+
 def registered(kind):
     gym.registry.pop(f"{kind.__name__}-v0", None)
     gym.register(f"{kind.__name__}-v0", kind)
@@ -633,6 +642,15 @@ def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatc
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 has not answered within")
     assert asked == [1]
+
+
+def test_a_run_goes_on_after_a_close_that_hung(monkeypatch):
+    """The look at the spaces ends by an interruption; the workers then have their time to start."""
+    ended = []
+    monkeypatch.setattr("common.faults.Watchdog._end", lambda self: ended.append(1))
+    monkeypatch.setattr("common.faults.GRACE_SECONDS", 0.1)
+    play(make_envs(registered(SlowToStart), 1, async_envs=True, env_timeout=1))
+    assert ended == []
 
 
 def test_a_close_that_hangs_in_a_worker_only_ends(capfd, monkeypatch):
