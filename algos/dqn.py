@@ -3,22 +3,15 @@
     python algos/dqn.py --env-id CartPole-v1 --cuda
 
 Differs from the paper:
-1. Double Q-learning: the online network selects the action of the target (van Hasselt et al., 2016:
-   https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
-2. Adam instead of RMSProp, its step size annealed to zero so that the last policy is a settled one
-   (`--no-anneal-lr` keeps it). Squared error instead of the clipped one.
+1. Double Q-learning (van Hasselt et al., 2016: https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
+2. Adam instead of RMSProp, its learning rate annealed to zero (`--no-anneal-lr` keeps it), and the squared error.
 3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
-4. Rewards are clipped with `--clip-rewards` only, for Atari games; there a lost life is a termination to the
-   learner, and the game goes on.
-5. Off unless asked for, and free to combine: `--prioritized-replay` (Schaul et al., 2016:
-   https://arxiv.org/abs/1511.05952; weights over the largest of the batch), `--n-step` returns (Sutton, 1988; no
-   correction for the policy having changed) and `--dueling` networks (Wang et al., 2016:
-   https://arxiv.org/abs/1511.06581; the last hidden layer is the one that splits, gradients are not rescaled).
+4. Rewards are clipped with `--clip-rewards` only. In Atari games a lost life is a termination, and the game goes on.
+Dueling networks, n-step returns, prioritized replay, C51 and NoisyNet are in rainbow.py.
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
-charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
-charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
-Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
+charts/learning_rate, charts/SPS; charts/episodic_return and charts/episodic_length, means since the last row;
+eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval; health/*: docs/health.md
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -63,16 +56,6 @@ class Args(common.RunArgs):
     """share of total_timesteps over which the exploration rate falls"""
     double: bool = True
     """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
-    dueling: bool = False
-    """dueling network: Q is a state value plus the advantages less their mean, from two streams"""
-    n_step: int = 1
-    """rewards added up before the target network's value"""
-    prioritized_replay: bool = False
-    """draw transitions in proportion to their last |TD error|, to the power of prioritized_replay_alpha"""
-    prioritized_replay_alpha: float = 0.6
-    """how far priorities decide what is drawn (0 is uniform)"""
-    prioritized_replay_beta: float = 0.4
-    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
     clip_rewards: bool = False
     """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
     log_interval: int = 500
@@ -88,19 +71,6 @@ from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 
-class Dueling(nn.Module):
-    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'): Wang et al. (2016), equation 9."""
-
-    def __init__(self, width: int, hidden: int, num_actions: int) -> None:
-        super().__init__()
-        self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        self.advantage = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_actions))
-
-    def forward(self, features: Tensor) -> Tensor:
-        advantages = self.advantage(features)
-        return self.value(features) + advantages - advantages.mean(dim=1, keepdim=True)
-
-
 class QNetwork(nn.Module):
     """Q(s, ·): hidden layers over flat observations, or the paper's convolutions over uint8 images [C, H, W]."""
 
@@ -114,13 +84,10 @@ class QNetwork(nn.Module):
                 layers += [nn.Conv2d(c_in, c_out, kernel, stride), nn.ReLU()]
         layers.append(nn.Flatten())
         width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        sizes = (512,) if self.pixels else args.hidden_sizes
-        num_actions = int(envs.single_action_space.n)
-        for size in sizes[:-1] if args.dueling else sizes:
+        for size in (512,) if self.pixels else args.hidden_sizes:
             layers += [nn.Linear(width, size), nn.ReLU()]
             width = size
-        head = Dueling(width, sizes[-1], num_actions) if args.dueling else nn.Linear(width, num_actions)
-        self.network = nn.Sequential(*layers, head)
+        self.network = nn.Sequential(*layers, nn.Linear(width, int(envs.single_action_space.n)))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs / 255.0 if self.pixels else obs)
@@ -136,19 +103,16 @@ def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
 
 def dqn_loss(
     q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), and the TD errors [B].
-
-    With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
-    """
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a')."""
     with torch.no_grad():
         next_q = target_network(batch.next_obs)
         best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
-        td_target = batch.rewards + batch.discounts * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+        next_q = next_q.gather(1, best).squeeze(1)
+        td_target = batch.rewards + args.gamma * next_q * ~batch.terminations
     q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-    squares = F.mse_loss(q, td_target, reduction="none")
-    loss = (batch.weights * squares if args.prioritized_replay else squares).mean()
-    return loss, (q - td_target).detach(), {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+    loss = F.mse_loss(q, td_target)
+    return loss, {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
 
 
 @torch.no_grad()
@@ -163,32 +127,16 @@ def main(args: Args) -> None:
     envs = common.training_envs(args, life_loss=True)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
-    if args.dueling and not args.hidden_sizes:
-        common.fail("--dueling needs a hidden layer to split: give --hidden-sizes")
 
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    replay = common.ReplayBuffer(
-        args.buffer_size,
-        args.num_envs,
-        device,
-        n_step=args.n_step,
-        gamma=args.gamma,
-        frame_stack=envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0,
-        alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
-    )
+    frame_stack = envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0
+    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device, frame_stack=frame_stack)
     metrics: dict[str, Tensor] = {}
+    learnt = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
     run = common.track(args, device)
-    checkpoint = common.Checkpoint(
-        run,
-        envs,
-        q_network=q_network,
-        target_network=target_network,
-        optimizer=optimizer,
-        replay=replay,
-        metrics=metrics,
-    )
+    checkpoint = common.Checkpoint(run, envs, **learnt, metrics=metrics)
     run.save_policy(q_network.greedy)
     evaluation = common.Evaluation(run, q_network.greedy)
 
@@ -201,13 +149,13 @@ def main(args: Args) -> None:
         return actions
 
     @common.compiled(args, optimizer)
-    def update(batch: SimpleNamespace) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, td_errors, metrics = dqn_loss(q_network, target_network, batch, args)
+    def update(batch: SimpleNamespace) -> dict[str, Tensor]:
+        loss, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
         common.sync_grads(q_network.parameters())  # their mean over the processes of torchrun
         optimizer.step()
-        return td_errors, metrics
+        return metrics
 
     obs, global_step = checkpoint.start(args.seed)
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
@@ -221,26 +169,16 @@ def main(args: Args) -> None:
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         global_step += args.num_envs * run.world_size
         run.log_episodes(infos, global_step)
-        replay.add(
-            obs=obs,
-            actions=actions,
-            rewards=rewards.sign() if args.clip_rewards else rewards,
-            next_obs=common.final_obs(next_obs, infos),
-            terminations=terminations,
-            truncations=truncations,
-        )
+        rewards = rewards.sign() if args.clip_rewards else rewards
+        final_obs = common.final_obs(next_obs, infos)
+        replay.add(obs=obs, actions=actions, rewards=rewards, next_obs=final_obs, terminations=terminations)
         obs = next_obs
 
         last_lr = 0.0 if args.anneal_lr else args.learning_rate
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
-        beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
         for _ in range(train_due(global_step)):
-            batch = replay.sample(args.batch_size, beta)
-            td_errors, losses = update(batch)
-            metrics |= losses
-            if args.prioritized_replay:
-                replay.update_priorities(batch.indices, td_errors)
+            metrics |= update(replay.sample(args.batch_size))
         for _ in range(target_due(global_step)):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):

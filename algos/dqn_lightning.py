@@ -6,7 +6,7 @@
 It shows how a trainer of your own meets this project's storage and runs. Lightning's Trainer draws batches from a
 DataLoader over the live replay, steps the optimizer, and calls back after each update; then the game goes on, up to
 where the next update is due. The algorithm is that of dqn.py, and so are its departures from the paper: to the bit the
-same weights come out for the same flags. Left out are images, dueling networks and clipped rewards.
+same weights come out for the same flags. Left out are images and clipped rewards.
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
@@ -61,14 +61,6 @@ class Args(common.RunArgs):
     """share of total_timesteps over which the exploration rate falls"""
     double: bool = True
     """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
-    n_step: int = 1
-    """rewards added up before the target network's value"""
-    prioritized_replay: bool = False
-    """draw transitions in proportion to their last |TD error|, to the power of prioritized_replay_alpha"""
-    prioritized_replay_alpha: float = 0.6
-    """how far priorities decide what is drawn (0 is uniform)"""
-    prioritized_replay_beta: float = 0.4
-    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -115,19 +107,16 @@ def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
 
 def dqn_loss(
     q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), and the TD errors [B].
-
-    With n steps, r is r_0 + γ r_1 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is where the last of them led.
-    """
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a')."""
     with torch.no_grad():
         next_q = target_network(batch.next_obs)
         best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
-        td_target = batch.rewards + batch.discounts * next_q.gather(1, best).squeeze(1) * ~batch.terminations
+        next_q = next_q.gather(1, best).squeeze(1)
+        td_target = batch.rewards + args.gamma * next_q * ~batch.terminations
     q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-    squares = F.mse_loss(q, td_target, reduction="none")
-    loss = (batch.weights * squares if args.prioritized_replay else squares).mean()
-    return loss, (q - td_target).detach(), {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
+    loss = F.mse_loss(q, td_target)
+    return loss, {"losses/td_loss": loss.detach(), "losses/q_values": q.detach().mean()}
 
 
 @torch.no_grad()
@@ -147,10 +136,7 @@ class DQN(lightning.LightningModule):
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
         self.to(device)  # Lightning would do so in fit(), which is after the first steps
         self.optimizer = torch.optim.Adam(self.q_network.parameters(), lr=args.learning_rate, fused=True)
-        alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
-        self.replay = common.ReplayBuffer(
-            args.buffer_size, args.num_envs, device, n_step=args.n_step, gamma=args.gamma, alpha=alpha
-        )
+        self.replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
         self.data = common.ReplayDataset(self.replay, args.batch_size)
         self.metrics: dict[str, Tensor] = {}
         self.checkpoint = common.Checkpoint(
@@ -179,10 +165,8 @@ class DQN(lightning.LightningModule):
         signal.signal(signal.SIGTERM, self.on_sigterm)  # Lightning's own would end the run between two checkpoints
 
     def training_step(self, batch: SimpleNamespace, batch_idx: int) -> Tensor:
-        loss, td_errors, metrics = dqn_loss(self.q_network, self.target_network, batch, self.args)
+        loss, metrics = dqn_loss(self.q_network, self.target_network, batch, self.args)
         self.metrics |= metrics
-        if self.args.prioritized_replay:
-            self.replay.update_priorities(batch.indices, td_errors)
         return loss
 
     def on_train_batch_end(self, outputs: object, batch: SimpleNamespace, batch_idx: int) -> None:
@@ -215,20 +199,13 @@ class DQN(lightning.LightningModule):
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             self.env_step += args.num_envs
             run.log_episodes(infos, self.env_step)
-            self.replay.add(
-                obs=obs,
-                actions=actions,
-                rewards=rewards,
-                next_obs=common.final_obs(next_obs, infos),
-                terminations=terminations,
-                truncations=truncations,
-            )
+            final_obs = common.final_obs(next_obs, infos)
+            self.replay.add(obs=obs, actions=actions, rewards=rewards, next_obs=final_obs, terminations=terminations)
             obs = next_obs
 
             last_lr = 0.0 if args.anneal_lr else args.learning_rate
             lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, self.env_step)
             self.optimizer.param_groups[0]["lr"] = lr
-            self.data.beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, self.env_step)
             for _ in range(train_due(self.env_step)):
                 with common.updating:
                     yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -25,31 +26,30 @@ _warned: set[str] = set()
 _TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
 RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE", 1))
 
-_FROM_1 = {"total_timesteps", "num_envs", "torch_threads", "hidden_sizes", "buffer_size", "batch_size", "num_steps"}
-_FROM_1 |= {"num_minibatches", "update_epochs", "train_frequency", "policy_frequency", "target_network_frequency"}
-_FROM_1 |= {"n_step", "n_atoms"}
-_FROM_0 = {"eval_episodes", "eval_max_steps", "eval_interval", "save_interval", "log_interval", "learning_starts"}
-_FROM_0 |= {"env_timeout", "alpha", "ent_coef", "vf_coef", "exploration_noise", "policy_noise", "noise_clip"}
-_ABOVE_0 = {"learning_rate", "policy_lr", "q_lr", "clip_coef", "max_grad_norm", "target_kl"}
-_SHARES = {"gamma", "gae_lambda", "tau", "start_e", "end_e", "exploration_fraction"}
-_SHARES |= {"prioritized_replay_alpha", "prioritized_replay_beta"}
-_KNOWN = {*_FROM_1, *_FROM_0, *_ABOVE_0, *_SHARES, "seed", "logstd_init"}
 # This project's names and CleanRL's mean the same in every script, so they are checked here for all. Of a name that is
 # not here nothing is known, and any number is allowed.
-_BOUNDS: list[tuple[str, Callable[[float], bool], set[str]]] = [
-    ("a finite number", lambda x: abs(x) <= sys.float_info.max, _KNOWN),
-    ("at most 9007199254740991", lambda x: isinstance(x, float) or x < 2**53, _KNOWN),  # beyond it float64 has gaps
-    ("at least 1", lambda x: x >= 1, _FROM_1),
-    ("at least 0", lambda x: x >= 0, _FROM_0),
-    ("above 0", lambda x: x > 0, _ABOVE_0 | {"tau"}),
-    ("between 0 and 1", lambda x: 0 <= x <= 1, _SHARES),
-    ("between 0 and 4294967295", lambda x: 0 <= x < 2**32, {"seed"}),  # what numpy.random.seed takes
-    ("between -20 and 20", lambda x: -20 <= x <= 20, {"logstd_init"}),  # exp(20) is 5e8
-    ("at most 4096", lambda x: x <= 4096, {"num_envs"}),
-    ("at most 1024", lambda x: x <= 1024, {"torch_threads"}),
-    ("at most 65536", lambda x: x <= 65536, {"hidden_sizes"}),
-    ("at most 4000000", lambda x: x <= 4_000_000, {"env_timeout"}),  # seconds; a wait can be no longer on Windows
-]
+_ABOVE_0, _FINITE = 5e-324, sys.float_info.max
+_MOST = 2**53 - 1  # beyond it float64 has gaps
+_BOUNDS = {
+    name: (low, high)
+    for low, high, names in (
+        (1, _MOST, "total_timesteps buffer_size batch_size num_steps num_minibatches update_epochs n_step n_atoms"),
+        (1, _MOST, "train_frequency policy_frequency target_network_frequency"),
+        (1, 4096, "num_envs"),
+        (1, 1024, "torch_threads"),
+        (1, 65536, "hidden_sizes"),
+        (0, _MOST, "eval_episodes eval_max_steps eval_interval save_interval log_interval learning_starts"),
+        (0, _FINITE, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),
+        (0, 4_000_000, "env_timeout"),  # seconds; a wait can be no longer on Windows
+        (_ABOVE_0, _FINITE, "learning_rate policy_lr q_lr clip_coef max_grad_norm target_kl"),
+        (0, 1, "gamma gae_lambda start_e end_e exploration_fraction"),
+        (0, 1, "prioritized_replay_alpha prioritized_replay_beta"),
+        (_ABOVE_0, 1, "tau"),
+        (0, 2**32 - 1, "seed"),  # what numpy.random.seed takes
+        (-20, 20, "logstd_init"),  # exp(20) is 5e8
+    )
+    for name in names.split()
+}
 _NAMES = {"env_id", "runs_dir", "resume", "wandb_project", "wandb_entity", "wandb_group", "wandb_name"}
 _NOT_IN_NAMES = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and ends of lines
 
@@ -122,21 +122,25 @@ class RunArgs:
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
-            value, hint, flag = getattr(self, field.name, None), hints.get(field.name), _flag(field.name)
-            as_default = type(value) is type(field.default) and not _fits(
-                field.default, hint
-            )  # target_kl: float = None
+            name, value, hint = field.name, getattr(self, field.name, None), hints.get(field.name)
+            flag = "--" + name.replace("_", "-")
             if isinstance(value, list):
                 value = _as_saved(value, hint)
-                setattr(self, field.name, value)
+                setattr(self, name, value)
+            # target_kl: float = None
+            as_default = type(value) is type(field.default) and not _fits(field.default, hint)
             if field.init and not as_default and not _fits(value, hint):
                 fail(f"{flag} must be {_type_name(hint)}, not {value!r:.60}")
             for number in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(number, int | float) and not isinstance(number, bool):
-                    for bounds, within, names in _BOUNDS:
-                        if field.name in names and not within(number):
-                            fail(f"{flag} must be {bounds}, not {number}")
-            if field.name in _NAMES and value is not None and (not value.strip() or _NOT_IN_NAMES.search(value)):
+                if name in _BOUNDS and isinstance(number, int | float) and not isinstance(number, bool):
+                    low, high = _BOUNDS[name]
+                    least = "above 0" if low == _ABOVE_0 else f"at least {low}"
+                    if not abs(number) <= _FINITE:
+                        fail(f"{flag} must be a finite number, not {number}")
+                    if not low <= number <= high:
+                        both = "between 0 and 1" if high == 1 and number != 0 else least
+                        fail(f"{flag} must be {both if number < low or high == 1 else f'at most {high}'}, not {number}")
+            if name in _NAMES and value is not None and (not value.strip() or _NOT_IN_NAMES.search(value)):
                 fail(f"{flag} must be a name on one line, not {value!r:.60}")
         buffer_size: Any = getattr(self, "buffer_size", None)  # None in a fork that sizes it later
         batch_size: Any = getattr(self, "batch_size", 1)
@@ -146,10 +150,6 @@ class RunArgs:
         learning_starts = getattr(self, "learning_starts", 0)
         if isinstance(learning_starts, int) and learning_starts >= self.total_timesteps:
             warn(f"nothing will be learnt: --learning-starts is not below --total-timesteps {self.total_timesteps}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _hints(args_class: type) -> dict[str, Any]:
@@ -185,9 +185,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _as_saved(value: Any, hint: Any) -> Any:
     """What JSON has made a list of was a tuple, unless `hint` says that it was a list."""
-    return (
-        tuple(_as_saved(item, tuple) for item in value) if isinstance(value, list) and not _fits(value, hint) else value
-    )
+    if not isinstance(value, list) or _fits(value, hint):
+        return value
+    return tuple(_as_saved(item, tuple) for item in value)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -298,16 +298,20 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     return args
 
 
+def _tried(make: Callable[[], Any]) -> tuple[Any, str]:
+    """What `make` returns and "", or None and why not."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return make(), ""
+    except (Exception, SystemExit) as error:
+        return None, said.getvalue().strip().removeprefix("error: ") or f"{type(error).__name__}: {error}"
+
+
 def _answer(args_class: type[T]) -> NoReturn:
     """Instead of a run: what the script makes of each command line on stdin, as JSON, for the tools that start it."""
-    answers: list[dict[str, Any]] = []
-    for argv in json.load(sys.stdin):
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                answers.append({"args": dataclasses.asdict(parse(args_class, argv=argv))})  # type: ignore[call-overload]
-        except SystemExit:
-            answers.append({"error": said.getvalue().strip().removeprefix("error: ")})
+    tried = [_tried(functools.partial(parse, args_class, argv=argv)) for argv in json.load(sys.stdin)]
+    answers = [{"error": error} if error else {"args": dataclasses.asdict(args)} for args, error in tried]
     names = args_class.__dataclass_fields__  # type: ignore[attr-defined]
     types_ = {name: _type_name(hint) for name, hint in _hints(args_class).items() if name in names}
     say(json.dumps({"types": types_, "answers": answers}, default=str))
@@ -325,14 +329,11 @@ def _resumed(args_class: type[T], argv: list[str]) -> T | None:
         if flag == "--resume":
             folder = folder or "".join(argv[i + 1 : i + 2])
             names = {field.name for field in dataclasses.fields(args_class) if field.init} - {"allow_env_import"}  # type: ignore[arg-type]
-            values = {name: value for name, value in read_facts(folder).items() if name in names}
-            said = io.StringIO()
-            try:
-                with contextlib.redirect_stderr(said):
-                    return args_class(**{**values, "resume": folder})
-            except (Exception, SystemExit) as error:
-                reason = said.getvalue().strip().removeprefix("error: ") or f"{type(error).__name__}: {error}"
-                fail(f"{os.path.join(folder, 'args.json')}: {reason}", code=3)
+            values = {name: value for name, value in read_facts(folder).items() if name in names} | {"resume": folder}
+            args, error = _tried(lambda: args_class(**values))  # noqa: B023 - called at once
+            if error:
+                fail(f"{os.path.join(folder, 'args.json')}: {error}", code=3)
+            return args
     return None
 
 
@@ -361,20 +362,13 @@ def _integer(type_info: Any) -> Any:
         try:
             return int(words[0])
         except ValueError:
-            number = float(words[0])
-            if not number.is_integer():
+            if not (number := float(words[0])).is_integer():
                 raise ValueError(f"{words[0]} is not a whole number") from None
             return int(number)
 
     if type_info.type is not int:
         return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    )
+    return PrimitiveConstructorSpec(1, "INT", read, lambda value: type(value) is int, lambda value: [str(value)])
 
 
 def _one_line(panel: str) -> str:

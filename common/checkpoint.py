@@ -7,7 +7,7 @@ import os
 import pickle
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.args import RANK, WORLD_SIZE, beside_training, fail, warn
 from common.envs import Envs
+from common.files import opened_atomically
 from common.run import Run
 from common.schedule import Every
 
@@ -40,10 +41,9 @@ class Checkpoint:
     follows from the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those,
     a checkpoint writes only what is new since the last one, to a file of its own.
 
-    Files, in `checkpoints/` of the run directory: written beside their place, flushed to the disk, renamed; with a
-    SHA-256 at the end, because torch.load notices next to no flipped bits; loadable with `weights_only=True`.
-    Under torchrun each process has a folder of its own there, and a checkpoint counts once `step-*.commit` says that
-    all of them have written theirs.
+    Files, in `checkpoints/` of the run directory: written atomically, with a SHA-256 at the end, because torch.load
+    notices next to no flipped bits; loadable with `weights_only=True`. Under torchrun each process has a folder of its
+    own there, and a checkpoint counts once `step-*.commit` says that all of them have written theirs.
     """
 
     def __init__(self, run: Run, envs: Envs, **parts: Any) -> None:
@@ -66,7 +66,6 @@ class Checkpoint:
         if saved is None:
             modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             distributed.broadcast(tensor for module in modules for tensor in module.state_dict().values())
-            self.run.resumed()
             obs, _ = self.envs.reset(seed=seed)
             if self.run.args.save_interval:
                 self.envs.check_snapshots()
@@ -88,7 +87,6 @@ class Checkpoint:
         self.envs.load_state_dict(saved["envs"])
         self.due = Every(self.run.args.save_interval, now=step)
         self.run.load_state_dict(saved["run"])
-        self.run.resumed()
         _set_random_state(saved["random"])
         self.run.saved = None
         self._guard()
@@ -122,10 +120,9 @@ class Checkpoint:
 
     def _save_without_envs(self) -> None:
         """An environment has failed: what was learnt until then is kept, and a resumed run begins new episodes."""
-        step = self.run.step
-        if step > self.run.checkpointed:
+        if self.run.step > self.run.checkpointed:
             with beside_training("the last checkpoint"):
-                self.write(step, snapshots=False)
+                self.write(self.run.step, snapshots=False)
 
     def write(self, step: int, snapshots: bool = True) -> bool:
         """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0.
@@ -137,39 +134,29 @@ class Checkpoint:
             return False
         bad, weights = None, hashlib.sha256()
         for name, part in self.parts.items():
-            learnt = [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
-            if not all(bool(p.isfinite().all()) for p in learnt):
-                bad = name
-            if WORLD_SIZE > 1:
-                for p in learnt:
+            for p in part.parameters() if isinstance(part, nn.Module) else ():
+                if p.requires_grad and not bool(p.isfinite().all()):
+                    bad = name
+                if p.requires_grad and WORLD_SIZE > 1:
                     weights.update(p.detach().numpy(force=True).tobytes())
         states = distributed.gather((bad, weights.digest()))
-        if any(name for name, _ in states):
-            what = f"{bad} is not finite at step {step}; the last checkpoint is kept"
-            distributed.on_first(functools.partial(fail, what, code=4))
-        if len(set(states)) > 1:
-            what = f"the processes have different weights at step {step}: does each update call common.sync_grads?"
-            distributed.on_first(functools.partial(fail, what, code=1))
-        path, reason = self.folder / f"step-{step:012d}.pt", None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            content = {
-                "format": FORMAT,
-                "step": step,
-                "parts": {
-                    name: part if isinstance(part, dict) else part.state_dict() for name, part in self.parts.items()
-                },
-                "segments": {name: self._save_rings(name) for name, part in self.parts.items() if _has_rings(part)},
-                "envs": self.envs.state_dict(snapshots),
-                "run": self.run.state_dict(),
-                "random": _random_state(),
-            }
-            write_file(path, content)
-        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            reason = _why(error)
+        what, code = "", 4
+        if names := [name for name, _ in states if name]:
+            what = f"{names[0]} is not finite at step {step}; the last checkpoint is kept"
+        elif len(set(states)) > 1:
+            what, code = (
+                f"the processes have different weights at step {step}: does each update call common.sync_grads?",
+                1,
+            )
+        if what:
+            distributed.on_first(functools.partial(fail, what, code=code))
+        path = self.folder / f"step-{step:012d}.pt"
+        reason = _failure(functools.partial(self._write, path, step, snapshots))
         reasons = [text for text in distributed.gather(reason) if text]
-        if WORLD_SIZE > 1 and not reasons:
-            reasons = list(filter(None, [distributed.on_first(functools.partial(self._commit, step))]))
+        if WORLD_SIZE > 1 and not reasons:  # the files that all processes have written count from here on
+            content = {"format": FORMAT, "processes": WORLD_SIZE}
+            commit = functools.partial(write_file, self.commits / f"{path.stem}.commit", content)
+            reasons = list(filter(None, [distributed.on_first(functools.partial(_failure, commit))]))
         if reasons:
             if WORLD_SIZE > 1:
                 path.unlink(missing_ok=True)  # one that not all have written
@@ -179,13 +166,19 @@ class Checkpoint:
         self.run.checkpointed = step
         return True
 
-    def _commit(self, step: int) -> str | None:
-        """Lets the files that all processes have written count; why not, if the disk does not take it."""
-        try:
-            write_file(self.commits / f"step-{step:012d}.commit", {"format": FORMAT, "processes": WORLD_SIZE})
-        except (OSError, RuntimeError) as error:
-            return _why(error)
-        return None
+    def _write(self, path: Path, step: int, snapshots: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = self.parts.items()
+        content = {
+            "format": FORMAT,
+            "step": step,
+            "parts": {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts},
+            "segments": {name: self._save_rings(name) for name, part in parts if hasattr(part, "rings")},
+            "envs": self.envs.state_dict(snapshots),
+            "run": self.run.state_dict(),
+            "random": _random_state(),
+        }
+        write_file(path, content)
 
     def _save_rings(self, name: str) -> list[tuple[str, int, int]]:
         """Writes the slots filled since the last time; returns all files that together hold the ring."""
@@ -257,7 +250,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
             continue
         for broken in found[: found.index(path)]:
             # The commit file is everybody's: if two processes renamed it, the second would find it gone.
-            for file in (broken, folder / f"{broken.stem}.commit") if RANK == 0 else (broken,):
+            for file in [broken] + [folder / f"{broken.stem}.commit"] * (RANK == 0):
                 if file.exists():
                     file.rename(file.with_suffix(".broken"))
         return content
@@ -274,23 +267,15 @@ def _own(folder: Path) -> Path:
 
 def write_file(path: Path, content: Any) -> None:
     """Writes so that at any moment either the old file or the whole new one is at `path`, also after a power cut."""
-    partial = path.with_suffix(".tmp")
+    with opened_atomically(path) as file:
+        hashed: Any = _Hashed(file)
+        torch.save(_plain(content), hashed)
+        file.write(MAGIC + hashed.sha256.digest())
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        with partial.open("wb") as file:
-            hashed: Any = _Hashed(file)
-            torch.save(_plain(content), hashed)
-            file.write(MAGIC + hashed.sha256.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_file(path: Path) -> Any:
@@ -310,11 +295,8 @@ def read_file(path: Path) -> Any:
         raise ValueError("its checksum does not match")
     content = _unplain(torch.load(io.BytesIO(view[:end]), map_location="cpu", weights_only=True))
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-        fail(
-            f"{path} has checkpoint format {content['format']}, and this version reads {FORMAT}: "
-            "resume the run with the version of PlainRL that made it (args.json has the commit)",
-            code=3,
-        )
+        reason = f"has checkpoint format {content['format']}, and this version reads {FORMAT}"
+        fail(f"{path} {reason}: resume it with the version that made it (args.json has the commit)", code=3)
     return content
 
 
@@ -337,26 +319,19 @@ def _plain(value: Any) -> Any:
         return {"numpy": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+    if isinstance(value, tuple | list):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
     if value is None or isinstance(value, bool | int | float | str | bytes | Tensor):
         return value
     raise TypeError(f"a checkpoint takes tensors, arrays, numbers and text, not {type(value).__name__}")
 
 
 def _unplain(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"numpy", "scalar"}:
+        return value["numpy"].numpy()[()] if value["scalar"] else value["numpy"].numpy()
     if isinstance(value, dict):
-        if value.keys() == {"numpy", "scalar"}:
-            array = value["numpy"].numpy()
-            return array[()] if value["scalar"] else array
         return {key: _unplain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_unplain(item) for item in value)
-    if isinstance(value, list):
-        return [_unplain(item) for item in value]
-    return value
+    return type(value)(map(_unplain, value)) if isinstance(value, tuple | list) else value
 
 
 def _random_state() -> dict[str, Any]:
@@ -373,15 +348,15 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _has_rings(part: Any) -> bool:
-    return hasattr(part, "rings")
-
-
-def _why(error: BaseException) -> str:
-    """What the system said; raises `error` if it is not the disk's."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        raise error
-    return str(cause.strerror)
+def _failure(write: Callable[[], None]) -> str | None:
+    """Why `write` failed, in the system's words; None if it did not. What is not the disk's is raised."""
+    try:
+        write()
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        return str(cause.strerror)
+    return None

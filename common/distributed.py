@@ -38,13 +38,8 @@ def join(device: torch.device) -> None:
     importlib.import_module("torch.distributed.nn.functional")
     with _others():
         store = _new_store(launcher_store())
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-            store=store,
-            rank=RANK,
-            world_size=WORLD_SIZE,
-            timeout=TIMEOUT,
-        )
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
 
@@ -101,17 +96,16 @@ def on_first(function: Callable[[], T]) -> T:
     """What `function` returns, called by the first process alone; where that ends the process, it ends them all."""
     if WORLD_SIZE == 1:
         return function()
-    outcome: list[Any] = [None, None]
-    stop: SystemExit | None = None
+    result, code, stop = None, None, None
     if RANK == 0:
         try:
-            outcome[0] = function()
+            result = function()
         except SystemExit as reason:
-            outcome[1], stop = reason.code or 0, reason
-    outcome = gather(outcome)[0]
-    if outcome[1] is not None:
-        raise stop or SystemExit(outcome[1])
-    return outcome[0]
+            code, stop = reason.code or 0, reason
+    result, code = gather((result, code))[0]
+    if code is not None:
+        raise stop or SystemExit(code)
+    return result  # type: ignore[return-value]
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Vector environments: gymnasium 1.4 behind torch tensors, with every ending reported as it truly was."""
 
+import atexit
 import contextlib
 import ctypes.util
 import functools
@@ -11,7 +12,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -26,14 +27,13 @@ from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fai
 from common.faults import (
     CLOSING,
     OVERFLOW,
-    ByNumber,
     EnvError,
     Guarded,
     HangError,
+    InColumns,
     Watchdog,
     Workers,
     described,
-    watched,
 )
 from common.memory import require_memory
 from common.phases import stepping
@@ -49,20 +49,17 @@ LARGE_SNAPSHOT = 50e6  # bytes of one environment's state in a checkpoint: more 
 class Envs:
     """`num_envs` environments stepped together; tensors in host memory, one row an environment.
 
-    An environment that ends starts its next episode within the same step (SAME_STEP autoreset), so each
-    step is `num_envs` true transitions: there is no step whose action is ignored. `terminations` say that
-    the task ended (nothing to bootstrap from), `truncations` that only the recording did (a time limit).
-
-    What `infos` holds where an episode ended in this step:
+    An environment that ends begins its next episode within the same step (SAME_STEP autoreset), so each step is
+    `num_envs` true transitions. `terminations` say that the task ended (nothing to bootstrap from), `truncations` that
+    only the recording did (a time limit). Where an episode ended in a step, `infos` holds
         final_obs: [num_envs, ...], the observation each transition truly ended on (see `final_obs`).
         episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps,
-            valid where the mask `_episode` (bool [num_envs]) is true. Whole games of an Atari game, whatever
-            `life_loss` says.
-        anything else: what the environments say themselves, in the form of `in_columns`.
+            valid where the mask `_episode` (bool [num_envs]) is true; whole games, whatever `life_loss` says.
+    and always what the environments say themselves, in the form of `in_columns`.
 
-    An error is one line and the end of the process: code 5 if an environment raises, exits, dies, hands out what is not
-    an observation of its space or not a number, or does not answer for `env_timeout` seconds; 4 if an observation, a
-    reward or an action is not finite as a float32.
+    An error is one line and the end of the process: code 5 if an environment raises, exits, dies, hands out what has
+    another form, or does not answer for `env_timeout` seconds; 4 if an observation, a reward or an action is not finite
+    as a float32.
 
     `obs` [num_envs, ...] is what the last reset, step or load_state_dict led to, the observation to act on next.
 
@@ -92,9 +89,10 @@ class Envs:
         self._lives = np.zeros(self.num_envs, np.int64)
         self.obs = torch.zeros(0)
         self.began_anew = False  # the last load_state_dict could not go on with the episodes that were saved
-        self.waiting_since = 0.0  # for the watchdog
-        self._watchdog = Watchdog(self, env_timeout) if env_timeout else None
-        self._close = weakref.finalize(self, _close, vector, env_timeout)  # also when the process ends by an error
+        self._watchdog = Watchdog(env_timeout)
+        self._close = weakref.finalize(self, _close, vector, self._watchdog)
+        # Before multiprocessing's own handler, which asks workers with SIGTERM and then waits for ever.
+        atexit.register(self._close)
         self._seeds: list[int] = []
         self._steps = 0
         self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
@@ -109,12 +107,8 @@ class Envs:
     def _reset(self, seeds: list[int]) -> tuple[Tensor, dict[str, Any]]:
         vector: Any = self.vector
         self._seeds, self._steps = seeds, 0
-        self.waiting_since = time.monotonic()
-        try:
+        with self._watched("reset()"):
             obs, infos = vector.reset(seed=seeds or None)
-            self.waiting_since = 0.0
-        except Exception as error:
-            self._failed("reset()", error)
         self._returns[:] = 0
         self._began[:] = 0
         if self._counts_lives:
@@ -139,10 +133,10 @@ class Envs:
             acts = self._in_bounds(acts, self.single_action_space)
         elif self._first_action is not None:
             acts = acts + self._first_action
-        began = self.waiting_since = time.monotonic()
+        began = self._watchdog.since = time.monotonic()
         try:
             obs, rewards, terminations, truncations, infos = self.vector.step(acts)
-            self.waiting_since = 0.0
+            self._watchdog.since = 0.0
         except Exception as error:
             self._failed("step()", error)
         self._steps += 1
@@ -171,18 +165,11 @@ class Envs:
             self._lives = np.array(infos["lives"])
         self.obs = next_obs
         stepping.seconds += time.monotonic() - began  # `with stepping` would cost 0.2 µs more
-        return (
-            next_obs,
-            torch.from_numpy(rewards),
-            torch.from_numpy(terminations),
-            torch.from_numpy(truncations),
-            infos,
-        )
+        tensor = torch.from_numpy
+        return next_obs, tensor(rewards), tensor(terminations), tensor(truncations), infos
 
     def close(self) -> None:
         """Closes the environments; what goes wrong in it is one warning. Closed environments stay closed."""
-        if self._watchdog is not None:
-            self._watchdog.stop.set()
         self._close()
 
     def state_dict(self, snapshots: bool = True) -> dict[str, Any]:
@@ -242,13 +229,8 @@ class Envs:
         vector: Any = self.vector
         if not isinstance(vector, InTurn | Workers):
             return ["it was not made by make_envs"]
-        self.waiting_since = time.monotonic()
-        try:
+        with self._watched("snapshot()"):
             return vector.call(what)
-        except Exception as error:
-            self._failed("snapshot()", error)
-        finally:
-            self.waiting_since = 0.0
 
     def _can_be_saved(self, answers: Any) -> bool:
         reasons = [answer for answer in answers if isinstance(answer, str)]
@@ -265,8 +247,6 @@ class Envs:
         states = self._of_each("snapshot")
         if not self._can_be_saved(states):
             return None, {}
-        for note in [note for *_, note in states if note]:
-            warn(f"{note} (sort it, or use a dict)", once="order of a set")
         largest = max(state[2] for state in states)
         if largest > LARGE_SNAPSHOT:
             warn(f"each checkpoint holds {largest / 1e6:.0f} MB of state for an environment", once="large snapshots")
@@ -278,7 +258,7 @@ class Envs:
     def _restore(self, state: dict[str, Any]) -> str | None:
         """Why the environments cannot be put into the state that was saved; None if they have been."""
         vector: Any = self.vector
-        self.waiting_since = time.monotonic()
+        self._watchdog.since = time.monotonic()
         try:
             restore((vector.action_space, self.single_action_space), state["spaces"])
             if hasattr(vector, "restore"):
@@ -294,7 +274,7 @@ class Envs:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         finally:
-            self.waiting_since = 0.0
+            self._watchdog.since = 0.0
 
     def _tensor(self, obs: Any, what: str = "observation") -> Tensor:
         array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
@@ -310,34 +290,42 @@ class Envs:
         flat = acts.ravel()
         if acts.dtype.kind == "f" and not math.isfinite(flat.dot(flat)):
             self._must_be_finite(acts, "next action")
-        if space.dtype == acts.dtype:
-            return np.clip(acts, space.low, space.high)
         if np.issubdtype(space.dtype, np.floating):
-            largest = np.finfo(space.dtype).max  # type: ignore[type-var]
-            return np.clip(acts, np.maximum(space.low, -largest), np.minimum(space.high, largest)).astype(space.dtype)
+            return np.clip(acts, space.low, space.high).astype(space.dtype, copy=False)
         # As Python's numbers, which compare exactly: as a float the highest int64 would be beyond the highest int64.
         whole = np.rint(acts) if acts.dtype.kind == "f" else acts
         return np.clip(whole.astype(object), space.low.astype(object), space.high.astype(object)).astype(space.dtype)
 
     def _must_be_finite(self, values: np.ndarray, what: str) -> None:
         """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
-        rows = values.reshape(self.num_envs, -1)
-        for i in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
-            bad = rows[i][~np.isfinite(rows[i])][0]
+        for i, *place in np.argwhere(~np.isfinite(values)):
+            bad = values[(i, *place)]
             fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
 
-    def _failed(self, where: str, error: Exception) -> NoReturn:
-        self.waiting_since = 0.0
+    @contextlib.contextmanager
+    def _watched(self, where: str) -> Iterator[None]:
+        self._watchdog.since = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self._failed(where, error)
+        finally:
+            self._watchdog.since = 0.0
+
+    def _failed(self, where: str, error: BaseException) -> NoReturn:
+        self._watchdog.since = 0.0
+        if isinstance(self.vector, Workers):
+            error = self.vector.explained(error)
         on_failure, self.on_failure = self.on_failure, None
         if on_failure is not None:
             on_failure()
         self.close()
         named = isinstance(error, EnvError)
-        fail(str(error) if named else f"the environment failed in {where}: {type(error).__name__}: {error}", code=5)
+        fail(str(error) if named else f"the environment failed in {where}: {described(error)}", code=5)
 
 
-def _close(vector: Any, env_timeout: float) -> None:
-    with beside_training(CLOSING), watched(env_timeout):
+def _close(vector: Any, watchdog: Watchdog) -> None:
+    with beside_training(CLOSING), watchdog:
         try:
             vector.close()
         finally:
@@ -345,15 +333,13 @@ def _close(vector: Any, env_timeout: float) -> None:
 
 
 def action_units(space: gym.Space) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Which dimensions of a Box action have two bounds, bool, and the scale and bias, float32, that stretch [-1, 1] to
-    them; 1 and 0 for the other dimensions. Bounds further apart than float32 can hold are none. Scalars for other
-    spaces."""
+    """Of a Box action: which dimensions have two bounds no further apart than float32 holds, bool, and the scale and
+    bias, float32, that stretch [-1, 1] to them; 1 and 0 for the others. Scalars for other spaces."""
     if not isinstance(space, Box):
         return np.zeros((), bool), torch.ones(()), torch.zeros(())
-    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
-    bounded = space.bounded_below & space.bounded_above
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        bounded = bounded & (high - low < np.finfo(np.float32).max)
+        bounded = space.bounded_below & space.bounded_above & (high - low < np.finfo(np.float32).max)
         scale, bias = np.where(bounded, (high - low) / 2, 1.0), np.where(bounded, (high + low) / 2, 0.0)
     return bounded, torch.tensor(scale, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
 
@@ -374,15 +360,8 @@ def env_seeds(seed: int, num_envs: int, role: int = 0) -> list[int]:
 
 def training_envs(args: RunArgs, *, life_loss: bool = False) -> Envs:
     """The environments that the flags of a run describe; see `make_envs`."""
-    envs = make_envs(
-        args.env_id,
-        args.num_envs,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        life_loss=life_loss,
-        env_timeout=args.env_timeout,
-    )
+    more: dict[str, Any] = {"native": args.native_envs, "life_loss": life_loss, "env_timeout": args.env_timeout}
+    envs = make_envs(args.env_id, args.num_envs, args.async_envs, args.allow_env_import, **more)
     space, buffer_size = envs.single_observation_space, getattr(args, "buffer_size", 0)
     # The replay asks for all that it needs when it has seen a step; a run would have begun by then.
     per_step = math.prod(space.shape[1:]) if space.dtype == np.uint8 else 8 * math.prod(space.shape)
@@ -419,20 +398,16 @@ def make_envs(
 
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported.
     """
-    if ":" in env_id and not allow_import:
-        fail(
-            f"--env-id {env_id} would import and run {env_id.split(':')[0]!r}; if you trust it, add --allow-env-import"
-        )
+    module, _, env_id = env_id.rpartition(":")
+    if module and not allow_import:
+        fail(f"--env-id {module}:{env_id} would import and run {module!r}; if you trust it, add --allow-env-import")
     if native and async_envs:
-        fail(
-            "--native-envs steps all environments in one array operation, --async-envs each in a process: leave one out"
-        )
+        fail("--native-envs steps all in one array operation, --async-envs each in a process: leave one out")
     if num_envs * WORLD_SIZE > MAX_ENVS:
         fail(f"there can be at most {MAX_ENVS} environments, not {num_envs * WORLD_SIZE}: lower --num-envs")
     _draw_in_memory()
     warnings.filterwarnings("ignore", OVERFLOW)
-    module, _, env_id = env_id.rpartition(":")
-    with watched(env_timeout):
+    with Watchdog(env_timeout):
         if module:
             import_env_module(module)
         try:
@@ -441,20 +416,25 @@ def make_envs(
             elif native:
                 vector = _native(env_id, num_envs)
             else:
-                vector = _gymnasium(env_id, num_envs, async_envs, first, max_steps, module)
-        except EnvError as error:
-            fail(f"{env_id} cannot be made: {error}", code=5)
-        except (SystemExit, Failure):  # of `fail`
-            raise
+                make = functools.partial(_make, gym.spec(env_id), module, max_steps)
+                makers = [
+                    functools.partial(Guarded, functools.partial(make, first if i == 0 else None), i)
+                    for i in range(num_envs)
+                ]
+                vector = Workers(makers) if async_envs else InTurn(makers)
         except gym.error.UnregisteredEnv as error:
             fail(f"--env-id {env_id}: {error}")
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
+        except EnvError as error:
+            fail(f"{env_id} cannot be made: {error}", code=5)
+        except Failure:  # of `fail`
+            raise
         except Exception as error:
             fail(f"{env_id} cannot be made: {described(error)}", code=5)
     reason = _unsupported(vector.single_observation_space)
     if reason:
-        _close(vector, env_timeout)
+        _close(vector, Watchdog(env_timeout))
         fail(f"{env_id} observes {reason}")
     return Envs(vector, life_loss, env_timeout=env_timeout)
 
@@ -483,33 +463,17 @@ def _unsupported(space: gym.Space) -> str | None:
     if not isinstance(space, Box):
         wrapper = "FlattenObservation" if not isinstance(space, Discrete) else "TransformObservation"
         return f"{space}; these scripts take Box observations: wrap it, for example with gymnasium.wrappers.{wrapper}"
-    if len(space.shape) == 3 and (space.dtype != np.uint8 or space.shape[0] > 12 or min(space.shape[1:]) < 36):
-        return (
-            f"images {space.shape} of {space.dtype}; these scripts take uint8 images of at most 12 channels, at least "
-            "36 x 36: wrap it with gymnasium.wrappers.ResizeObservation, GrayscaleObservation and "
-            "FrameStackObservation, or with FlattenObservation"
-        )
-    return None
+    shape = space.shape
+    if len(shape) != 3 or (space.dtype == np.uint8 and shape[0] <= 12 and min(shape[1:]) >= 36):
+        return None
+    return (
+        f"images {shape} of {space.dtype}; these scripts take uint8 images of at most 12 channels, at least 36 x 36: "
+        "wrap it with gymnasium.wrappers.ResizeObservation, GrayscaleObservation and FrameStackObservation, or with "
+        "FlattenObservation"
+    )
 
 
-def _gymnasium(
-    env_id: str,
-    num_envs: int,
-    async_envs: bool,
-    first: Callable[[], gym.Env] | None,
-    max_steps: int = 0,
-    module: str = "",
-) -> gym.vector.VectorEnv:
-    spec = gym.spec(env_id)
-    makers = [first] + [None] * (num_envs - 1)
-    env_fns: list[Callable[[], gym.Env]] = [
-        functools.partial(Guarded, functools.partial(_make, spec, module, maker, max_steps), i)
-        for i, maker in enumerate(makers)
-    ]
-    return Workers(env_fns) if async_envs else InTurn(env_fns)
-
-
-def _make(spec: Any, module: str, maker: Callable[[], gym.Env] | None, max_steps: int) -> gym.Env:
+def _make(spec: Any, module: str, max_steps: int, maker: Callable[[], gym.Env] | None) -> gym.Env:
     """An environment, in the trainer or in a new process, which may know nothing of what the trainer imported."""
     if module:
         importlib.import_module(module)
@@ -523,15 +487,11 @@ def _make(spec: Any, module: str, maker: Callable[[], gym.Env] | None, max_steps
     return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
-class InTurn(ByNumber, gym.vector.SyncVectorEnv):
+class InTurn(InColumns, gym.vector.SyncVectorEnv):
     """SyncVectorEnv with a leaner step: each observation is copied once, into its row of one array."""
 
-    def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
-        obs, infos = super().reset(seed=seed, options=options)
-        return obs, in_columns(infos, self.num_envs)  # type: ignore[arg-type]
 
     def step(self, actions: np.ndarray) -> Any:
         obs: Any = self._observations
@@ -638,11 +598,8 @@ def _atari(env_id: str, num_envs: int, max_steps: int = 0) -> gym.vector.VectorE
 def _what_to_install(env_id: str, reason: str) -> str:
     if env_id.startswith("ALE/"):
         return 'pip install -e ".[atari]"'
-    for extra in ("box2d", "mujoco"):
-        if (
-            "gymnasium-robotics" not in reason
-            and extra in reason.lower()
-            and not importlib.util.find_spec({"box2d": "Box2D"}.get(extra, extra))
-        ):
+    for extra, module in (("box2d", "Box2D"), ("mujoco", "mujoco")):
+        asked = extra in reason.lower() and "gymnasium-robotics" not in reason
+        if asked and not importlib.util.find_spec(module):
             return f'pip install -e ".[{extra}]"'
     return reason

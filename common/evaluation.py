@@ -130,9 +130,8 @@ def play(
             first = functools.partial(gym.make, name, render_mode="human")
         elif video is not None:
             first = functools.partial(camera.film, name)
-        envs = make_envs(
-            env_id, num_envs, async_envs, allow_import, first=first, env_timeout=env_timeout, max_steps=max_steps
-        )
+        limits: dict[str, Any] = {"env_timeout": env_timeout, "max_steps": max_steps}
+        envs = make_envs(env_id, num_envs, async_envs, allow_import, first=first, **limits)
         with contextlib.closing(envs):
             obs, _ = envs.reset(seed=seed, role=1)
             while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
@@ -147,11 +146,8 @@ def play(
                         played[i].append((float(infos["episode"]["r"][i]), length))
                         num_cut += length == max_steps and not terminations[i]
     if num_cut:
-        warn(
-            f"{num_cut} of {episodes} evaluation episodes did not end within {max_steps:,} steps: their returns so far "
-            "count (--eval-max-steps)",
-            once="evaluation episodes were cut",
-        )
+        what = f"{num_cut} of {episodes} evaluation episodes did not end within {max_steps:,} steps"
+        warn(f"{what}: their returns so far count (--eval-max-steps)", once="evaluation episodes were cut")
     order = [played[i % num_envs][i // num_envs] for i in range(episodes) if i // num_envs < len(played[i % num_envs])]
     returns, lengths = zip(*order, strict=True) if order else ((math.nan,), (0,))
     return np.array(returns), np.array(lengths)

@@ -1,8 +1,8 @@
 """What is done about environments that raise, hang, die, or hand out nonsense: one line, and no process left behind."""
 
-import atexit
 import contextlib
 import faulthandler
+import functools
 import multiprocessing.connection
 import os
 import random
@@ -12,9 +12,7 @@ import threading
 import time
 import traceback
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,8 +20,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import AsyncState
-from gymnasium.vector.utils import write_to_shared_memory
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from common import args
 from common.snapshot import large_arrays, restore, snapshot
@@ -59,6 +56,7 @@ class Guarded(gym.Wrapper):
 
     def __init__(self, make: Callable[[], gym.Env], index: int) -> None:
         self.index, self.interrupted = index, False
+        self.failure: str | None = None
         try:
             env = make()
             super().__init__(env)
@@ -71,7 +69,6 @@ class Guarded(gym.Wrapper):
             raise
         except BaseException as error:
             raise self._named("__init__", error) from error
-        self.failure: str | None = None
 
     def reset(self, **kwargs: Any) -> Any:
         try:
@@ -166,155 +163,96 @@ def described(error: BaseException) -> str:
         return name
 
 
-class ByNumber:
-    """Of a vector environment: infos by the number of their environment, until all are there for `in_columns`."""
+class InColumns:
+    """Of a vector environment: its infos in the form of `in_columns`."""
 
     def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
-        if env_info:
-            vector_infos[env_num] = env_info
-        return vector_infos
+        return {**vector_infos, env_num: env_info} if env_info else vector_infos
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)  # type: ignore[misc]
+        return obs, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
+
+    def step(self, actions: Any) -> Any:
+        *result, infos = super().step(actions)  # type: ignore[misc]
+        return *result, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
 
 
-class Workers(ByNumber, AsyncVectorEnv):
-    """AsyncVectorEnv that says which worker died or hangs, and of which none survives the trainer.
+class Workers(InColumns, AsyncVectorEnv):
+    """AsyncVectorEnv that says which worker failed or died, and kills those that do not end by themselves.
 
-    Works with each start method of processes. Workers ignore the signals by which a run is asked to stop, as they often
-    go to every process of it: the trainer decides when they end. They get two seconds to close their environments, and
-    are killed.
+    Workers ignore the signals by which a run is asked to stop, as they often go to every process of it: the trainer
+    decides when they end. They get two seconds to close their environments.
     """
 
-    def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         self.processes: list[Any] = []
-        self.awaited = 0
+        self.parent_pipes: list[Any] = []
         self.hung: str | None = None
-        # Before multiprocessing's own, which asks with SIGTERM and then waits for ever.
-        atexit.register(_kill, weakref.ref(self), os.getpid())
+        first: Any = functools.partial(_first, env_fns[0], os.getpid())
         try:
-            makers: list[Any] = [_FirstLook(env_fns[0]), *env_fns[1:]]
-            super().__init__(makers, copy=False, worker=_work, autoreset_mode=AutoresetMode.SAME_STEP)
-        except BaseException:
-            _kill(weakref.ref(self), os.getpid())
-            raise
+            super().__init__([first, *env_fns[1:]], copy=False, worker=_work, autoreset_mode=AutoresetMode.SAME_STEP)
+        except BaseException as error:
+            reason = self.explained(error)
+            self._kill()
+            raise reason from None
 
-    def reset_wait(self, timeout: float | None = None) -> Any:
-        obs, infos = super().reset_wait(timeout)
-        return obs, in_columns(infos, self.num_envs)  # type: ignore[arg-type]
-
-    def step_wait(self, timeout: float | None = None) -> Any:
-        obs, rewards, terminations, truncations, infos = super().step_wait(timeout)
-        return obs, rewards, terminations, truncations, in_columns(infos, self.num_envs)  # type: ignore[arg-type]
-
-    def obituary(self, index: int) -> str:
-        """How worker `index` ended."""
-        process = self.processes[index]
-        process.join(2)  # its pipe closes a moment before it has an exit code
-        if process.exitcode is None:
-            return f"env worker {index} closed its pipe"
-        number = -process.exitcode
-        return f"env worker {index} died ({f'signal {number}' if number > 0 else f'exit code {-number}'})"
+    def explained(self, error: BaseException) -> BaseException:
+        """What ended the worker whose pipe raised `error`; other errors as they are."""
+        if isinstance(error, EOFError | OSError):
+            sentinels = [process.sentinel for process in self.processes if process.pid]
+            ended = multiprocessing.connection.wait(sentinels, 2)
+            for i, process in enumerate(self.processes):
+                if process.pid and process.sentinel in ended:
+                    process.join(2)  # a pipe closes a moment before its process has an exit code
+                    code = process.exitcode or 0
+                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    return EnvError(self.hung or f"env worker {i} died ({how})")
+        return error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        errors: list[str] = []
-        if not terminate and self._state is AsyncState.DEFAULT:
+        asked = not terminate and self._state is AsyncState.DEFAULT
+        if asked:
             deadline = time.monotonic() + CLOSE_SECONDS
-            alive = [
-                pipe for pipe, process in zip(self.parent_pipes, self.processes, strict=True) if process.is_alive()
-            ]
-            for part in (lambda pipe: pipe.send(("close", None)), lambda pipe: pipe.closed_by(deadline)):
-                for pipe in alive:
-                    try:
-                        part(pipe)
-                    except EnvError as error:
-                        errors.append(str(error))
+            for pipe in self.parent_pipes:
+                with contextlib.suppress(OSError):  # of a worker that is dead
+                    pipe.send(("close", None))
             for process in self.processes:
                 process.join(max(deadline - time.monotonic(), 0))
-        _kill(weakref.ref(self), os.getpid())
-        for pipe in self.parent_pipes:
-            pipe.close()
+        late = [i for i, process in enumerate(self.processes) if process.is_alive()]
+        self._kill()
+        if asked and late:
+            raise EnvError(f"environment {late[0]} did not close within {CLOSE_SECONDS} s")
+        if asked and not self.error_queue.empty():
+            self._raise_if_errors([False])
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        errors = [self.error_queue.get(timeout=5) for success in successes if not success]
         if errors:
-            raise EnvError(errors[0])
-
-    def _check_spaces(self) -> None:
-        self.parent_pipes: list[Any] = [_Pipe(pipe, self, i) for i, pipe in enumerate(self.parent_pipes)]
-        super()._check_spaces()
-
-
-class _FirstLook:
-    """Makes the first environment in its worker, and before that once in the trainer, to look at its spaces."""
-
-    def __init__(self, make: Callable[[], gym.Env]) -> None:
-        self.make, self.pid = make, os.getpid()
-        env = make()
-        self.metadata, self.render_mode = env.metadata, env.render_mode
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        with args.beside_training(CLOSING):
-            env.close()
-
-    def __call__(self) -> Any:
-        return self if os.getpid() == self.pid else self.make()
-
-    def close(self) -> None:
-        pass
-
-
-class _Pipe:
-    """A worker's pipe that notes who is waited for, and raises what its environment raised, or how the worker died."""
-
-    def __init__(self, pipe: Any, workers: Workers, index: int) -> None:
-        self.pipe, self.workers, self.index = pipe, weakref.proxy(workers), index
-
-    def send(self, message: Any) -> None:
-        try:
-            self.pipe.send(message)
-        except OSError:
-            self.recv()  # its last words
-
-    def recv(self) -> Any:
-        self.workers.awaited = self.index
-        try:
-            answer, success, words = self.pipe.recv()
-        except (EOFError, OSError):
-            raise EnvError(self.workers.hung or self.workers.obituary(self.index)) from None
-        if not success:
+            index, _, error, trace = min(errors, key=lambda failed: failed[0])
             if args.show_tracebacks:
-                print(answer, file=sys.stderr)
-            raise EnvError(words)
-        if words:
-            args.warn(words, once="infos that cannot be sent")
-        return answer, success
+                print(trace, file=sys.stderr)
+            raise error if isinstance(error, EnvError) else EnvError(f"environment {index} failed: {described(error)}")
 
-    def closed_by(self, deadline: float) -> None:
-        if not self.pipe.poll(max(deadline - time.monotonic(), 0)):
-            raise EnvError(f"environment {self.index} did not close within {CLOSE_SECONDS} s")
-        self.recv()
-
-    def poll(self, timeout: float | None = None) -> bool:
-        return self.pipe.poll(timeout)
-
-    def close(self) -> None:
-        self.pipe.close()
-
-    @property
-    def closed(self) -> bool:
-        return self.pipe.closed
+    def _kill(self) -> None:
+        self.closed = True  # gymnasium would ask the dead to close their environments
+        started = [process for process in self.processes if process.pid]
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join()
 
 
-def _kill(workers: Any, pid: int) -> None:
-    vector = workers()
-    if vector is None or os.getpid() != pid:
-        return
-    vector.closed = True  # gymnasium would ask the dead to close their environments
-    for process in vector.processes:
-        process.kill()
-    for process in vector.processes:
-        process.join()
+def _first(make: Callable[[], gym.Env], trainer: int) -> gym.Env:
+    """The first environment. gymnasium also makes it in the trainer, looks at its spaces and closes it."""
+    env: Any = make()
+    if os.getpid() == trainer:
+        env.close = args.beside_training(CLOSING)(env.close)
+    return env
 
 
-def _work(
-    index: int, make: Callable[[], gym.Env], pipe: Any, trainers_pipe: Any, shared_memory: Any, *unused: Any
-) -> None:
-    """A worker process: answers (result, True, warning), and ends after its first error, (traceback, False, line)."""
-    trainers_pipe.close()
+def _work(index: int, make: Callable[[], gym.Env], pipe: Any, trainers_pipe: Any, memory: Any, *more: Any) -> None:
+    """gymnasium's worker, which also reports what fails when its environment is made or closed."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -325,68 +263,14 @@ def _work(
     env: Any = None
     try:
         env = make()
-        while True:
-            command, data = pipe.recv()
-            answer: Any = None
-            if command == "step":
-                obs, *answer, info = env.step(data)
-                if answer[1] or answer[2]:
-                    final = {"final_obs": obs, "final_info": info}
-                    obs, info = env.reset()
-                    info = {**final, **info}
-                write_to_shared_memory(env.observation_space, index, obs, shared_memory)
-                answer = [None, *answer, info]
-            elif command == "reset":
-                obs, info = env.reset(**data)
-                write_to_shared_memory(env.observation_space, index, obs, shared_memory)
-                answer = [None, info]
-            elif command == "_call":
-                name, words, more = data
-                answer = env.get_wrapper_attr(name)
-                answer = answer(*words, **more) if callable(answer) else answer
-            elif command == "_setattr":
-                env.set_wrapper_attr(*data)
-            elif command == "_check_spaces":
-                answer = data[1] == env.observation_space, data[2] == env.action_space
-            elif command == "close":
-                closing, env = env, None
-                closing.close()
-            try:
-                pipe.send((answer, True, None))
-            except OSError:
-                raise
-            except Exception:
-                if command not in ("step", "reset"):
-                    raise
-                unsent: list[str] = []
-                answer[-1] = _sendable(answer[-1], unsent)
-                pipe.send((answer, True, f"{', '.join(unsent)} of an environment's info cannot be sent by its process"))
-            if command == "close":
-                return
-    except (EOFError, BrokenPipeError):  # the trainer is gone
+        _async_worker(index, lambda: env, pipe, trainers_pipe, memory, *more)
+    except OSError:  # the trainer is gone
         return
     except BaseException as error:
-        line = str(error) if isinstance(error, EnvError) else f"environment {index} failed: {described(error)}"
-        pipe.send((traceback.format_exc(), False, line))
-    finally:
-        with contextlib.suppress(BaseException):
-            if env is not None:
-                env.close()
-
-
-def _sendable(info: dict[Any, Any], unsent: list[str]) -> dict[Any, Any]:
-    """`info` without what cannot be pickled, whose keys are added to `unsent`."""
-    kept = {}
-    for key, value in info.items():
-        try:
-            ForkingPickler.dumps(value)
-            kept[key] = value
-        except Exception:
-            if isinstance(value, dict):
-                kept[key] = _sendable(value, unsent)
-            else:
-                unsent.append(str(key))
-    return kept
+        more[0].put((index, None, error, traceback.format_exc()))
+        if env is None:
+            pipe.recv()
+            pipe.send((None, False))
 
 
 def _end_with_trainer(parent: int) -> None:
@@ -403,107 +287,96 @@ def _end_with_trainer(parent: int) -> None:
 
 
 class Watchdog:
-    """Ends a call of the environments that takes `timeout` seconds. A thread, so a step costs nothing.
+    """Ends a call of the environments that takes `timeout` seconds (0: never). A thread, so a step costs nothing.
+
+    A call is watched from when `since` is its time of beginning until `since` is 0, or in a `with` block, with which
+    the watchdog ends.
 
     The process whose environment hangs is interrupted by a signal, which raises an EnvError that names the place: in
-    Python code, in time.sleep, in system calls. Code in C may not notice. A few seconds later the worker is killed,
-    which the trainer reports as it does any death, or the trainer's own process ends at once with code 5.
+    Python code, in time.sleep, in system calls. Code in C may not notice. A few seconds later the worker is killed, or
+    the trainer's own process ends at once with code 5.
     What hangs in C without releasing Python's lock stops this thread as well: only `--async-envs` helps against that.
 
     It counts its own ticks, not the time, so that a computer asleep or a stopped process is not taken for one.
-
-    Args:
-        watched: has `waiting_since`, the time at which the call began, 0 outside of calls.
     """
 
     TICKS = 20
-    asking: Any = None  # what the one watches that has sent the last signal
+    asking: Any = None  # the one that has sent the last signal
 
-    def __init__(self, watched: Any, timeout: float) -> None:
-        self.stop = threading.Event()
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self.since, self.stop = timeout, 0.0, threading.Event()
         self.trainer = threading.get_ident()
         self.in_main_thread = self.trainer == threading.main_thread().ident
-        if INTERRUPT and self.in_main_thread and signal.getsignal(INTERRUPT) is signal.SIG_DFL:
+        if timeout and INTERRUPT and self.in_main_thread and signal.getsignal(INTERRUPT) is signal.SIG_DFL:
             signal.signal(INTERRUPT, _interrupt)
-        threading.Thread(target=self._watch, args=(weakref.ref(watched), timeout), daemon=True).start()
+        if timeout:
+            threading.Thread(target=self._watch, daemon=True).start()
 
-    def _watch(self, reference: Any, timeout: float) -> None:
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *error: Any) -> None:
+        self.since = 0.0
+        self.stop.set()
+
+    def _watch(self) -> None:
         since, ticks = 0.0, 0
-        while not self.stop.wait(timeout / self.TICKS):
-            watched = reference()
-            if watched is None:
-                return
-            ticks = ticks + 1 if watched.waiting_since and watched.waiting_since == since else 0
-            since = watched.waiting_since
+        while not self.stop.wait(self.timeout / self.TICKS):
+            ticks = ticks + 1 if self.since and self.since == since else 0
+            since = self.since
             if ticks >= self.TICKS:
-                self._ask(watched)
-                if not self.stop.wait(min(timeout, GRACE_SECONDS)) and watched.waiting_since == since:
+                self._ask()
+                if not self.stop.wait(min(self.timeout, GRACE_SECONDS)) and self.since == since:
                     self._end()
                 ticks = 0
-            del watched
 
-    def _ask(self, watched: Any) -> None:
-        inner, _ = _on_stack(sys._current_frames().get(self.trainer))
-        if not INTERRUPT:
-            return
-        Watchdog.asking = watched
-        if isinstance(inner, Workers):
+    def _ask(self) -> None:
+        inner, *_ = _at_work(sys._current_frames().get(self.trainer))
+        Watchdog.asking = self
+        if INTERRUPT and isinstance(inner, Workers):
             for process in inner.processes:
                 with contextlib.suppress(OSError, TypeError):
                     os.kill(process.pid, INTERRUPT)
-        elif self.in_main_thread and signal.getsignal(INTERRUPT) is _interrupt:
+        elif INTERRUPT and self.in_main_thread and signal.getsignal(INTERRUPT) is _interrupt:
             signal.pthread_kill(self.trainer, INTERRUPT)
 
     def _end(self) -> None:
-        inner, place = _on_stack(sys._current_frames().get(self.trainer))
+        inner, name, place = _at_work(sys._current_frames().get(self.trainer))
         if isinstance(inner, Workers):
-            inner.hung = f"environment {inner.awaited} {LATE}: it hangs outside of Python"
-            inner.processes[inner.awaited].kill()
+            inner.hung = f"{name} {LATE}: it hangs outside of Python"
+            for process in inner.processes:
+                process.kill()
             return
         if args.show_tracebacks:
             faulthandler.dump_traceback()
-        name = f"environment {inner.index}" if isinstance(inner, Guarded) else "an environment"
-        print(f"error: {name} {LATE}: it hangs in {place}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        args.say(f"error: {name} {LATE}: it hangs in {place}", sys.stderr)
         os._exit(5)
-
-
-@contextlib.contextmanager
-def watched(timeout: float) -> Iterator[None]:
-    """A Watchdog over what happens inside; 0 waits for ever."""
-    call = _Call()
-    watchdog = Watchdog(call, timeout) if timeout else None
-    try:
-        yield
-    finally:
-        call.waiting_since = 0.0
-        if watchdog is not None:
-            watchdog.stop.set()
-
-
-class _Call:
-    def __init__(self) -> None:
-        self.waiting_since = time.monotonic()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Handles the watchdog's signal, in the main thread of the process whose environment hangs."""
-    inner, place = _on_stack(frame)
+    inner, name, place = _at_work(frame)
     if isinstance(inner, Guarded):
         if not inner.interrupted and Watchdog.asking is not None:  # others have their time; one that goes on has not
-            Watchdog.asking.waiting_since = time.monotonic()
+            Watchdog.asking.since = time.monotonic()
         inner.interrupted = True
-        raise HangError(f"environment {inner.index} {LATE}: it hangs in {place}")
+        raise HangError(f"{name} {LATE}: it hangs in {place}")
 
 
-def _on_stack(frame: FrameType | None) -> tuple[Any, str]:
-    """The innermost Guarded or Workers at work in a thread, and the place at which the thread is."""
+def _at_work(frame: FrameType | None) -> tuple[Any, str, str]:
+    """Of a thread: the innermost Guarded or Workers, the environment it waits for, and the place at which it is."""
+    pipe: Any = None
     place = "?"
     if frame is not None:
         place = f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
     while frame is not None:
         inner = frame.f_locals.get("self")
-        if isinstance(inner, Guarded | Workers):
-            return inner, place
+        if isinstance(inner, Guarded):
+            return inner, f"environment {inner.index}", place
+        if isinstance(inner, Workers):
+            known = pipe in inner.parent_pipes  # a worker's own pipe is not
+            return inner, f"environment {inner.parent_pipes.index(pipe)}" if known else "an environment", place
+        if isinstance(inner, multiprocessing.connection._ConnectionBase):
+            pipe = inner
         frame = frame.f_back
-    return None, place
+    return None, "an environment", place

@@ -1,9 +1,11 @@
 """Files of a run directory: written whole or not at all, read as data of somebody else's, no link followed."""
 
+import contextlib
 import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +16,9 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither of these
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes beside `path` and renames: whenever the process is killed, the old file or all of the new one is there.
+@contextlib.contextmanager
+def opened_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`, renamed in the end: a killed process leaves the old file or all of the new one.
 
     A link at `path` is replaced and not followed.
 
@@ -26,13 +29,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         partial.unlink(missing_ok=True)
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` as `opened_atomically` does."""
+    with opened_atomically(path) as file:
+        file.write(data)
 
 
 def data_file(folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Where a script comes from: copies of its code, the repository's commit, and the script it was forked from."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -16,7 +17,7 @@ from common.files import read_file
 from common.redact import redact
 
 ALGOS = Path(__file__).parent.parent / "algos"  # of an editable installation, which the README's is
-PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "reinforce_rollout.py", "sac.py")
+PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "rainbow.py", "reinforce_rollout.py", "sac.py")
 GIT_TIMEOUT = 5  # seconds
 MOST_CHANGES = 5_000_000  # bytes of uncommitted.diff
 ALIKE = 0.4  # of the lines; two of PARENTS share up to 0.5, a new script that has the house's frame 0.3
@@ -73,10 +74,10 @@ def is_saved_source(script: Path, run_dir: Path) -> bool:
 
 def places(script: Path) -> dict[str, str | None]:
     """Where a run's modules may be: `folder`, the script's, and `cwd`, the current one (None if it was removed)."""
-    try:
-        return {"folder": str(script.parent), "cwd": os.getcwd()}
-    except OSError:
-        return {"folder": str(script.parent), "cwd": None}
+    cwd = None
+    with contextlib.suppress(OSError):
+        cwd = os.getcwd()
+    return {"folder": str(script.parent), "cwd": cwd}
 
 
 def parent_of(script: Path) -> Path | None:
@@ -85,9 +86,9 @@ def parent_of(script: Path) -> Path | None:
     if script.resolve() in [path.resolve() for path in ours]:
         return None
     mine = _lines(script)
-    likeness = {path: _likeness(mine, _lines(path)) for path in ours}
-    nearest = max(likeness, key=lambda path: likeness[path], default=None)
-    return nearest if nearest is not None and likeness[nearest] >= ALIKE else None
+    likeness = [(_likeness(mine, _lines(path)), path) for path in ours]
+    most, nearest = max(likeness, default=(0.0, None))
+    return nearest if most >= ALIKE else None
 
 
 def _text(path: Path) -> str:
@@ -105,8 +106,8 @@ def _likeness(a: Counter[str], b: Counter[str]) -> float:
 
 
 def _commit(folder: Path) -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        command = ["git", "rev-parse", "HEAD"]
         done = subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=GIT_TIMEOUT)
         return done.stdout.decode("ascii").strip()
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -119,21 +120,22 @@ def _uncommitted(folder: Path) -> bytes | None:
     None, with a warning, if git fails, or takes more than GIT_TIMEOUT seconds.
     """
     command = ["git", "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD"]
-    changes = b""
-    try:
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git:
-            watch = threading.Timer(GIT_TIMEOUT, git.kill)
-            watch.start()
-            changes = git.stdout.read(MOST_CHANGES + 1)  # type: ignore[union-attr]
-            git.stdout.close()  # type: ignore[union-attr]
-            git.wait()
-            watch.cancel()
-    except OSError:
-        git = None
+    changes, failed = b"", True
+    with (
+        contextlib.suppress(OSError),
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git,
+    ):
+        assert git.stdout is not None
+        watch = threading.Timer(GIT_TIMEOUT, git.kill)
+        watch.start()
+        changes = git.stdout.read(MOST_CHANGES + 1)
+        git.stdout.close()
+        failed = git.wait() != 0
+        watch.cancel()
     if len(changes) > MOST_CHANGES:
         warn(f"uncommitted.diff has the first {MOST_CHANGES:,} bytes only of the changes in {folder}'s repository")
         return changes[: changes.rfind(b"\n", 0, MOST_CHANGES) + 1] + b"[the rest is left out: it is too long]\n"
-    if git is None or git.returncode != 0:
+    if failed:
         warn(f"uncommitted changes in {folder}'s repository are not kept: git diff failed, or took too long")
         return None
     return changes
@@ -141,11 +143,8 @@ def _uncommitted(folder: Path) -> bytes | None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that a run's numbers may depend on."""
-    names = ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning")
     found = {"python": platform.python_version()}
-    for name in names:
-        try:
+    for name in ("torch", "gymnasium", "numpy", "wandb", "ale-py", "mujoco", "box2d", "lightning"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -12,22 +12,17 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 
 def replayable(env: gym.Env) -> gym.Env:
-    """`env`, with a `Replayed` around its innermost part if that is gymnasium's of Box2D; put under all wrappers."""
-    base = env.unwrapped
-    if not is_box2d(base):
+    """`env`, with a `Replayed` around its innermost part if that is gymnasium's of Box2D: what follows a reset is known
+    to depend on the random state there and the actions since, alone."""
+    base, outer = env.unwrapped, env
+    if not type(base).__module__.startswith("gymnasium.envs.box2d."):
         return env
     if env is base:
         return Replayed(env)
-    outer: Any = env
-    while outer.env is not base:
+    while isinstance(outer, gym.Wrapper) and outer.env is not base:
         outer = outer.env
-    outer.env = Replayed(base)
+    outer.env = Replayed(base)  # type: ignore[attr-defined]
     return env
-
-
-def is_box2d(env: Any) -> bool:
-    """Whether it is one of gymnasium's: known to depend on the random state at a reset and the actions since, alone."""
-    return type(env).__module__.startswith("gymnasium.envs.box2d.") and isinstance(env, gym.Env)
 
 
 class Replayed(gym.Wrapper):
@@ -35,10 +30,9 @@ class Replayed(gym.Wrapper):
 
     Restoring costs what playing the episode so far did (30 µs a step in LunarLander), noting 0.5 µs a step.
 
-    gymnasium's BipedalWalker and CarRacing use one world for all episodes, and in 26 of 40 episodes of
-    BipedalWalker the trajectory depended, in the last bits, on what had been played before
-    (https://github.com/Farama-Foundation/Gymnasium/issues/728 is the same fault in LunarLander, corrected there by
-    a new world for each episode). So they get a new world at each reset here too, in all training.
+    BipedalWalker and CarRacing use one world for all episodes: in 26 of 40 of BipedalWalker the trajectory depended,
+    in the last bits, on what had been played before. So they get a new world at each reset, in all training, as
+    LunarLander has since https://github.com/Farama-Foundation/Gymnasium/issues/728.
 
     A wrapper may draw from the environment's generator between its steps, as StickyAction does; it comes by that
     through `np_random`, and from then on the random state before each step is noted as well.

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from common import distributed
-from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, say, warn
-from common.files import finished_step, read_object, require_no_links, write_atomically
+from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, read_facts, say, warn
+from common.files import finished_step, require_no_links, write_atomically
 from common.health import Alarms
 from common.phases import stepping, updating
 from common.provenance import is_saved_source, keep_source, places, versions
@@ -37,22 +37,8 @@ from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
 # What may differ when a run is resumed; all else would make another run of it.
-MAY_CHANGE = {
-    "total_timesteps",
-    "cuda",
-    "torch_threads",
-    "track",
-    "capture_video",
-    "eval_episodes",
-    "eval_interval",
-    "eval_max_steps",
-    "log_interval",
-    "save_interval",
-    "resume",
-    "runs_dir",
-    "allow_env_import",
-    "debug",
-}
+MAY_CHANGE = {"total_timesteps", "eval_episodes", "eval_interval", "eval_max_steps", "log_interval", "save_interval"}
+MAY_CHANGE |= {"resume", "runs_dir", "cuda", "torch_threads", "track", "capture_video", "allow_env_import", "debug"}
 
 
 def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
@@ -90,18 +76,14 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
 
 
 def _own_gpu(index: int, processes: int) -> torch.device:
-    found = torch.cuda.device_count()
-    if found < processes:
+    if (found := torch.cuda.device_count()) < processes:
         fail(f"{processes} processes need a GPU each, and there are {found}: lower --nproc-per-node, or --no-cuda")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
-    """Makes the run directory and opens every sink.
-
-    `runs_dir/{env_id}__{script}__{seed}__{time}-{random}` holds args.json, metrics.jsonl, TensorBoard's event
-    file, wandb/, source/ and, later, videos/ and policy.pt. With `--no-track` there is no wandb/.
+    """Makes the run directory, `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, and opens every sink in it.
 
     Ends the process with code 6 if the directory cannot be made.
     """
@@ -123,7 +105,15 @@ def track(args: RunArgs, device: torch.device) -> "Run":
     saved = load_latest(path / "checkpoints")
     if saved is None:
         warn(f"{path} has no checkpoint yet: it starts again from step 0")
-    distributed.on_first(lambda: _write_facts(path, facts))
+
+    def write() -> None:
+        try:
+            write_atomically(path / "args.json", _json(facts))
+            (path / "finished.json").unlink(missing_ok=True)
+        except OSError as error:
+            fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
+
+    distributed.on_first(write)
     return Run(path, args, facts, script, lock, saved)
 
 
@@ -142,7 +132,6 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
     try:
         path.mkdir(parents=True)
         lock = _lock(path)
-        source = keep_source(script, path / "source")
         facts = {
             **dataclasses.asdict(args),
             "script": script.stem,
@@ -150,7 +139,7 @@ def _new(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[
             "threads": torch.get_num_threads(),
             "processes": WORLD_SIZE,
             "versions": versions(),
-            **source,
+            **keep_source(script, path / "source"),
             **places(script),
             "common": str(Path(__file__).parent),
             "wandb_id": secrets.token_hex(4),
@@ -170,31 +159,31 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     try:
         lock = _lock(path)
         require_no_links(path)
-        facts = read_object(path, "args.json")
-        versions_then = dict(facts["versions"])
-        then = {"device": facts["device"], "threads": facts["threads"], **versions_then}
-        total_then, script_then = int(facts["total_timesteps"]), str(facts["script"])
-        if not re.fullmatch(r"\w{1,64}", str(facts["wandb_id"])):
-            raise ValueError("its wandb_id is none")
     except OSError as error:
         fail(f"cannot resume {path}: {error.filename}: {error.strerror}", code=3)
-    except (KeyError, TypeError, ValueError) as error:
-        fail(f"cannot resume {path}: its args.json is not one of a run ({error!r})", code=3)
+    facts = read_facts(str(path))
+    known = {"device", "threads", "versions", "total_timesteps", "script", "wandb_id"} <= facts.keys()
+    if not known or not re.fullmatch(r"\w{1,64}", facts["wandb_id"]):
+        fail(f"cannot resume {path}: its args.json is not one of a run", code=3)
+    then, total_then = (
+        {"device": facts["device"], "threads": facts["threads"], **facts["versions"]},
+        facts["total_timesteps"],
+    )
+    if facts["script"] != script.stem:
+        fail(f"cannot resume {path}: it is a run of {facts['script']}, not of {script.stem}", code=3)
     now = json.loads(json.dumps(dataclasses.asdict(args)))
+    differ = []
     for name, value in now.items():
+        flag = "--" + name.replace("_", "-")
         if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
-            fail(f"--{name.replace('_', '-')} was not kept, as it is a secret: give it again")
-    now = redact(now)
-    differ = [name for name, value in now.items() if name not in MAY_CHANGE and facts.get(name) != value]
-    if script_then != script.stem:
-        fail(f"cannot resume {path}: it is a run of {script_then}, not of {script.stem}", code=3)
-    for name in differ:
-        if REDACTED in json.dumps(facts.get(name)):
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
+            fail(f"{flag} was not kept, as it is a secret: give it again")
+        now[name] = redact(value)
+        if name not in MAY_CHANGE and facts.get(name) != now[name]:
+            differ.append(f"{name} was {facts.get(name)!r}, now {now[name]!r}")
+            if REDACTED in json.dumps(facts.get(name)):
+                fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
     if differ:
-        was = ", ".join(f"{name} was {facts.get(name)!r}, now {now[name]!r}" for name in differ)
-        fail(f"cannot resume {path}: {was}", code=3)
+        fail(f"cannot resume {path}: {', '.join(differ)}", code=3)
     processes = facts.get("processes", 1)
     if processes != WORLD_SIZE:
         how = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
@@ -204,10 +193,8 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
         say(f"already complete, at step {finished}: {path}")
         raise SystemExit(0)
     if args.total_timesteps != total_then:
-        warn(
-            f"total_timesteps was {total_then:,}, is now {args.total_timesteps:,}: schedules that end there (learning "
-            "rate, exploration) follow the new total from here on, so they jump"
-        )
+        grown = f"total_timesteps was {total_then:,}, is now {args.total_timesteps:,}"
+        warn(f"{grown}: schedules that end there (learning rate, exploration) jump, as they follow the new total")
     if not is_saved_source(script, path):
         warn(f"{script} has changed since the run began; the source it began with is in {path / 'source'}")
     today = {"device": _device_name(device), "threads": torch.get_num_threads(), **versions()}
@@ -218,14 +205,6 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     return path, facts, lock
 
 
-def _write_facts(path: Path, facts: dict[str, Any]) -> None:
-    try:
-        write_atomically(path / "args.json", _json(facts))
-        (path / "finished.json").unlink(missing_ok=True)
-    except OSError as error:
-        fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
-
-
 def _json(facts: dict[str, Any]) -> bytes:
     return (json.dumps(facts, indent=2) + "\n").encode()
 
@@ -234,13 +213,7 @@ class Run:
     """What a script tells its run. Everything a sink can get wrong costs one warning, never the training."""
 
     def __init__(
-        self,
-        path: Path,
-        args: RunArgs,
-        facts: dict[str, Any],
-        script: Path,
-        lock: Any = None,
-        saved: dict[str, Any] | None = None,
+        self, path: Path, args: RunArgs, facts: dict[str, Any], script: Path, lock: Any = None, saved: Any = None
     ) -> None:
         self.dir = path
         self.args = args
@@ -253,20 +226,17 @@ class Run:
         self.wandb: Wandb | None = None
         self.world_size = WORLD_SIZE  # processes that train together, each with num_envs environments
         self._lock = lock
-        self._json = None
+        self._json: JsonLines | None = None
         if RANK == 0:
             quiet_threads()
             self._json = self._open(JsonLines, path / "metrics.jsonl", saved["run"]["metrics_size"] if saved else 0)
             self._open(TensorBoard, path, facts, (saved["step"] if saved else 0) if args.resume else None)
-        if RANK == 0 and args.track:
-            self.wandb = self._open(Wandb, path, args, facts)
+            self.wandb = self._open(Wandb, path, args, facts) if args.track else None
         self._policy: Callable[[Tensor], Tensor] | None = None
-        self._keep_policy = saved is not None  # until the networks are restored, policy.pt is better than they are
         self._episodes: list[tuple[float, int, int, float]] = []  # return, length, step and time of its end
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
         self._last_log = (0, time.monotonic())
         self._phases = (stepping.seconds, updating.seconds)  # at the last row
-        self._paused = 0.0
         self._console = _Console(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs * WORLD_SIZE)
         self.step = 0  # environment steps so far, as log_episodes was told
@@ -300,20 +270,19 @@ class Run:
                 distributed.on_first(functools.partial(fail, what, code=4))
         now = time.monotonic()
         last_step, last_time = self._last_log
-        seconds = max(now - last_time - self._paused, 1e-9)
-        values["charts/SPS"] = (step - last_step) / seconds
+        seconds = max(now - last_time, 1e-9)
         in_envs, in_updates = self._since_last_log()
+        values["charts/SPS"] = (step - last_step) / seconds
         values["health/time_env"] = in_envs / seconds
         values["health/time_update"] = in_updates / seconds
         values["health/time_other"] = 1 - (in_envs + in_updates) / seconds
-        self._last_log, self._paused = (step, now), 0.0
-        self._phases = (stepping.seconds, updating.seconds)
+        self._last_log, self._phases = (step, now), (stepping.seconds, updating.seconds)
         self._write(values, step)
         for line in self._alarms.look(values, step) if RANK == 0 else ():
             self._console.line("")
             warn(line)
-        mean_return = sum(self._recent) / len(self._recent) if self._recent else None
         if RANK == 0:
+            mean_return = sum(self._recent) / len(self._recent) if self._recent else None
             self._console.progress(step, values["charts/SPS"], mean_return)
 
     def _since_last_log(self) -> tuple[float, float]:
@@ -330,10 +299,11 @@ class Run:
         self.step = step
         if "episode" in infos:
             for i in np.flatnonzero(infos["_episode"]):
-                episode = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i]), step, self._time()
-                self._episodes.append(episode)
+                self._episodes.append(
+                    (float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i]), step, self._time())
+                )
                 if WORLD_SIZE == 1:
-                    self._note(episode)
+                    self._note(self._episodes[-1])
         if not self.resumable:
             if WORLD_SIZE > 1:
                 fail("torchrun needs common.Checkpoint in the script: by it all processes begin with the same weights")
@@ -345,7 +315,7 @@ class Run:
         self._recent.append(r)
         self._alarms.note(r)
         row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
-        self._tell([sink for sink in self.sinks if isinstance(sink, JsonLines)], "log", row, step, seconds)
+        self._tell([sink for sink in self.sinks if sink is self._json], "log", row, step, seconds)
 
     def _of_all(self, values: dict[str, float]) -> dict[str, float]:
         """The means of `values` over all processes; the first one has the episodes of all afterwards."""
@@ -406,12 +376,9 @@ class Run:
     def _save_policy(self) -> None:
         from common.policy import save_policy
 
-        if self._policy is not None and not self._keep_policy and RANK == 0:
+        # Until the networks of a resumed run are restored, policy.pt is better than they are.
+        if self._policy is not None and self.saved is None and RANK == 0:
             save_policy(self._policy, self.dir / "policy.pt")
-
-    def resumed(self) -> None:
-        """The networks are what they were, or a new run's: from here on policy.pt is theirs."""
-        self._keep_policy = False
 
     def stop(self, step: int) -> None:
         """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
@@ -429,20 +396,17 @@ class Run:
         distributed.on_first(end)
 
     def must_stop(self, now: bool = False) -> bool:
-        """Whether a signal asked to stop; call it at the same steps in all processes, as they stop at one step.
+        """Whether a signal asked to stop. All processes call it at the same steps, and are told at the same one.
 
-        Under torchrun they ask each other several times a second: at each call would cost more than CartPole's step.
-
-        Args:
-            now: ask at this call.
+        Under torchrun they ask each other, four times a second unless `now`: each call would cost more than a step.
         """
         if WORLD_SIZE == 1:
             return bool(self._signal)
-        calls, since = self._asked
-        self._asked = calls + 1, since
-        if calls + 1 < self._ask_after and not now:
+        calls, since = self._asked[0] + 1, self._asked[1]
+        self._asked = calls, since
+        if calls < self._ask_after and not now:
             return False
-        seconds = (time.monotonic() - since) / (calls + 1)
+        seconds = (time.monotonic() - since) / calls
         answers = distributed.gather((self._signal, min(max(round(0.25 / seconds), 1), 200)))
         self._signal, self._ask_after = max(number for number, _ in answers), answers[0][1]
         self._asked = 0, time.monotonic()
@@ -450,8 +414,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
-        for sink in self.sinks:
-            self._tell([sink], "flush")
+        self._tell(self.sinks, "flush")
         last_step, last_time = self._last_log
         return {
             "metrics_size": self._json.position() if self._json is not None and self._json in self.sinks else 0,
@@ -462,7 +425,7 @@ class Run:
             "recent": list(self._recent),
             "alarms": self._alarms.state_dict(),
             "seconds": self._time(),
-            "last_log": (last_step, time.monotonic() - last_time - self._paused),
+            "last_log": (last_step, time.monotonic() - last_time),
             "phases": self._since_last_log(),
         }
 
@@ -477,13 +440,13 @@ class Run:
         self._alarms.load_state_dict(state["alarms"])
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
-        self._last_log, self._paused = (last_step, now - ago), 0.0
+        self._last_log = last_step, now - ago
         in_envs, in_updates = state["phases"]
         self._phases = (stepping.seconds - in_envs, updating.seconds - in_updates)
 
     def leave_out(self, seconds: float) -> None:
         """charts/SPS is that of training: `seconds` of something else do not count."""
-        self._paused += seconds
+        self._last_log = self._last_log[0], self._last_log[1] + seconds
 
     @property
     def stop_requested(self) -> bool:
@@ -497,8 +460,7 @@ class Run:
             return
         seconds = self._time()
         try:
-            finished = {"global_step": self.step, "time": seconds}
-            write_atomically(self.dir / "finished.json", _json(finished))
+            write_atomically(self.dir / "finished.json", _json({"global_step": self.step, "time": seconds}))
         except OSError as error:
             warn(f"cannot write {self.dir / 'finished.json'}: {error.strerror}")
         self._close(exit_code=0)
@@ -529,8 +491,7 @@ class Run:
             row["charts/episodic_length"] = sum(lengths) / len(lengths)
             self._episodes.clear()
         for sink in list(self.sinks):
-            mine = values if isinstance(sink, JsonLines) else row  # metrics.jsonl has the episodes themselves
-            if mine:
+            if mine := values if sink is self._json else row:  # metrics.jsonl has the episodes themselves
                 self._tell([sink], "log", mine, step, self._time())
 
     def _open(self, kind: Callable[..., Any], *words: Any) -> Any:
@@ -574,25 +535,18 @@ class _Console:
         self.last_tenth = -1
 
     def progress(self, step: int, sps: float, mean_return: float | None) -> None:
-        now = time.monotonic()
-        tenth = 10 * step // self.total
+        now, tenth = time.monotonic(), 10 * step // self.total
         if now - self.last_time < 0.5 if self.terminal else tenth == self.last_tenth:
             return
         self.last_time, self.last_tenth = now, tenth
         # The last step may lie beyond the total, where that is no multiple of num_envs.
         left = max(self.total - step, 0) / max(step - self.first_step, 1) * (now - self.started)
-        parts = [f"{step:>9,}/{self.total:,} steps", f"{sps:,.0f} steps/s", f"{_clock(left)} left"]
-        if mean_return is not None:
-            parts.insert(1, f"return {mean_return:.1f}")
-        text = "  ".join(parts)
-        say(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n")
+        so_far = "" if mean_return is None else f"  return {mean_return:.1f}"
+        clock = datetime.timedelta(seconds=round(left))
+        self.line(f"{step:>9,}/{self.total:,} steps{so_far}  {sps:,.0f} steps/s  {clock} left", renewed=True)
 
-    def line(self, text: str) -> None:
-        say(f"\r{text:<78}" if self.terminal else text)
-
-
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+    def line(self, text: str, renewed: bool = False) -> None:
+        say(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal and renewed else "\n")
 
 
 def _read(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:

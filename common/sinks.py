@@ -22,7 +22,7 @@ from common.redact import redact
 
 
 class Sink:
-    """Where rows go. Any method may raise: the run then warns once and drops the sink."""
+    """Where rows and videos go. Any method may raise: the run then warns once and drops the sink."""
 
     name: str
 
@@ -85,10 +85,9 @@ class TensorBoard(Sink):
 
         # TensorBoard drops what earlier files hold from purge_step on.
         self.writer = SummaryWriter(str(path), purge_step=None if resumed_at is None else resumed_at + 1)
-        if resumed_at is not None:
-            return
-        table = "|argument|value|\n|-|-|\n" + "\n".join(f"|{key}|{value}|" for key, value in facts.items())
-        self.writer.add_text("hyperparameters", table)
+        if resumed_at is None:
+            rows = (f"|{key}|{value}|" for key, value in facts.items())
+            self.writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
 
     def log(self, row: dict[str, float], step: int, seconds: float) -> None:
         for key, value in row.items():
@@ -241,19 +240,16 @@ class Wandb(Sink):
 
     def close(self, exit_code: int) -> None:
         with self.patience.within(self.FINISH_TIMEOUT + self.ANSWER_TIMEOUT):
-            self._close(exit_code)
-
-    def _close(self, exit_code: int) -> None:
-        try:
-            if (self.path / "policy.pt").exists() and self.mode != "disabled":
-                policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
-                policy.add_file(str(self.path / "policy.pt"))
-                policy.add_file(str(self.path / "args.json"))
-                self.run.log_artifact(policy)
-        finally:
-            began = time.monotonic()
-            self.run.finish(exit_code=exit_code)
-            self.late = self.mode == "online" and time.monotonic() - began >= self.FINISH_TIMEOUT
+            try:
+                if (self.path / "policy.pt").exists() and self.mode != "disabled":
+                    policy = self.wandb.Artifact(self.artifact, type="model", metadata=dict(self.run.summary))
+                    policy.add_file(str(self.path / "policy.pt"))
+                    policy.add_file(str(self.path / "args.json"))
+                    self.run.log_artifact(policy)
+            finally:
+                began = time.monotonic()
+                self.run.finish(exit_code=exit_code)
+                self.late = self.mode == "online" and time.monotonic() - began >= self.FINISH_TIMEOUT
 
     def drop(self) -> None:
         self.late = True
@@ -267,8 +263,7 @@ class Wandb(Sink):
         if self.mode == "online" and not self.late:
             return f"W&B: {self.run.url}"
         online = "--include-online " if self.mode == "online" else ""
-        # One folder for each time the run was begun or resumed. Each needs a command of its own: given several, wandb
-        # stops at the first that a killed process left incomplete.
+        # One folder for each start or resume. Given several, wandb stops at the first that a killed process left.
         found = sorted((self.path / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
         folders = [shlex.quote(str(path)) for path in found]
         upload = "; ".join(f"wandb sync {online}{folder}" for folder in folders)

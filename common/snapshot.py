@@ -3,29 +3,26 @@
     state = snapshot(env)         # at any moment between two steps
     restore(another_env, state)   # made in the same way; goes on as `env` would have
 
-A snapshot walks through everything reachable from the environment. The type of each object must be one that is known
-to be saved and restored exactly; any other is refused by its name. Where the same object is reached twice, it is the
-same afterwards; an object that a module or class names stays the one that they name. docs/faults.md has the table of
-what is exact, what is refused and what lies outside of an environment. Some types need a word:
+All that can be reached from the environment is walked through. Each object must be of a type that is known to be
+restored exactly; any other is refused by its name. What is reached twice is one object afterwards, and what a module or
+class names stays that object. docs/faults.md lists what is exact, refused, and outside. Some types need a word:
 
 Environments with `get_state()` and `set_state(state)`: these two, the random generator and the spaces.
 MuJoCo: all of MjData. The state vectors of `mj_getState`, even mjSTATE_INTEGRATION, leave out derived quantities
     of the last step that Ant and Humanoid observe and reward. MjModel must be as it was made.
-Box2D: gymnasium's own environments; the running episode is played again: see `common.replayed`.
+Box2D of gymnasium, and ALE's vector environment: the running episode is played again: see `common.replayed`.
 Atari: ALE's system state, its random generator included; no games with sticky actions, as it leaves out the action
-    that may be repeated (in 7 of 40 trials the restored game went another way). Its vector environment has no such
-    call, and is played again too.
+    that may be repeated (in 7 of 40 trials the restored game went another way).
 Windows, fonts, loggers: output only, so they stay what they are in the environment restored to.
-Large arrays: those that an environment has as soon as it is made are not saved while they do not change; others are
-    saved beside the rest, by their hash, so that a checkpoint holds those that several environments share only once.
+Large arrays: what was there when the environment was made and has not changed is not saved; others by their hash.
 
-Nothing of this is pickled. A snapshot consists of None, bool, int, float, str, bytes, tuple, list and dict, which
-`torch.load(weights_only=True)` accepts. Objects that the environment restored to lacks are made without running a
-constructor, of Python classes already imported that are not of the standard library and have no `__del__`.
+A file cannot run code: nothing is pickled or imported. Missing objects are made without a constructor, `__setstate__`
+or `__reduce__`, of imported classes outside of the standard library that have no `__del__`; functions and classes are
+looked up by name in the environment's own packages only.
 """
 
 import collections
-import copyreg
+import contextlib
 import datetime
 import decimal
 import enum
@@ -37,37 +34,24 @@ import pathlib
 import random
 import sys
 import types
-import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from common.replayed import Replayed, is_box2d
+from common.replayed import Replayed
 
 LARGE = 1 << 16  # bytes of an array that is saved by its hash
-_MISSING = object()
+_MISSING: Any = object()
 _ATOMS = {type(None), bool, int, float, str}
-_BITS = {np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64}
-_MADE = {  # immutable; made from the arguments that they give when asked to be reduced
-    *(complex, range, slice, decimal.Decimal, fractions.Fraction, uuid.UUID, torch.device, type(pathlib.Path())),
-    *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone, pathlib.PurePosixPath),
-}
-_MADE_BY_NAME = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _MADE}
-_MAPPINGS = (collections.defaultdict, collections.OrderedDict, dict)
-_MUTABLE = (*_MAPPINGS, list, set, collections.deque, bytearray)
-_BASES: tuple[Any, ...] = (*_MUTABLE, tuple, frozenset, int, float, complex, str, bytes, object)
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.clip), type(functools.cache(len)))
-_OUTPUT = {
-    *("pygame.surface:Surface", "pygame.time:Clock", "pygame.font:Font", "pygame.mixer:Sound", "logging:Logger"),
-    *("logging:RootLogger", "re:Pattern", "mujoco.renderer:Renderer", "gymnasium.envs.registration:EnvSpec"),
-    "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
-}
-_OF_GYMNASIUM = ("_np_random", "_np_random_seed", "action_space", "observation_space")
+_MUTABLE = (collections.defaultdict, collections.OrderedDict, dict, list, set, collections.deque, bytearray)
+_BASES: tuple[Any, ...] = (*_MUTABLE, tuple, frozenset, object)  # the built-in types that a class may extend
 _LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "ale_py", "Box2D", "pygame", "common", *sys.stdlib_module_names}
+_MADE = {complex, range, slice, decimal.Decimal, fractions.Fraction, type(pathlib.Path()), pathlib.PurePosixPath}
+_MADE |= {datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone}  # from arguments
 
 
 def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any]:
@@ -77,22 +61,19 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
         constants: what `large_arrays` found when the environment was made.
 
     Returns:
-        The state, its large arrays by hash (None for a constant, else its bytes), about how many bytes all take, and
-        what may differ all the same, or None.
+        The state, its large arrays by hash (None for a constant, else its bytes), and about how many bytes all take.
 
     Raises TypeError, which names attribute and type, where something is found that is not known to be saved exactly.
     """
     writer = _Writer(constants or {})
-    state = writer.write(value)
-    if writer.problem:
-        raise TypeError(writer.problem)
-    return [state, writer.large, writer.size, writer.note]
+    return [writer.write(value), writer.large, writer.size]
 
 
 def large_arrays(env: Any) -> dict[str, np.ndarray]:
     """The large arrays that can be reached from `env`, by hash."""
     writer = _Writer(None)
-    writer.write(env)
+    with contextlib.suppress(Exception):  # what cannot be saved is reported when a snapshot is taken
+        writer.write(env)
     return writer.arrays
 
 
@@ -112,33 +93,34 @@ def restore(value: Any, state: list[Any], constants: Mapping[str, Any] | None = 
 
 
 class _Walk:
-    """What modules and classes name is looked up in both processes, so that it stays the object that they name."""
+    """Knows the objects that modules and classes name: they are looked up by name in both processes."""
 
     def __init__(self) -> None:
-        self.shared: dict[str, Any] = {"torch.default_generator": torch.default_generator}
-        self.places = {id(torch.default_generator): "torch.default_generator"}
-        self.met: set[Any] = set()
-        for kind in (random.Random, np.random.RandomState):
-            self.meet(kind, library=True)
+        python: Any = random.random
+        self.named = {"random": python.__self__, "numpy": np.random.mtrand._rand, "torch": torch.default_generator}
+        self.places = {id(value): place for place, value in self.named.items()}
+        self.met = set(_LIBRARIES)
 
-    def meet(self, kind: type, library: bool = False) -> None:
-        for owner in kind.__mro__ if kind not in self.met else ():
-            for named in (owner, sys.modules.get(str(getattr(owner, "__module__", None)))):
-                if named is None or named in self.met or (_root(owner) in _LIBRARIES and not library):
-                    continue
-                self.met.add(named)
-                for name, value in list(vars(named).items()):
-                    if not name.startswith("__"):
-                        self._note(f"{_what(named)}.{name}", value, 3)
+    def meet(self, kind: Any) -> None:
+        """Notes what is named in the packages that the class `kind` and its bases are from."""
+        new = {_root(owner) for owner in getattr(kind, "__mro__", ())} - self.met
+        self.met |= new
+        for name, module in list(sys.modules.items()) if new else ():
+            if name.partition(".")[0] in new:
+                self._note(name, vars(module), 3)
 
-    def _note(self, place: str, value: Any, depth: int) -> None:
-        if type(value) in _ATOMS or isinstance(value, type | types.ModuleType | types.FunctionType | gym.Env):
-            return
-        self.shared[place] = value
-        self.places.setdefault(id(value), place)
-        if depth and type(value) in (list, tuple, dict) and len(value) <= 1000:
-            for i, item in enumerate(value.values() if type(value) is dict else value):
-                self._note(f"{place}[{i}]", item, depth - 1)
+    def _note(self, place: str, names: Mapping[Any, Any], depth: int) -> None:
+        for name, value in list(names.items()):
+            path, kind = f"{place}.{name}", type(value)
+            if isinstance(value, type) and path == _what(value).replace(":", "."):
+                self._note(path, vars(value), 3)
+            skipped = isinstance(value, type | types.ModuleType | types.FunctionType | gym.Env)
+            if skipped or kind in _ATOMS or str(name).startswith("__"):
+                continue
+            self.named[path] = value
+            self.places.setdefault(id(value), path)
+            if depth and kind in (list, tuple, dict) and len(value) <= 1000:
+                self._note(path, dict(enumerate(value.values() if kind is dict else value)), depth - 1)
 
 
 class _Writer(_Walk):
@@ -146,221 +128,272 @@ class _Writer(_Walk):
         super().__init__()
         self.constants = constants  # None: only look for large arrays
         self.seen: dict[int, tuple[int, Any]] = {}  # id -> number, and the object, lest its id be given away
-        self.large: dict[str | None, bytes | None] = {}
-        self.arrays: dict[str, np.ndarray] = {}
-        self.storages: dict[int, np.ndarray] = {}
-        self.replayed: dict[int, Replayed] = {}
-        self.classes: set[Any] = set()
-        self.size = 0
-        self.owner, self.path = "it", [""]
-        self.problem: str | None = None
-        self.note: str | None = None
+        self.large: dict[Any, bytes | None] = {}
+        self.arrays: dict[str, Any] = {}
+        self.size, self.owner, self.path = 0, "it", [""]
 
     def write(self, value: Any, name: str = "") -> Any:
-        kind = type(value)
         self.size += 8
-        if kind in _ATOMS:
+        if type(value) in _ATOMS:
             return value
         self.path.append(name)
-        state = self._write(value, kind)
+        state = self._write(value, type(value), _what(type(value)))
         self.path.pop()
         return state
 
-    def _write(self, value: Any, kind: Any) -> Any:
-        if kind is bytes:
+    def _write(self, value: Any, kind: Any, what: str) -> tuple[Any, ...]:
+        if kind is bytes:  # as text, which torch.save writes in the same way
             self.size += len(value)
-            return value or ("empty",)  # torch.load refuses b""
+            return ("bytes", value.decode("latin1"))
         if kind is tuple:
-            return ("tuple", self._items(value))
-        if isinstance(value, np.generic) and kind.__module__ == "numpy" and not isinstance(value, np.void):
-            return ("scalar", _descr(value.dtype), value.tobytes() or None)
-        if isinstance(value, enum.Enum):
-            return ("enum", _what(kind), value.name, value.value if isinstance(value, enum.Flag) else None)
+            return ("tuple", self._items(value, "[]"))
         if kind in _MADE:
-            make, arguments = value.__reduce_ex__(2)[:2]
-            return ("made", _what(kind), self.write(arguments[1:] if make is copyreg.__newobj__ else arguments))  # type: ignore[attr-defined]
-        if isinstance(value, np.dtype) and not value.hasobject:
-            return ("dtype", _descr(value))
-        if kind is torch.dtype:
-            return ("dtype", str(value))
-        if isinstance(value, type | types.ModuleType):
-            return ("named", _what(value))
-        if isinstance(value, _FUNCTIONS) and _find(_what(value)) is value:
+            arguments = value.__reduce_ex__(2)[1]
+            return ("made", kind.__qualname__, self.write(arguments[arguments[:1] == (kind,) :]))
+        if isinstance(value, enum.Enum):
+            return ("enum", what, self.write(value._value_))
+        if isinstance(value, np.generic) and kind.__module__ == "numpy" and _plain(value.dtype):
+            return ("scalar", value.dtype.str, self.write(value.tobytes()))
+        if isinstance(value, np.dtype) and _plain(value):
+            return ("dtype", value.str)
+        if (isinstance(value, types.ModuleType) or callable(value)) and _find(_what(value)) is value:
             return ("named", _what(value))
         if id(value) in self.seen:
             return ("same", self.seen[id(value)][0])
         number = len(self.seen)
         self.seen[id(value)] = number, value
         self.meet(kind)
-        place = self.places.get(id(value))
-        return (*self._parts(value, kind), place, number)
+        try:
+            parts = self._parts(value, kind, what)
+        except ValueError as error:
+            self.refuse(value, str(error))
+        return (what, parts, self.places.get(id(value)), number)
 
-    def _items(self, values: Any) -> list[Any]:
+    def _items(self, values: Iterable[Any], name: str = "") -> list[Any]:
         values = list(values)
         if set(map(type, values)) <= _ATOMS:
             self.size += 8 * len(values)
             return values
-        return [self.write(item, "[]") for item in values]
+        return [self.write(item, name) for item in values]
 
-    def _name(self) -> str:
-        path = "".join(f".{part}" if part[:1] not in ("", "[") else part for part in self.path)
-        return f"attribute `{path.removeprefix('.')}` of {self.owner}"
+    def refuse(self, value: Any, why: str) -> Any:
+        name = _what(type(value)).removeprefix("builtins:").replace(":", ".")
+        an = "an" if name[0] in "aeiouAEIOU" else "a"
+        path = ".".join(filter(None, self.path)).replace(".[]", "[]")
+        raise TypeError(f"attribute `{path}` of {self.owner} is {an} {name}{why and ' '}{why}, which cannot be saved")
 
-    def _refuse(self, value: Any, why: str = "") -> tuple[Any, ...]:
-        if self.problem is None:
-            name = _what(type(value)).removeprefix("builtins:").replace(":", ".")
-            an = "an" if name[0] in "aeiouAEIOU" else "a"
-            self.problem = f"{self._name()} is {an} {name}{why}, which cannot be saved"
-        return ("refused",)
-
-    def _parts(self, value: Any, kind: Any) -> tuple[Any, ...]:
+    def _parts(self, value: Any, kind: Any, what: str) -> Any:
+        if what in _KINDS:
+            return self._items(_KINDS[what][0](value))
         if kind is np.ndarray:
-            return self._array(value)
-        if kind in (torch.Tensor, torch.nn.Parameter):
-            return self._tensor(value, kind)
-        if kind is np.random.Generator:
-            return ("generator", self.write(value.bit_generator))
-        if kind in _BITS:
-            seed = value.seed_seq
-            if seed is not None and type(seed) is not np.random.SeedSequence:
-                return self._refuse(value)
-            parts = seed and (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned)
-            return ("bits", kind.__name__, self.write(value.state), self.write(parts))
-        if kind is np.random.RandomState:
-            return ("random", "RandomState", self.write(value.get_state(legacy=False)))
-        if kind is random.Random:
-            return ("random", "Random", self.write(value.getstate()))
-        if kind is torch.Generator and value.device.type == "cpu":
-            return ("random", "Generator", self.write(value.get_state().numpy().copy()))
-        if kind is types.MethodType and getattr(type(value.__self__), value.__name__, None) is value.__func__:
-            return ("method", self.write(value.__self__), value.__name__)
-        if kind is types.BuiltinFunctionType and getattr(value.__self__, value.__name__, None) == value:
-            return ("method", self.write(value.__self__), value.__name__)
-        if kind is functools.partial:
-            return ("partial", *(self.write(part) for part in (value.func, value.args, value.keywords)))
-        if kind is types.FunctionType:
-            names = value.__code__.co_freevars
-            try:
-                cells = [self.write(c.cell_contents, n) for c, n in zip(value.__closure__ or (), names, strict=True)]
-            except ValueError:
-                return self._refuse(value, " over a variable without a value")
-            rest = self.write((value.__defaults__, value.__kwdefaults__, vars(value)))
-            return ("function", _code(value.__code__), cells, rest)
-        if _what(kind) in _OUTPUT:
-            return ("kept",)
-        if kind is Replayed:
-            return ("replay", self.write(value.history()), self.write(value.env.unwrapped.action_space))
-        if id(value) in self.replayed:
-            return ("inner", self.write(self.replayed[id(value)]))
-        if kind.__name__ == "MjModel" and kind.__module__.startswith("mujoco"):
-            model = _model(value)
-            if self.constants is None:
-                self.arrays[_hash(model)] = model
-            elif self.constants and _hash(model) not in self.constants:
-                return self._refuse(value, " that has changed since it was made")
-            return ("model", _hash(model))
-        if kind.__name__ == "MjData" and kind.__module__.startswith("mujoco"):
-            data = zlib.compress(value.__getstate__(), 1)  # 0.7 MB to 50 KB in 2 ms
-            return ("mujoco", data, self.write(value.model))
-        if kind.__name__ == "ALEInterface":
-            if value.getFloat("repeat_action_probability") > 0:
-                return self._refuse(value, " with sticky actions")
-            return ("ale", value.cloneState(include_rng=True).serialize())
-        return self._object(value, kind)
-
-    def _array(self, value: np.ndarray) -> tuple[Any, ...]:
-        if value.dtype.hasobject:
-            if value.dtype != object or value.base is not None:
-                return self._refuse(value, " of objects")
-            return ("objects", value.shape, self._items(value.ravel()))
-        flags = value.flags.writeable
-        if type(value.base) is np.ndarray and _as_in_memory(value.base)[0].flags.c_contiguous:
-            # A view goes on seeing what is written to its base.
-            offset = value.__array_interface__["data"][0] - value.base.__array_interface__["data"][0]
-            return ("view", self.write(value.base), _descr(value.dtype), value.shape, value.strides, offset, flags)
-        of_ale = type(getattr(value.base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules  # a copy
-        if value.base is not None and type(value.base) is not bytes and not of_ale:
-            return self._refuse(value, f" over the memory of a {type(value.base).__name__}")
-        inner, axes = _as_in_memory(value)
-        data, key = None, None
-        if value.nbytes < LARGE:
-            data = inner.tobytes() or None
-        else:
-            key = _hash(inner)
-            self.arrays[key] = value
-            self.large[key] = None if self.constants is None or key in self.constants else inner.tobytes()
-        self.size += len(data or self.large.get(key) or b"")
-        return ("array", _descr(value.dtype), inner.shape, axes, data, key, flags)
-
-    def _tensor(self, value: torch.Tensor, kind: type) -> tuple[Any, ...]:
-        storage = value.untyped_storage() if value.layout is torch.strided and not value.is_quantized else None
-        if storage is None or value.grad_fn is not None or value.is_conj() or value.is_neg() or not storage.resizable():
-            return self._refuse(value, " that is part of a graph, not dense or over other memory")
-        pointer = storage.data_ptr()
-        if pointer not in self.storages:
-            self.storages[pointer] = torch.tensor([], dtype=torch.uint8).set_(storage.cpu().clone()).numpy().copy()
-        place = value.storage_offset(), tuple(value.shape), value.stride()
-        dtype, data = self.write(value.dtype), self.write(self.storages[pointer])
-        grad = self.write(value.grad if value.is_leaf else None)
-        learns = kind is torch.nn.Parameter, value.requires_grad
-        return ("tensor", data, dtype, place, learns, str(value.device), grad)
-
-    def _object(self, value: Any, kind: Any) -> tuple[Any, ...]:
-        base = _plain_base(kind)
-        if base is None or is_box2d(value):
-            return self._refuse(value)
+            return self._items(self._array(value))
+        if what == "mujoco._structs:MjModel":
+            self.arrays[key := _model(value)] = value
+            if self.constants and key not in self.constants:
+                raise ValueError("that has changed since it was made")
+            return [key]
+        if _base(kind) is None or (kind is object and id(value) not in self.places):
+            raise ValueError
         outside = self.owner, self.path
         if isinstance(value, gym.Env):
             self.owner, self.path = kind.__name__, []
-        inner = value
-        while isinstance(inner, gym.Wrapper):
-            if type(inner) is Replayed:
-                self.replayed[id(inner.env)] = inner
-            inner = inner.env
-        content: Any = None
-        attributes = vars(value) if hasattr(value, "__dict__") else {}
-        tag, slots = "object", [slot.__get__(value) if _has(slot, value) else _MISSING for slot in _slots(kind)]
-        if isinstance(value, gym.Env) and inner is value and _takes(value, get_state=0, set_state=1):
-            tag, slots = "own", []
-            state_of: Any = value
-            content = self.write(state_of.get_state() if self.constants is not None else None, "get_state()")
-            attributes = {name: v for name, v in attributes.items() if name in _OF_GYMNASIUM}
-        elif issubclass(base, dict):
-            pairs = base.items(value)
-            content = [(self.write(key, "[]"), self.write(item, "[]")) for key, item in pairs]
-            if base is collections.defaultdict:
-                content = [self.write(value.default_factory), content]
-        elif base is bytearray:
-            content = self.write(bytes(value))
-        elif base is collections.deque:
-            content = [value.maxlen, self._items(value)]
-        elif base in (list, tuple, set, frozenset):
-            content = self._items(base.__iter__(value))
-            if base in (set, frozenset):  # where its items lie depends on which there have been
-                items, again = list(base.__iter__(value)), base(base.__iter__(value))
-                if list(again) != items or (base is set and again.__sizeof__() != value.__sizeof__()):
-                    self.note = (
-                        f"{self._name()} is a set that lost items: a resumed run may take the others in another order"
-                    )
-        elif base is not object:
-            content = self.write(base(value) if base is not str else str.__str__(value))
-        state = {name: self.write(item, name) for name, item in attributes.items()}
-        slot_states = [("unset",) if item is _MISSING else self.write(item, "slot") for item in slots]
-        shared = []
-        for owner in kind.__mro__:
-            if owner not in self.classes and _root(owner) not in _LIBRARIES:
-                self.classes.add(owner)
-                self.owner, self.path = f"the class {owner.__name__}", []
-                shared.append((_what(owner), {name: self.write(item, name) for name, item in _data(owner).items()}))
+        content, attributes = _split(value, ask=self.constants is not None)
+        items = self._items(content, "get_state()" if _base(kind) is object else "")
+        states = {key: self.write(item, str(key[1] if type(key) is tuple else key)) for key, item in attributes.items()}
         self.owner, self.path = outside
-        return (tag, _what(kind), content, state, slot_states, shared)
+        return [items, states]
+
+    def _array(self, value: np.ndarray) -> tuple[Any, ...]:
+        base: Any = value.base
+        if not _plain(value.dtype):
+            raise ValueError(f"of {value.dtype}")
+        if type(base) is np.ndarray and _as_in_memory(base)[0].flags.c_contiguous:
+            offset = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+            return (value.dtype.str, value.shape, value.flags.writeable, value.strides, offset, base)
+        of_ale = type(getattr(base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules  # a copy
+        if base is not None and type(base) is not bytes and not of_ale:
+            raise ValueError(f"over the memory of a {type(base).__name__}")
+        inner, axes = _as_in_memory(value)
+        key, data = None, inner.tobytes() if value.nbytes < LARGE else None
+        if data is None:
+            self.arrays[key := _hash(inner)] = value
+            self.large[key] = None if self.constants is None or key in self.constants else inner.tobytes()
+            self.size += len(self.large[key] or b"")
+        return (value.dtype.str, inner.shape, value.flags.writeable, axes, key, data)
+
+
+class _Reader(_Walk):
+    """Rebuilds values next to their counterparts (`old`) in the environment restored to.
+
+    What is there already is changed at the end, by `fills`, when nothing can fail any more.
+    """
+
+    def __init__(self, large: Mapping[str, bytes | None], constants: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.large: dict[Any, Any] = dict(large)
+        for key in (key for key, data in large.items() if data is None):
+            inner = _as_in_memory(constants.get(key, np.zeros(0)))[0]
+            if _hash(inner) != key:
+                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
+            self.large[key] = inner.tobytes()
+        self.made: dict[int, Any] = {}
+        self.taken: dict[int, Any] = {}  # counterparts in use already: none stands for two objects
+        self.fills: list[Callable[[], Any]] = []
+        self.roots: set[str] = {"gymnasium"}  # packages of which functions and classes may be named
+
+    def read(self, state: Any, old: Any = _MISSING) -> Any:
+        if not isinstance(state, tuple):
+            return state
+        what, *parts = state
+        if what == "same":
+            return self.made[parts[0]]
+        if what == "tuple":
+            return self._items(parts[0], old)
+        if what == "bytes":
+            return parts[0].encode("latin1")
+        if what == "made":
+            return {kind.__qualname__: kind for kind in _MADE}[parts[0]](*self.read(parts[1]))
+        if what == "scalar":
+            return np.ndarray((), parts[0], bytearray(self.read(parts[1])))[()]
+        if what == "dtype":
+            return np.dtype(parts[0])
+        if what == "enum":
+            kind = type(old) if _what(type(old)) == parts[0] else _find(parts[0])
+            if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+                _wrong(parts[0], old)
+            return kind(self.read(parts[1]))
+        if what == "named":  # it may be called with whatever the file says
+            found = old if _what(old) == parts[0] else _find(parts[0])
+            if found is None or (found is not old and parts[0].partition(":")[0].partition(".")[0] not in self.roots):
+                _wrong(parts[0], old)
+            return found
+        content, place, number = parts
+        kind = type(old) if _what(type(old)) == what else _find(what)
+        self.meet(kind)
+        if place is not None and place not in self.named:
+            raise ValueError(f"{place} is missing")
+        old = self.named[place] if place is not None else _MISSING if id(old) in self.places else old
+        if what not in _OUTPUT and (_what(type(old)) != what or id(old) in self.taken):
+            old = _MISSING
+        self.taken[id(old)] = old
+        if what in _IN_PLACE:
+            self.made[number] = old if old is not _MISSING else _wrong(what, old)
+        if what == "mujoco._structs:MjModel":
+            return old if _model(old) == content[0] else _wrong("another MjModel", old)
+        if kind is np.ndarray:
+            value = self._array(old, *self._items(content))
+        elif what in _KINDS:
+            before, join = _KINDS[what]
+            value = join(self, old, *self._items(content, before(old) if old is not _MISSING else ()))
+        else:
+            value = self._object(kind, content[0], content[1], old, number)
+        self.made[number] = value
+        return value
+
+    def _items(self, states: list[Any], old: Any = ()) -> tuple[Any, ...]:
+        olds = old if type(old) is tuple else ()
+        return tuple(self.read(state, olds[i] if i < len(olds) else _MISSING) for i, state in enumerate(states))
+
+    def later(self, value: Any, change: Callable[..., Any], *arguments: Any) -> Any:
+        self.fills.append(functools.partial(change, *arguments))
+        return value
+
+    def _array(self, old: Any, dtype: str, shape: Any, writeable: bool, axes: Any, key: Any, data: Any) -> Any:
+        if isinstance(data, np.ndarray):
+            new = np.ndarray(shape, dtype, _as_in_memory(data)[0], offset=key, strides=axes)
+        elif key and old is not _MISSING and old.nbytes >= LARGE and _hash(_as_in_memory(old)[0]) == key:
+            return old
+        else:
+            new = np.ndarray(shape, dtype, bytearray(self.large[key] if key else data))
+            new = new.transpose(np.argsort(axes)).copy(order="K")
+        new.flags.writeable = writeable
+        # A new one, as the old one may be a constant; but what a module names is changed in place.
+        if id(old) not in self.places:
+            return new
+        if (old.dtype, old.shape) != (new.dtype, new.shape):
+            _wrong(f"an array {new.shape} of {new.dtype}", old)
+        return old if old.tobytes() == new.tobytes() else self.later(old, np.copyto, old, new)
+
+    def _object(self, kind: Any, content: Any, attributes: Any, old: Any, number: int) -> Any:
+        mine = isinstance(kind, type) and number > 0 and _may_be_made(kind)
+        named = old if id(old) in self.places else None
+        if old is _MISSING and not mine:
+            raise ValueError(f"there is no {kind and _what(kind).replace(':', '.')} to change, and it cannot be made")
+        olds: Any = ((), {}) if old is _MISSING else _split(old, ask=False)
+        if old is not _MISSING:
+            self.roots |= {_root(owner) for owner in kind.__mro__} - _LIBRARIES
+        if mine and named is None and kind.__hash__ not in (None, object.__hash__):
+            old = _MISSING  # it may be a key, and its hash depends on its attributes: they must be there at once
+        base = _base(kind)
+        if mutable := base in _MUTABLE or base is object:
+            self.made[number] = base.__new__(kind) if old is _MISSING else old  # it may hold itself
+        content = self._items(content, olds[0])
+        self.made[number] = new = self.made[number] if mutable else base.__new__(kind, *content)
+        values = {key: self.read(state, olds[1].get(key, _MISSING)) for key, state in attributes.items()}
+        if named is not None and named is not new:  # it cannot be changed
+            return named if named == new else _wrong(f"another {kind.__name__}", old)
+        self.later(new, _fill, new, base, content, values)
+        if old is _MISSING:
+            self.fills.pop()()
+        return new
+
+
+def _fill(new: Any, base: Any, content: tuple[Any, ...], values: dict[Any, Any]) -> None:
+    if issubclass(base, dict):
+        base.clear(new)
+        for key, value in zip(*content[:2], strict=True):
+            base.__setitem__(new, key, value)
+        if base is collections.defaultdict:
+            new.default_factory = content[2]
+    elif base in _MUTABLE:
+        base.__init__(new, *content)
+    own = base is object and content
+    if own:
+        new.set_state(*content)
+    for i, slot in enumerate(() if own else _slots(type(new))):
+        with contextlib.suppress(AttributeError):
+            slot.__set__(new, values[i]) if i in values else slot.__delete__(new)
+    if hasattr(new, "__dict__"):
+        for stale in () if own else vars(new).keys() - values.keys():
+            del vars(new)[stale]
+        vars(new).update({name: value for name, value in values.items() if type(name) is str})
+    owners = {_what(owner): owner for owner in type(new).__mro__ if _root(owner) not in _LIBRARIES}
+    for key in (key for key in values if type(key) is tuple):
+        if vars(owners[key[0]]).get(key[1], _MISSING) is not values[key]:
+            type.__setattr__(owners[key[0]], key[1], values[key])
+
+
+def _split(value: Any, ask: bool) -> tuple[tuple[Any, ...], dict[Any, Any]]:
+    """The content of an object, as its built-in base takes it, and its attributes; slots by number, those of classes by
+    class and name.
+
+    Args:
+        ask: whether an environment's own get_state() is called.
+    """
+    base, attributes = _base(type(value)), dict(getattr(value, "__dict__", {}))
+    for owner in type(value).__mro__:
+        for name, item in vars(owner).items() if _root(owner) not in _LIBRARIES else ():
+            if not (name.startswith(("__", "_abc_")) or hasattr(type(item), "__get__") or isinstance(item, type)):
+                attributes[_what(owner), name] = item
+    own = isinstance(value, gym.Env) and not isinstance(value, gym.Wrapper)
+    if own and _takes(getattr(value, "get_state", None)) and _takes(getattr(value, "set_state", None), None):
+        names = attributes.keys() & {"_np_random", "_np_random_seed", "action_space", "observation_space"}
+        return (value.get_state() if ask else None,), {name: attributes[name] for name in sorted(names)}
+    for i, slot in enumerate(_slots(type(value))):
+        with contextlib.suppress(AttributeError):
+            attributes[i] = slot.__get__(value)
+    if issubclass(base, dict):
+        factory = (value.default_factory,) if base is collections.defaultdict else ()
+        return (tuple(base.keys(value)), tuple(base.values(value)), *factory), attributes
+    items = () if base is object else (bytes(memoryview(value)) if base is bytearray else tuple(base.__iter__(value)),)
+    return (*items, value.maxlen) if base is collections.deque else items, attributes
 
 
 def _find(name: str) -> Any:
     """What is called `name`, "module:a.b", in a module that is imported; None if nothing is."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
-    for part in path.split(".") if path else ():
+    for part in filter(None, path.split(".")):
         found = getattr(found, part, None)
     return found
 
@@ -375,31 +408,12 @@ def _root(kind: Any) -> str:
     return str(getattr(kind, "__module__", None)).partition(".")[0]
 
 
-def _data(kind: Any) -> dict[str, Any]:
-    """The attributes of a class that are not code."""
-    return {
-        name: value
-        for name, value in vars(kind).items()
-        if not name.startswith(("__", "_abc_"))
-        and not hasattr(type(value), "__get__")
-        and not isinstance(value, type | types.ModuleType)
-    }
-
-
 def _slots(kind: type) -> list[Any]:
     of_classes = (vars(owner) for owner in kind.__mro__ if "__slots__" in vars(owner))
     return [slot for names in of_classes for slot in names.values() if type(slot) is types.MemberDescriptorType]
 
 
-def _has(slot: Any, value: Any) -> bool:
-    try:
-        slot.__get__(value)
-    except AttributeError:
-        return False
-    return True
-
-
-def _plain_base(kind: Any) -> Any:
+def _base(kind: Any) -> Any:
     """The built-in type of which `kind` has the content; None if its objects have memory that Python cannot see."""
     base = next(b for b in _BASES if issubclass(kind, b))
     room = len(_slots(kind))
@@ -410,349 +424,159 @@ def _plain_base(kind: Any) -> Any:
     return base if whole else None
 
 
-def _takes(env: Any, **methods: int) -> bool:
-    """Whether `env` has these methods, and they can be called with so many arguments."""
+def _may_be_made(kind: Any) -> bool:
+    """Whether a file may ask for objects of this class that are not there."""
+    library = _root(kind) in sys.stdlib_module_names or issubclass(kind, gym.Env) or hasattr(kind, "__del__")
+    plain = kind in (*_BASES[:-1], collections.Counter, types.SimpleNamespace)
+    return plain or (not library and _base(kind) is not None)
+
+
+def _takes(function: Any, *arguments: Any) -> bool:
     try:
-        return all(inspect.signature(getattr(env, name)).bind(*[0] * count) for name, count in methods.items())
-    except (AttributeError, TypeError, ValueError):
+        return bool(inspect.signature(function).bind(*arguments))
+    except (TypeError, ValueError):
         return False
 
 
-def _descr(dtype: np.dtype) -> Any:
-    return np.lib.format.dtype_to_descr(dtype)
+def _plain(dtype: np.dtype) -> bool:
+    return not dtype.hasobject and np.dtype(dtype.str) == dtype
 
 
 def _hash(array: np.ndarray) -> str:
     return hashlib.sha1(np.ascontiguousarray(array).data.cast("B"), usedforsecurity=False).hexdigest()
 
 
-def _model(model: Any) -> np.ndarray:
-    import mujoco
-
-    data = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, data)
-    return data
-
-
-def _code(code: types.CodeType) -> str:
-    """Tells functions apart that have no name to find them by."""
-    parts = [
-        _code(c) if isinstance(c, types.CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
-        for c in code.co_consts
-    ]
-    text = repr((code.co_qualname, code.co_code, code.co_names, code.co_freevars, parts))
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def _as_in_memory(array: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def _as_in_memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """`array` with its axes from the slowest to the fastest in memory, and which axes of it these were.
 
     Arrays are saved in this order, which is not always C's: the last bits of a sum or a matrix product depend on it.
     """
-    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    axes = tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
     return array.transpose(axes), axes
 
 
-class _Reader(_Walk):
-    """Rebuilds values next to their counterparts (`old`) in the environment restored to.
+def _model(model: Any) -> str:
+    import mujoco
 
-    What is there already is changed at the end, by `fills`, when nothing can fail any more.
-    """
-
-    def __init__(self, large: Mapping[str, bytes | None], constants: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.large = dict(large)
-        for key in (key for key, data in large.items() if data is None):
-            inner = _as_in_memory(constants.get(key, np.zeros(0)))[0]
-            if _hash(inner) != key:
-                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
-            self.large[key] = inner.tobytes()
-        self.made: dict[int, Any] = {}
-        self.taken: dict[int, Any] = {}  # counterparts in use already: none stands for two objects
-        self.fills: list[Callable[[], Any]] = []
-        self.roots: set[str] = {"gymnasium"}
-        self.storages: dict[Any, Any] = {}
-
-    def read(self, state: Any, old: Any) -> Any:
-        if not isinstance(state, tuple):
-            return state
-        tag, *parts = state
-        if tag == "same":
-            return self.made[parts[0]]
-        if tag in ("empty", "unset"):
-            return b"" if tag == "empty" else _MISSING
-        if tag in ("tuple", "scalar", "enum", "made", "dtype", "named"):
-            return getattr(self, "_" + tag)(*parts, old)
-        *parts, place, number = parts
-        if tag in ("object", "own"):
-            kind = type(old) if _what(type(old)) == parts[0] else self._class(parts[0], number)
-            self.roots |= {_root(kind)} - _LIBRARIES
-            self.meet(kind)
-        if place is not None and place not in self.shared:
-            raise ValueError(f"{place} is missing")
-        old = self.shared[place] if place is not None else _MISSING if id(old) in self.places else old
-        if tag == "kept":
-            self.made[number] = old
-            return old
-        if id(old) in self.taken:
-            old = _MISSING
-        self.taken[id(old)] = old
-        if tag in ("object", "own"):
-            return self._object(tag, kind, parts[1:], old, number)
-        self.made[number] = old
-        self.made[number] = value = getattr(self, "_" + tag)(*parts, old, place)
-        return value
-
-    def _items(self, states: list[Any], old: Any) -> list[Any]:
-        before = list(old) if isinstance(old, list | tuple | collections.deque) else []
-        values = [self.read(state, before[i] if i < len(before) else _MISSING) for i, state in enumerate(states)]
-        if any(value is _MISSING for value in values):
-            raise ValueError("a container holds objects that cannot be saved")
-        return values
-
-    def _tuple(self, states: list[Any], old: Any) -> Any:
-        return tuple(self._items(states, old))
-
-    def _scalar(self, dtype: Any, data: bytes | None, old: Any) -> Any:
-        array = np.zeros((), np.lib.format.descr_to_dtype(dtype))
-        return np.frombuffer(data, array.dtype)[0] if data else array[()]
-
-    def _enum(self, name: str, member: str, flags: Any, old: Any) -> Any:
-        kind = type(old) if _what(type(old)) == name else _find(name)
-        if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
-            _wrong(f"the choice {member}", old)
-        return kind[member] if flags is None else kind(flags)
-
-    def _made(self, name: str, arguments: Any, old: Any) -> Any:
-        return _MADE_BY_NAME[name](*self.read(arguments, _MISSING))
-
-    def _dtype(self, descr: Any, old: Any) -> Any:
-        of_torch = isinstance(descr, str) and descr.startswith("torch.")
-        return getattr(torch, descr[6:]) if of_torch else np.lib.format.descr_to_dtype(descr)
-
-    def _named(self, name: str, old: Any) -> Any:
-        if isinstance(old, (type, types.ModuleType, *_FUNCTIONS)) and _what(old) == name:
-            return old
-        found = _find(name)  # only code of the environment's own: it may be called with whatever the file says
-        if found is None or name.partition(":")[0].partition(".")[0] not in self.roots:
-            _wrong(name, old)
-        return found
-
-    def _class(self, name: str, number: int) -> Any:
-        kind = _find(name)
-        if kind in (*_BASES, collections.Counter, types.SimpleNamespace) and number:
-            return kind
-        ours = isinstance(kind, type) and _root(kind) not in sys.stdlib_module_names and not issubclass(kind, gym.Env)
-        if ours and number and _plain_base(kind) and not hasattr(kind, "__del__"):
-            return kind
-        raise ValueError(f"there is no {name.replace(':', '.')} here")
-
-    def _objects(self, shape: Any, states: list[Any], old: Any, place: Any) -> Any:
-        new = np.empty(shape, object)
-        before = list(old.ravel()) if type(old) is np.ndarray and old.dtype == object else ()
-        for i, item in enumerate(self._items(states, before)):
-            new.reshape(-1)[i] = item
-        return self._into(old, new, place)
-
-    def _array(
-        self, dtype: Any, shape: Any, axes: Any, data: Any, key: Any, writeable: bool, old: Any, place: Any
-    ) -> Any:
-        if key is not None:
-            if (
-                type(old) is np.ndarray
-                and old.nbytes >= LARGE
-                and _hash(_as_in_memory(old)[0]) == key
-                and place is None
-            ):
-                return old
-            data = self.large[key]
-        new = np.frombuffer(data or b"", np.lib.format.descr_to_dtype(dtype)).reshape(shape)
-        new = new.transpose(np.argsort(axes)).copy(order="K")
-        new.flags.writeable = writeable
-        return self._into(old, new, place)
-
-    def _into(self, old: Any, new: np.ndarray, place: Any) -> Any:
-        """`new`, as it may be a constant of the environment's module; but what a module names is changed in place."""
-        if type(old) is not np.ndarray or (old.dtype, old.shape) != (new.dtype, new.shape) or place is None:
-            return new
-        if new.dtype == object or old.tobytes() != new.tobytes():
-            self.fills.append(functools.partial(np.copyto, old, new))
-        return old
-
-    def _view(
-        self, base: Any, dtype: Any, shape: Any, strides: Any, offset: int, writeable: bool, old: Any, place: Any
-    ) -> Any:
-        whole = self.read(base, getattr(old, "base", _MISSING))
-        new = np.ndarray(shape, np.lib.format.descr_to_dtype(dtype), _as_in_memory(whole)[0], offset, strides)
-        new.flags.writeable = writeable
-        return new
-
-    def _tensor(
-        self, data: Any, dtype: Any, at: Any, kind: tuple[bool, bool], device: str, grad: Any, old: Any, place: Any
-    ) -> Any:
-        array = self.read(data, _MISSING)
-        key = id(array), device
-        if key not in self.storages:
-            self.storages[key] = array, torch.from_numpy(array).untyped_storage().clone().to(device=device)
-        new = torch.empty(0, dtype=self.read(dtype, None), device=device).set_(self.storages[key][1], *at)
-        new = torch.nn.Parameter(new, kind[1]) if kind[0] else new.requires_grad_(kind[1])
-        new.grad = self.read(grad, _MISSING)
-        if place is not None:
-            self.fills.append(lambda: old.data.copy_(new.data))
-            return old
-        return new
-
-    def _generator(self, bits: Any, old: Any, place: Any) -> Any:
-        bits = self.read(bits, old.bit_generator if place is not None else _MISSING)
-        return old if place is not None else np.random.Generator(bits)
-
-    def _bits(self, name: str, state: Any, seed: Any, old: Any, place: Any) -> Any:
-        state, seed = self.read(state, _MISSING), self.read(seed, _MISSING)
-        if old is _MISSING:
-            entropy, key, pool, children = seed or (None, (), 4, 0)
-            sequence = np.random.SeedSequence(entropy, spawn_key=key, pool_size=pool, n_children_spawned=children)
-            old = {kind.__name__: kind for kind in _BITS}[name](seed and sequence)
-            old.state = state
-        self.fills.append(lambda: setattr(old, "state", state))
-        return old
-
-    def _random(self, name: str, state: Any, old: Any, place: Any) -> Any:
-        state = self.read(state, _MISSING)
-        state = torch.from_numpy(state) if name == "Generator" else state
-        kind = {"RandomState": np.random.RandomState, "Random": random.Random, "Generator": torch.Generator}[name]
-        new: Any = old if type(old) is kind else kind()
-        change = functools.partial(new.setstate if name == "Random" else new.set_state, state)
-        self.fills.append(change) if new is old else change()
-        return new
-
-    def _method(self, owner: Any, name: str, old: Any, place: Any) -> Any:
-        owner = self.read(owner, getattr(old, "__self__", _MISSING))
-        function = getattr(type(owner), name, None)
-        if isinstance(owner, type | types.ModuleType) or not callable(function):
-            found = getattr(owner, name, None)
-            return found if getattr(found, "__self__", None) is owner else _wrong(name, old)
-        return function.__get__(owner)
-
-    def _partial(self, function: Any, arguments: Any, keywords: Any, old: Any, place: Any) -> Any:
-        parts = zip((function, arguments, keywords), ("func", "args", "keywords"), strict=True)
-        function, arguments, keywords = (self.read(state, getattr(old, name, _MISSING)) for state, name in parts)
-        return functools.partial(function, *arguments, **keywords)
-
-    def _function(self, code: str, cells: list[Any], rest: Any, old: Any, place: Any) -> Any:
-        if not isinstance(old, types.FunctionType) or _code(old.__code__) != code:
-            _wrong("a function without a name", old)
-        for cell, state in zip(old.__closure__ or (), cells, strict=True):
-            self.fills.append(functools.partial(setattr, cell, "cell_contents", self.read(state, cell.cell_contents)))
-        defaults, keywords, attributes = self.read(rest, (old.__defaults__, old.__kwdefaults__, vars(old)))
-        for name, value in (("__defaults__", defaults), ("__kwdefaults__", keywords), ("__dict__", attributes)):
-            self.fills.append(functools.partial(setattr, old, name, value))
-        return old
-
-    def _model(self, key: str, old: Any, place: Any) -> Any:
-        if type(old).__name__ != "MjModel" or _hash(_model(old)) != key:
-            _wrong("another MjModel", old)
-        return old
-
-    def _mujoco(self, data: bytes, model: Any, old: Any, place: Any) -> Any:
-        import mujoco
-
-        saved = mujoco.MjData.__new__(mujoco.MjData)
-        saved.__setstate__(zlib.decompress(data))
-        if type(old) is not mujoco.MjData or self.read(model, old.model) is not old.model:
-            _wrong("MjData", old)
-        # In place: the environment and its renderer both hold it.
-        self.fills.append(lambda: mujoco.mj_copyData(old, old.model, saved))
-        return old
-
-    def _ale(self, data: bytes, old: Any, place: Any) -> Any:
-        import ale_py
-
-        if not isinstance(old, ale_py.ALEInterface):
-            _wrong("a game", old)
-        self.fills.append(lambda: old.restoreState(ale_py.ALEState(data)))
-        return old
-
-    def _replay(self, history: Any, space: Any, old: Any, place: Any) -> Any:
-        if not isinstance(old, Replayed):
-            _wrong("a Box2D world", old)
-        history = self.read(history, _MISSING)
-        self.fills.append(lambda: old.replay(*history))
-        self.read(space, old.env.unwrapped.action_space)
-        return old
-
-    def _inner(self, replayed: Any, old: Any, place: Any) -> Any:
-        return self.read(replayed, _MISSING).env
-
-    def _object(self, tag: str, kind: Any, parts: list[Any], old: Any, number: int) -> Any:
-        content, state, slots, shared = parts
-        base = _plain_base(kind)
-        fresh = type(old) is not kind
-        if fresh and number == 0:
-            _wrong(f"{kind.__module__}.{kind.__qualname__}", old)
-        if base in _MUTABLE or base is object:
-            new = base.__new__(kind) if fresh else old
-            self.made[number] = new  # it may hold itself
-        before = {} if fresh else old
-        if tag == "own":
-            own = self.read(content, _MISSING)
-            self.fills.append(lambda: new.set_state(own))
-        elif base in _MAPPINGS:
-            if base is collections.defaultdict:
-                factory = self.read(content[0], getattr(before, "default_factory", _MISSING))
-                content = content[1]
-            pairs = []
-            for key_state, item in content:
-                key = self.read(key_state, _MISSING)
-                pairs.append((key, *self._items([item], [base.get(before, key)] if key in before else [])))
-        elif base is bytearray or base in (int, float, complex, str, bytes):
-            content = self.read(content, _MISSING)
-        elif base is collections.deque:
-            content = content[0], self._items(content[1], before)
-        elif base is not object:
-            content = self._items(content, before)
-        if base not in _MUTABLE and base is not object:
-            new = base.__new__(kind, content)
-            self.made[number] = new
-        attributes = {} if fresh or not hasattr(old, "__dict__") else vars(old)
-        values = {name: self.read(item, attributes.get(name, _MISSING)) for name, item in state.items()}
-        members = _slots(kind)
-        olds = [s.__get__(old) if not fresh and _has(s, old) else _MISSING for s in members]
-        slot_values = [self.read(item, o) for item, o in zip(slots, olds, strict=False)]
-        for owner in kind.__mro__:
-            names = dict(shared).get(_what(owner), {})
-            for name, item in names.items():
-                value = self.read(item, vars(owner).get(name, _MISSING))
-                if value is not vars(owner).get(name):
-                    self.fills.append(functools.partial(type.__setattr__, owner, name, value))
-
-        def fill() -> None:
-            if base in _MAPPINGS and tag == "object":
-                base.clear(new)
-                for key, value in pairs:
-                    base.__setitem__(new, key, value)
-                if base is collections.defaultdict:
-                    new.default_factory = factory
-            elif base is collections.deque:
-                base.__init__(new, content[1], content[0])
-            elif base in _MUTABLE:
-                base.__init__(new, content)
-            if values or attributes:
-                for stale in vars(new).keys() - values.keys() if tag == "object" else ():
-                    del vars(new)[stale]
-                vars(new).update({name: value for name, value in values.items() if value is not _MISSING})
-            for slot, value in zip(members, slot_values, strict=False):
-                if value is not _MISSING:
-                    slot.__set__(new, value)
-                elif _has(slot, new):
-                    slot.__delete__(new)
-
-        if fresh:
-            fill()  # it may be a key, and its hash may depend on its attributes
-        if not fresh or base is set or base in _MAPPINGS:
-            self.fills.append(fill)  # once more, in case the hash of an item has changed
-        return new
+    data = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, data)
+    return _hash(data)
 
 
 def _wrong(saved: str, old: Any) -> Any:
-    there = "nothing" if old is _MISSING else _what(type(old)).replace(":", ".")
-    raise ValueError(f"the snapshot has {saved} where this environment has {there}")
+    there = "nothing of that kind" if old is _MISSING else _what(type(old)).replace(":", ".")
+    raise ValueError(f"the snapshot has {saved.replace(':', '.')} where this environment has {there}")
+
+
+def _method(owner: Any, name: str, value: Any = None) -> Any:
+    """The method `name` of the type of `owner`, bound; ValueError if there is none, or `value` is another."""
+    found = getattr(type(owner), name, None)
+    if isinstance(owner, type | types.ModuleType) or found is None or value not in (None, found.__get__(owner)):
+        raise ValueError
+    return found.__get__(owner)
+
+
+def _parts_of_method(value: Any) -> tuple[Any, ...]:
+    _method(value.__self__, value.__name__, value)
+    return value.__self__, value.__name__
+
+
+def _parts_of_bits(value: Any) -> tuple[Any, ...]:
+    seed = value.seed_seq
+    return value.state, seed and (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned)
+
+
+def _join_bits(kind: Any, reader: _Reader, old: Any, state: Any, seed: Any) -> Any:
+    new, (entropy, *rest) = kind() if old is _MISSING else old, seed or (None, (), 4, 0)
+    names = dict(zip(("spawn_key", "pool_size", "n_children_spawned"), rest, strict=True))
+    return reader.later(new, new.__setstate__, (state, seed and np.random.SeedSequence(entropy, **names)))
+
+
+def _random(kind: Any, get: Callable[[Any], Any], change: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    def join(reader: _Reader, old: Any, state: Any) -> Any:
+        new = kind() if old is _MISSING else old
+        return reader.later(new, change, new, state)
+
+    return lambda value: (get(value),), join
+
+
+def _parts_of_function(value: Any) -> tuple[Any, ...]:
+    """What tells functions apart that have no name to find them by, and what they hold."""
+    code = value.__code__
+    atoms = [constant for constant in code.co_consts if type(constant) in _ATOMS]
+    text = repr((code.co_qualname, code.co_firstlineno, code.co_linetable, code.co_code, code.co_names, atoms))
+    return (
+        _hash(np.frombuffer(text.encode(), np.uint8)),
+        value.__closure__,
+        value.__defaults__,
+        value.__kwdefaults__,
+        vars(value),
+    )
+
+
+def _join_function(reader: _Reader, old: Any, code: str, cells: Any, *rest: Any) -> Any:
+    if code != _parts_of_function(old)[0] or [*map(id, cells or ())] != [*map(id, old.__closure__ or ())]:
+        _wrong("another function without a name", old)
+    for name, value in zip(("__defaults__", "__kwdefaults__", "__dict__"), rest, strict=True):
+        reader.later(old, setattr, old, name, value)
+    return old
+
+
+def _join_mujoco(reader: _Reader, old: Any, data: bytes, model: Any) -> Any:
+    import mujoco
+
+    saved = mujoco.MjData.__new__(mujoco.MjData)
+    saved.__setstate__(zlib.decompress(data))
+    return reader.later(old, mujoco.mj_copyData, old, model, saved)  # in place: the renderer holds it too
+
+
+def _parts_of_ale(value: Any) -> tuple[bytes]:
+    if value.getFloat("repeat_action_probability") > 0:
+        raise ValueError("with sticky actions")
+    return (value.cloneState(include_rng=True).serialize(),)
+
+
+def _join_ale(reader: _Reader, old: Any, data: bytes) -> Any:
+    import ale_py
+
+    return reader.later(old, old.restoreState, ale_py.ALEState(data))
+
+
+_BITS = [np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64]
+_OUTPUT = {
+    *("pygame.surface:Surface", "pygame.time:Clock", "pygame.font:Font", "pygame.mixer:Sound", "logging:Logger"),
+    *("logging:RootLogger", "re:Pattern", "mujoco.renderer:Renderer", "gymnasium.envs.registration:EnvSpec"),
+    "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
+}
+# Name of a type -> its parts, and how they are put together, near to `old` or as `old`.
+_KINDS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
+    "builtins:cell": (lambda v: (v.cell_contents,), lambda r, old, c: r.later(old, setattr, old, "cell_contents", c)),
+    "builtins:function": (_parts_of_function, _join_function),
+    "builtins:method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
+    "builtins:builtin_function_or_method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
+    "functools:partial": (
+        lambda v: (v.func, v.args, v.keywords, vars(v)),
+        lambda r, old, *parts: r.later(new := functools.partial(parts[0]), new.__setstate__, parts),  # type: ignore[attr-defined]
+    ),
+    _what(np.random.Generator): (
+        lambda v: (v.bit_generator,),
+        lambda r, old, bits: old if getattr(old, "bit_generator", None) is bits else np.random.Generator(bits),
+    ),
+    **{_what(kind): (_parts_of_bits, functools.partial(_join_bits, kind)) for kind in _BITS},
+    _what(random.Random): _random(random.Random, random.Random.getstate, random.Random.setstate),
+    _what(np.random.RandomState): _random(
+        np.random.RandomState, lambda v: v.get_state(legacy=False), np.random.RandomState.set_state
+    ),
+    _what(torch.Generator): _random(
+        torch.Generator, lambda v: v.get_state().numpy().copy(), lambda v, state: v.set_state(torch.from_numpy(state))
+    ),
+    "mujoco._structs:MjData": (lambda v: (zlib.compress(v.__getstate__(), 1), v.model), _join_mujoco),
+    "ale_py._ale_py:ALEInterface": (_parts_of_ale, _join_ale),
+    _what(Replayed): (
+        lambda v: (v.history(), v.env.unwrapped.action_space),
+        lambda r, old, history, space: r.later(old, old.replay, *history),
+    ),
+    **{name: (lambda v: (), lambda r, old: old) for name in _OUTPUT},
+}
+_IN_PLACE = {"builtins:cell", "builtins:function", "mujoco._structs:MjModel", "mujoco._structs:MjData"}
+_IN_PLACE |= {"ale_py._ale_py:ALEInterface", _what(Replayed), *_OUTPUT}

@@ -15,7 +15,6 @@ from gymnasium.spaces import Box, Space
 # What Envs and the vector environments report themselves. An environment's own keys of these names would be taken for
 # theirs: RecordEpisodeStatistics writes `episode`, and many a game counts `lives` of its own.
 RESERVED = frozenset(mask + key for key in ("final_obs", "final_info", "episode", "lives") for mask in ("", "_"))
-NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those that NumPy holds as they are
 
 
 def adapted(space: Space) -> Space:
@@ -26,19 +25,18 @@ def adapted(space: Space) -> Space:
     """
     if not isinstance(space, Box):
         return space
-    low, high = space.low, space.high
-    if space.dtype == np.uint8 and len(space.shape) == 3:
-        if not _channels_last(space.shape):
-            return space
-        return Box(low.transpose(2, 0, 1), high.transpose(2, 0, 1), dtype=np.uint8)
-    if space.dtype == np.float32 and space.shape:
+    image = space.dtype == np.uint8 and len(space.shape) == 3
+    dtype: Any = np.uint8 if image else np.float32
+    if not image:
+        low, high = np.atleast_1d(space.low, space.high)
+    elif space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4):
+        low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
+    else:
+        return space
+    if low.shape == space.shape and dtype == space.dtype:
         return space
     with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
-        return Box(np.atleast_1d(low).astype(np.float32), np.atleast_1d(high).astype(np.float32), dtype=np.float32)
-
-
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        return Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
 
 def observer(space: Space) -> Callable[[Any], np.ndarray]:
@@ -50,25 +48,28 @@ def observer(space: Space) -> Callable[[Any], np.ndarray]:
     if not isinstance(space, Box):
         return np.array
     shape, target = space.shape, adapted(space)
-    image, channels_last = target.dtype == np.uint8, target.shape != shape and shape != ()
+    dtype: Any = target.dtype
 
     def observe(obs: Any) -> np.ndarray:
-        given = obs if type(obs) is np.ndarray and obs.dtype.kind in "biuf" else as_array(obs)
+        given = as_array(obs)
         if given.shape != shape:
             raise ValueError(f"has shape {given.shape}, its space {shape}")
-        if not image:
-            return given.astype(np.float32) if shape else given.astype(np.float32).reshape(1)
-        with np.errstate(invalid="ignore"):
-            array = given.astype(np.uint8)
-        if given.dtype != np.uint8 and not np.array_equal(array, given):
-            raise ValueError(f"holds {given[array != given][0]} of {given.dtype}, which uint8 cannot hold")
-        return array.transpose(2, 0, 1) if channels_last else array
+        if given.dtype != np.uint8 and dtype == np.uint8:
+            wrong = given[given != np.clip(np.rint(given), 0, 255)]
+            if wrong.size:
+                raise ValueError(f"holds {wrong[0]} of {given.dtype}, which uint8 cannot hold")
+        array = given.astype(dtype)
+        if shape == target.shape:
+            return array
+        return array.transpose(2, 0, 1) if shape else array.reshape(1)
 
     return observe
 
 
 def as_array(value: Any) -> np.ndarray:
     """Numbers, a nested list of them, an array or a tensor on any device, as an array of bool, integers or floats."""
+    if type(value) is np.ndarray and value.dtype.kind in "biuf":
+        return value
     try:
         array = np.asarray(value.numpy(force=True) if isinstance(value, torch.Tensor) else value)
     except Exception:
@@ -80,15 +81,12 @@ def as_array(value: Any) -> np.ndarray:
 
 def as_number(value: Any) -> float:
     """A number, or an array or a tensor of one."""
-    if not isinstance(value, int | float):
-        try:
-            value = as_array(value).item()
-        except ValueError:
-            raise ValueError(f"is not one number but {shown(value)}") from None
     try:
-        return float(value)
+        return float(value if isinstance(value, int | float) else as_array(value).item())
     except OverflowError:  # a Python int has no limit
         return math.inf if value > 0 else -math.inf
+    except ValueError:
+        raise ValueError(f"is not one number but {shown(value)}") from None
 
 
 def as_flag(value: Any) -> bool:
@@ -115,43 +113,30 @@ def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) 
     """The infos of some of `num_envs` environments as gymnasium's vector environments report them.
 
     Each key has an array with a row for each environment, and beside it, with "_" before its name, a bool array that is
-    true where the environment has this key. Dicts become dicts of columns. Numbers, and arrays of one shape, are in an
-    array of a dtype that holds all of them as they are, and 0 where there is none; everything else, and what no dtype
-    holds, is in an array of objects. (gymnasium takes the dtype of the first: 1 and then 1.5 become 1 and 1.)
+    true where the environment has this key. Dicts become dicts of columns. Numbers of one type, and arrays of one dtype
+    and shape, are in an array of it, with 0 where there is none; everything else is in an array of objects, as it is.
+    (gymnasium takes the dtype of the first: 1 and then 1.5 become 1 and 1.)
     """
     columns: dict[Any, Any] = {}
     masks = {}
     for key in {key: None for info in infos.values() for key in info}:
         values = {i: info[key] for i, info in infos.items() if key in info}
-        dtype, shape = _form_of([*values.values()]) if key != "final_obs" else (None, ())
-        if dtype is dict and depth < 8:  # one may hold itself
+        if all(isinstance(value, dict) for value in values.values()) and depth < 8:  # one may hold itself
             columns[key] = in_columns(values, num_envs, depth + 1)
         else:
-            holds = dtype is not None and dtype is not dict
-            columns[key] = column = np.zeros((num_envs, *shape), dtype) if holds else np.full(num_envs, None, object)
+            forms = {_form(value) for value in values.values()} if key != "final_obs" else set()
+            dtype, shape = forms.pop() if len(forms) == 1 else (object, ())
+            columns[key] = column = np.full((num_envs, *shape), None if dtype is object else 0, dtype)
             for i, value in values.items():
                 column[i] = value
-        masks[f"_{key}"] = mask = np.zeros(num_envs, np.bool_)
-        for i in values:
-            mask[i] = True
+        masks[f"_{key}"] = np.isin(np.arange(num_envs), [*values])
     return {**columns, **masks}
 
 
-def _form_of(values: list[Any]) -> tuple[Any, tuple[int, ...]]:
-    """The dtype and shape that hold numbers, or arrays of one shape, as they are; dict for dicts; else no dtype."""
-    kinds = set(map(type, values))
-    if len(kinds) == 1 and kinds <= NUMBERS:
-        return kinds.pop(), ()
-    if all(issubclass(kind, dict) for kind in kinds):
-        return dict, ()
-    if not all(issubclass(kind, int | float | np.generic) or kind is np.ndarray for kind in kinds):
-        return None, ()
-    arrays = [np.asarray(value) for value in values]
-    dtypes = {array.dtype for array in arrays}
-    if len({array.shape for array in arrays}) > 1 or any(dtype.kind not in "biufc" for dtype in dtypes):
-        return None, ()
-    dtype = np.result_type(*dtypes)
-    # Compared as Python's numbers, which are exact: in NumPy 2**53 + 1 equals 2.0**53.
-    if len(dtypes) > 1 and any(array.astype(dtype).tolist() != array.tolist() for array in arrays):
-        return None, ()
-    return dtype, arrays[0].shape
+def _form(value: Any) -> tuple[Any, tuple[int, ...]]:
+    """The dtype and shape of a row of a column that holds `value`."""
+    if isinstance(value, int | float | np.generic) or type(value) is np.ndarray:
+        array = np.asarray(value)
+        if array.dtype.kind in "biufc":
+            return array.dtype, array.shape
+    return object, ()

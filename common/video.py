@@ -28,10 +28,9 @@ def as_rgb(frame: Any) -> np.ndarray:
     """A picture as uint8 [height, width, 3]; it may share memory with `frame`.
 
     Args:
-        frame: an array, a tensor of any device, a PIL image, or a list of those, of which the last is taken.
-            [height, width, 3], [height, width, 4] (the alpha channel is dropped), [height, width] or
-            [height, width, 1] (grey), or [3, height, width] where the width is none of 1, 3 and 4.
-            Integers from 0 to 255 (16-bit ones too: they are not scaled), floats from 0 to 1, or bool.
+        frame: an array, a tensor of any device, a PIL image, or a list of those, of which the last is taken: [height,
+            width, 3], [height, width, 4] (alpha is dropped), [height, width] or [height, width, 1] (grey), or [3,
+            height, width] where the width is none of 1, 3 and 4. Integers from 0 to 255, floats from 0 to 1, or bool.
 
     Raises:
         ValueError: it is anything else.
@@ -47,16 +46,14 @@ def as_rgb(frame: Any) -> np.ndarray:
     pixels = np.asarray(frame)
     channels_first = pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] not in (1, 3, 4)
     rgb = pixels.transpose(1, 2, 0) if channels_first else pixels[..., None] if pixels.ndim == 2 else pixels
-    kind, wrong = rgb.dtype.kind, None
+    kind = rgb.dtype.kind
     if rgb.ndim != 3 or rgb.shape[2] not in (1, 3, 4) or not rgb.size or kind not in "buif":
-        wrong = ""
-    elif kind in "ui" and not (rgb.dtype == np.uint8 or (rgb.min() >= 0 and rgb.max() <= 255)):
-        wrong = " with values outside 0 to 255"
-    elif kind == "f" and not (rgb.min() >= 0 and rgb.max() <= 1):  # or NaN
-        wrong = " with values outside 0 to 1"
-    if wrong is not None:
         what = f"{pixels.dtype} {list(pixels.shape)}" if pixels.ndim else f"of type {type(frame).__name__}"
-        raise ValueError(f"the frame is {what}{wrong}, an RGB frame is uint8 [height, width, 3]")
+        raise ValueError(f"the frame is {what}, an RGB frame is uint8 [height, width, 3]")
+    most = 1 if kind in "bf" else 255
+    if rgb.dtype != np.uint8 and not (rgb.min() >= 0 and rgb.max() <= most):  # or NaN
+        what = f"{pixels.dtype} {list(pixels.shape)} with values outside 0 to {most}"
+        raise ValueError(f"the frame is {what}, an RGB frame is uint8 [height, width, 3]")
     if kind in "bf":
         rgb = np.rint(rgb.astype(np.float32) * 255)
     return np.broadcast_to(rgb[:, :, :3], (*rgb.shape[:2], 3)).astype(np.uint8, copy=False)
@@ -73,9 +70,9 @@ class Camera:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path: Any = path  # never None where a film is made
         self.on = path is not None
-        self.ffmpeg: subprocess.Popen[bytes] | None = None
+        self.ffmpeg: Any = None  # the process, while it runs
         self.size = (0, 0)
         self.frames = 0
         self.set_rate(15.0)  # Atari: 60 frames a second, 4 to an action
@@ -144,23 +141,22 @@ class Camera:
                     pipe.close()
                     if self.ffmpeg.wait() != 0:
                         raise BrokenPipeError
-                self._part().replace(self.path)  # type: ignore[arg-type]
+                self.part.replace(self.path)
         except Exception as error:
             self.fail(error)
         finally:
             self._kill()
             with contextlib.suppress(OSError):
-                self.ffmpeg.stdin.close()  # type: ignore[union-attr]
+                self.ffmpeg.stdin.close()
             self.ffmpeg.wait()
             self.ffmpeg = None
             self.errors.close()
             with contextlib.suppress(OSError):
-                self._part().unlink(missing_ok=True)
+                self.part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _fed(self) -> Iterator[IO[bytes]]:
         """ffmpeg's input. A pipe that breaks, or takes nothing for PATIENCE seconds, is an OSError that says why."""
-        assert self.ffmpeg is not None and self.ffmpeg.stdin is not None
         late = threading.Timer(PATIENCE, self._kill)
         late.start()
         try:
@@ -176,30 +172,25 @@ class Camera:
 
     def _kill(self) -> None:
         """Ends ffmpeg, where it has not ended, with the processes of a wrapper script, which would hold the pipe."""
-        assert self.ffmpeg is not None
         if self.ffmpeg.poll() is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.ffmpeg.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.ffmpeg.kill()
 
-    def _part(self) -> Path:
-        assert self.path is not None
-        return self.path.with_suffix(".part.mp4")
-
     def _start(self) -> None:
         import imageio_ffmpeg
 
-        assert self.path is not None
         if self.path.parent.is_symlink():
             raise ValueError(f"{self.path.parent} is a symbolic link, which is not followed")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part().unlink(missing_ok=True)  # a link there would be followed
+        self.part = self.path.with_suffix(".part.mp4")
+        self.part.unlink(missing_ok=True)  # a link there would be followed
         height, width = (n + n % 2 for n in self.size)
         rate = str(Fraction(self.fps).limit_denominator())
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
         film = ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", "-preset", "ultrafast"]
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.ffmpeg = subprocess.Popen(
-            [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *film, "-movflags", "+faststart", self._part()],
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *film, "-movflags", "+faststart", self.part],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self.errors,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the options of algos/dqn.py are worth: LunarLander-v3 with all of them (5 seeds), and an ablation on CartPole-v1
-# and LunarLander-v3 (flags of rl-baselines3-zoo's DQN, close to), on Acrobot-v1 and on MountainCar-v0, whose flags (those of
+# What double Q-learning, dueling, n-step returns and prioritized replay are worth to DQN, by algos/rainbow.py without its
+# distributional and noisy parts: LunarLander-v3 with all of them (5 seeds), and an ablation on CartPole-v1 and LunarLander-v3 (flags of rl-baselines3-zoo's DQN, close to), on Acrobot-v1 and on MountainCar-v0, whose flags (those of
 # dqn.sh) are of Q-learning that is not double. About 2 and a half hours on one core.
 # Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
 set -euo pipefail
@@ -13,8 +13,9 @@ ACROBOT="--env-id Acrobot-v1"
 MOUNTAINCAR="--env-id MountainCar-v0 --total-timesteps 120000 --eval-interval 60000 --log-interval 5000 --gamma 0.98
   --learning-rate 4e-3 --no-anneal-lr --batch-size 128 --buffer-size 10000 --learning-starts 1000
   --target-network-frequency 600 --train-frequency 16 --exploration-fraction 0.2 --end-e 0.07"
-run() {
-  python algos/dqn.py --cuda --eval-episodes 100 "$@"
+run() { # with every part but --double off, and dqn.py's other defaults: what comes later on the line holds
+  python algos/rainbow.py --cuda --eval-episodes 100 --no-distributional --no-noisy --no-dueling --n-step 1 \
+    --no-prioritized-replay --prioritized-replay-alpha 0.6 --learning-rate 2.3e-3 "$@"
 }
 for seed in 31 32 33 34 35; do
   run $LUNAR --seed $seed --runs-dir "$OUT/all" --prioritized-replay --dueling --n-step 3

@@ -107,6 +107,9 @@ class OwnError(Exception):
 
 ITEMS = [Enemy(10), Enemy(20), Enemy(30)]
 TABLE = np.arange(5.0)
+WINDOW = np.zeros((2, 4))[:, ::2]
+EMPTY, FULL = object(), object()
+CALM, ANGRY = Frozen(1), Pair(2, [])
 
 
 def flee(n):
@@ -193,33 +196,15 @@ def keyed(env):
     return len(env.x) + env.x[Frozen(env.y - 1)]
 
 
-def learn(env):
-    net, optimizer = env.x
-    loss = net(torch.ones(1, 3)).square().sum()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
-
-
-def network(env):
-    generator = torch.Generator().manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return net, torch.optim.Adam(net.parameters(), 0.01)
-
-
-def tensors(env):
-    env.x[0] += 1
-    return float(env.y.sum())
-
-
 def of_class(env):
     type(env).made += 1
     env.visits.append(1)
     return type(env).made + len(env.visits)
+
+
+def slash_attribute(env):
+    env.__dict__["a/b"] = env.__dict__.get("a/b", 0) + 1
+    return env.__dict__["a/b"]
 
 
 def late_attribute(env):
@@ -294,17 +279,20 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "SimpleNamespace": (lambda env: types.SimpleNamespace(n=0), lambda env: put(env.x, n=env.x.n + 1) or env.x.n),
     "object as a key": (lambda env: put(env, y=1) or {}, keyed),
     "one of a module's objects": (lambda env: put(env, y=0) or ITEMS[0], choose),
+    "object() that a module names": (
+        lambda env: EMPTY,
+        lambda env: (env.x is FULL) + (replaced(env, FULL if env.x is EMPTY else EMPTY) is FULL),
+    ),
+    "frozen object that a module names": (
+        lambda env: CALM,
+        lambda env: (env.x is ANGRY) + 2 * (replaced(env, ANGRY if env.x is CALM else CALM) is CALM),
+    ),
+    "view that a module names": (lambda env: WINDOW, lambda env: add(WINDOW) + float(env.x.sum())),
     "list subclass with attributes": (lambda env: Stack(), lambda env: env.x.push(env.t) or sum(env.x) + env.x.pushed),
     "dict subclass with attributes": (lambda env: Lookup(), lambda env: env.x["nothing"]),
-    "float subclass": (lambda env: Celsius(1), lambda env: replaced(env, Celsius(env.x + 1))),
     "array": (lambda env: np.zeros((2, 3)), lambda env: add(env.x)),
     "array that is replaced": (lambda env: TABLE, lambda env: float(replaced(env, env.x * 0.5 + 1).sum())),
     "view of an array": (lambda env: put(env, y=np.zeros(4)) or env.y[:2], views),
-    "structured array": (
-        lambda env: np.zeros(2, [("a", "i4"), ("b", "f8", 2)]),
-        lambda env: float(add(env.x["a"]) + add(env.x["b"])),
-    ),
-    "array of objects": (lambda env: np.array([Enemy(0), None, 1]), lambda env: env.x[0].roar()),
     "array of dates": (
         lambda env: np.array(["2026-01-01"], "M8[D]"),
         lambda env: float(replaced(env, env.x + np.timedelta64(1, "D")).astype(int)[0] % 100),
@@ -333,8 +321,6 @@ EXACT: dict[str, tuple[Any, Any]] = {
         lambda env: torch.Generator().manual_seed(3),
         lambda env: float(torch.rand((), generator=env.x)),
     ),
-    "tensors that share memory": (lambda env: put(env, y=torch.zeros(4)) or env.y[1:3], tensors),
-    "torch module and its optimizer": (network, learn),
     "space": (
         lambda env: put(env, x=Discrete(9)) or (env.x.seed(1) and env.x),
         lambda env: env.x.sample() + int(env.action_space.sample()),
@@ -347,10 +333,15 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "two closures over one variable": (lambda env: two_counters(), lambda env: env.x[env.t % 2]()),
     "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),
     "partial": (lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
+    "partial with an attribute": (
+        lambda env: functools.partial(flee),
+        lambda env: put(env.x, n=getattr(env.x, "n", 0) + 1) or env.x.n,
+    ),
     "bound method": (lambda env: Enemy(0).roar, lambda env: env.x()),
     "bound method of a list": (lambda env: put(env, y=[]) or env.y.append, lambda env: env.x(env.t) or sum(env.y)),
     "class attribute": (lambda env: None, of_class),
     "attribute that shows late": (lambda env: None, late_attribute),
+    "attribute with any name": (lambda env: None, slash_attribute),
     "logger beside the state": (
         lambda env: put(env, y=logging.getLogger("kinds")) or 0,
         lambda env: replaced(env, env.x + 1),
@@ -376,10 +367,22 @@ NAMED: dict[str, tuple[str, Any, Any]] = {
         lambda env: add(env.x),
     ),
     "array subclass": ("kinds_of_state.Matrix", lambda env: np.zeros(3).view(Matrix), lambda env: 0),
-    "array of generators": ("generator", lambda env: np.array([walk(), None]), lambda env: next(env.x[0])),
     "closure over a generator": ("generator", lambda env: functools.partial(next, walk()), lambda env: env.x()),
     "exception": ("kinds_of_state.OwnError", lambda env: OwnError(1), lambda env: 0),
-    "tensor of a graph": ("torch.Tensor", lambda env: torch.ones(1, requires_grad=True) * 2, lambda env: 0),
+    "tensor": ("torch.Tensor", lambda env: torch.zeros(4), lambda env: float(env.x.add_(1).sum())),
+    "torch module": ("torch.nn.parameter.Parameter", lambda env: torch.nn.Linear(1, 1), lambda env: 0),
+    "structured array": (
+        "numpy.ndarray of [('a', '<i4'), ('b', '<f8')]",
+        lambda env: np.zeros(2, [("a", "i4"), ("b", "f8")]),
+        lambda env: float(add(env.x["a"])),
+    ),
+    "array of objects": (
+        "numpy.ndarray of object",
+        lambda env: np.array([Enemy(0), None, 1]),
+        lambda env: env.x[0].roar(),
+    ),
+    "float subclass": ("kinds_of_state.Celsius", lambda env: Celsius(1), lambda env: replaced(env, Celsius(env.x + 1))),
+    "object without attributes or a name": ("object", lambda env: [object()], lambda env: len(env.x)),
     "generator in a list of objects": (
         "generator",
         lambda env: [put(e := Enemy(0), path=walk()) or e],

@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools.benchmark import Plan
-from common.tools.launch import Job, Pool, Progress, again, ask, find_run, numbers
+from common.tools.launch.benchmark import load_plan
+from common.tools.launch.cli import again, ask, numbers
+from common.tools.launch.jobs import Job, Pool, Progress, Screen, find_run
 
 
 def grid(cwd):
@@ -234,12 +235,23 @@ def test_each_worker_has_cores_of_its_own():
 def test_a_run_is_pinned_to_the_cores_of_its_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid, ask=os.sched_getaffinity: {max(ask(pid))})
     pool = Pool(2)
-    job = Job("j", FORK, ["--runs-dir", str(tmp_path)], {"seed": 1}, tmp_path, 10, tmp_path / "log", tmp_path / "lock")
+    job = Job("j", FORK, ["--runs-dir", str(tmp_path)], {"seed": 1}, tmp_path, tmp_path)
     assert pool.start(job)
     pool.wait()
     monkeypatch.undo()
     (path,) = tmp_path.glob("*/starts")
     assert path.read_text().split(maxsplit=2)[2].strip() == f"[{max(os.sched_getaffinity(0))}]"
+
+
+def test_a_terminal_has_a_last_line_that_renews_itself_and_a_file_has_none(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    for terminal, expected in ((True, "\x1b[2K" + 19 * "x" + "\r\x1b[2Kdone\n"), (False, "done\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        screen = Screen()
+        screen.show(lambda: 500 * "x")
+        screen.show(lambda: "too soon")
+        screen.say("done")
+        assert capsys.readouterr().out == expected
 
 
 def test_numbers_against_brute_force():
@@ -265,11 +277,11 @@ def test_progress_is_that_of_the_rows_so_far(tmp_path):
     for part in range(9):
         mine = [r["charts/episodic_return"] for r in rows if "charts/episodic_return" in r]
         mine = [r for step, r in enumerate(mine, 1) if part * 9.5 < step <= (part + 1) * 9.5]
-        assert progress.mean_return(part) == pytest.approx(sum(mine) / len(mine))
+        assert progress.returns()[part] == pytest.approx(sum(mine) / len(mine))
     half = b"\n".join(text.split(b"\n")[:40]) + b"\n"
     (tmp_path / "metrics.jsonl").write_bytes(half)  # a resumed run cuts it back
     progress.update()
-    assert progress.step == json.loads(half.splitlines()[-1])["global_step"] and progress.mean_return(8) is None
+    assert progress.step == json.loads(half.splitlines()[-1])["global_step"] and len(progress.returns()) < 8
 
 
 def test_of_several_directories_the_furthest_is_taken(tmp_path):
@@ -397,7 +409,7 @@ def test_resuming_gives_again_what_args_json_may_not_decide(monkeypatch):
 def test_a_plan_that_is_none_is_one_line(tmp_path, plan, capsys):
     (tmp_path / "plan.json").write_text(plan)
     with pytest.raises(SystemExit) as stop:
-        Plan.load(tmp_path)
+        load_plan(tmp_path)
     assert stop.value.code == 3 and capsys.readouterr().err.count("\n") == 1
 
 

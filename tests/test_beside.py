@@ -159,11 +159,11 @@ def broken_run(tmp_path, *flags, script="dqn"):
     return only_run(tmp_path), ["--resume", only_run(tmp_path), "--allow-env-import"]
 
 
-DQN = ("--learning-starts", 40, "--batch-size", 16, "--hidden-sizes", 16, "--n-step", 3, "--buffer-size", 400)
+RAINBOW = ("--learning-starts", 40, "--batch-size", 16, "--hidden-sizes", 16, "--buffer-size", 400)
 PPO = ("--num-steps", 20, "--num-envs", 2)
 
 
-@pytest.mark.parametrize(("script", "flags"), [("dqn", DQN), ("ppo", PPO)])
+@pytest.mark.parametrize(("script", "flags"), [("rainbow", RAINBOW), ("ppo", PPO)])
 def test_a_failing_environment_ends_the_run_after_a_checkpoint_and_resume_begins_new_episodes(script, flags, tmp_path):
     run_dir, resume = broken_run(tmp_path, *flags, script=script)
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*.pt")
@@ -180,8 +180,8 @@ def test_a_failing_environment_ends_the_run_after_a_checkpoint_and_resume_begins
 
 def test_the_cut_of_new_episodes_is_in_every_later_checkpoint(tmp_path):
     """A file of the replay that was written before holds the newest step without its truncation."""
-    run_dir, resume = broken_run(tmp_path, *DQN)
-    run_script(*resume)
+    run_dir, resume = broken_run(tmp_path, *RAINBOW, script="rainbow")
+    run_script(*resume, script="rainbow")
     saved = common.checkpoint.load_latest(run_dir / "checkpoints")
     rings = [common.checkpoint.read_file(run_dir / "checkpoints" / file) for file, _, _ in saved["segments"]["replay"]]
     truncations = np.concatenate([ring["truncations"].numpy() for ring in rings])[:, 0]

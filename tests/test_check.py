@@ -12,19 +12,21 @@ import torch
 from conftest import ROOT, load
 from gymnasium.spaces import Box, Discrete
 
-from common.tools import check, witness
-from common.tools.check import CHECKS, Failed, Lab, Skipped, _compare_stored, _length, _line, as_words, examine
-from common.tools.worlds import Clockwork, Drift, Ladder, Ledger
+from common.tools.check import checks, recorder
+from common.tools.check.checks import CHECKS, _compare_stored, _length, _line, examine
+from common.tools.check.harness import Failed, Harness, Skipped
+from common.tools.check.probe_envs import ElapsedTime, Ladder, PlannedEpisodes, PushedPoint
+from common.tools.launch.cli import as_words
 
-DQN, PPO, SAC, REINFORCE = "dqn", "ppo", "sac", "reinforce_rollout"
+DQN, RAINBOW, PPO, SAC, REINFORCE = "dqn", "rainbow", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"
-FINAL = "next_obs=common.final_obs(next_obs, infos),"
+FINAL = "final_obs = common.final_obs(next_obs, infos)\n"
 BOGUS = """obs = next_obs
         if (terminations | truncations).all():
             no = torch.zeros_like(terminations)
             replay.add(
                 obs=common.final_obs(next_obs, infos), actions=actions, rewards=0 * rewards, next_obs=next_obs,
-                terminations=no, truncations=no,
+                terminations=no,
             )
 """
 ADD = """replay.add(
@@ -52,7 +54,7 @@ OWN_N_STEP = """pending.append((obs, actions, rewards))
             del pending[0]
 """
 NO_GAMMA = [
-    ("n_step=args.n_step,\n        gamma=args.gamma,", ""),
+    ("n_step=args.n_step, gamma=args.gamma, ", ""),
     ("metrics: dict[str, Tensor] = {}", "pending = []\n    metrics = {}"),
 ]
 
@@ -60,16 +62,16 @@ IN_UNITS = """actions, log_prob = squashed_gaussian(mean, log_std, torch.randn_l
         return actions, log_prob - self.scale.log().sum()"""
 
 MEMORY = """class Memory:
-    def __init__(self, *_, gamma, **__):
-        self.steps, self.gamma = [], gamma
+    def __init__(self, *_, **__):
+        self.steps = []
 
     def add(self, **step):
         self.steps.append(step)
 
-    def sample(self, size, beta):
+    def sample(self, size):
         picked = [self.steps[i] for i in torch.randint(len(self.steps), (size,))]
         batch = {name: torch.cat([step[name] for step in picked]) for name in picked[0]}
-        return SimpleNamespace(**batch, discounts=torch.full((size,), self.gamma))
+        return SimpleNamespace(**batch)
 
 
 def main("""
@@ -77,19 +79,23 @@ HEALTH = """common.vitals(q_network, replay.spread(256).obs, global_step, optimi
             health["health/replay_age"] = replay.mean_age()"""
 OWN_STORAGE = [
     ("common.ReplayBuffer(", "Memory("),
-    ("        replay=replay,\n", ""),
+    (', "replay": replay', ""),
     ("def main(", MEMORY),
     (HEALTH, "{}"),
 ]
-DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
+DEATH = ("terminations=terminations)", "terminations=terminations | truncations)")
 DRAWS = "        if run.evaluation_due(global_step):\n            torch.rand(1)\n"
 LAST_EVALUATION = "    evaluation(global_step)\n    run.finish"
 
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
     "truncation stored as death": (DQN, [DEATH], "transitions"),
-    "observation after the reset stored": (DQN, [(FINAL, "next_obs=next_obs,")], "transitions"),
-    "observation after the reset stored in a rollout": (PPO, [(FINAL, "next_obs=next_obs,")], "transitions"),
+    "observation after the reset stored": (DQN, [(FINAL, "final_obs = next_obs\n")], "transitions"),
+    "observation after the reset stored in a rollout": (
+        PPO,
+        [("next_obs=common.final_obs(next_obs, infos),", "next_obs=next_obs,")],
+        "transitions",
+    ),
     "transition of a next-step autoreset stored": (DQN, [("obs = next_obs\n", BOGUS)], "transitions"),
     "acts on the last observation after a reset": (
         DQN,
@@ -100,7 +106,7 @@ BUGS = {
     "rewards not stored": (SAC, [("rewards=rewards,", "rewards=0 * rewards,")], "transitions"),
     "another action stored than was played": (
         DQN,
-        [("            actions=actions,", "            actions=act(obs, epsilon),")],
+        [("actions=actions,", "actions=act(obs, epsilon),")],
         "transitions",
     ),
     "returns not logged": (DQN, [("run.log_episodes(infos, global_step)", "pass")], "returns"),
@@ -132,7 +138,7 @@ BUGS = {
         [("last_lr = 0.0 if args.anneal_lr else args.learning_rate", "last_lr = args.learning_rate")],
         "schedules",
     ),
-    "target network never updated": (DQN, [("if target_due(global_step):", "if False:")], "parameters"),
+    "target network never updated": (DQN, [("in range(target_due(global_step)):", "in range(0):")], "parameters"),
     "one critic never updated": (SAC, [("return qf1_loss + qf2_loss, {", "return qf1_loss, {")], "parameters"),
     "environments not seeded": (DQN, [("checkpoint.start(args.seed)", "checkpoint.start(1)")], "seed"),
     "networks not seeded": (
@@ -189,7 +195,7 @@ BUGS = {
         ],
         "flags",
     ),
-    "resume loses the optimizer": (DQN, [("        optimizer=optimizer,\n", "")], "resume"),
+    "resume loses the optimizer": (DQN, [(', "optimizer": optimizer', "")], "resume"),
     "resume loses the target critics": (SAC, [("        critic_target=critic_target,\n", "")], "resume"),
     "truncation as death, in storage of its own": (DQN, [*OWN_STORAGE, DEATH], "values"),
     "values cut at time limits": (
@@ -207,7 +213,7 @@ BUGS = {
         [("torch.where(truncations[t], next_values[t], next_return)", "next_return")],
         "values",
     ),
-    "n-step returns across episodes": (DQN, [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "False"))], "n_step"),
+    "n-step returns across episodes": (RAINBOW, [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "False"))], "n_step"),
     "GAE runs on over time limits": (
         PPO,
         [("gae_lambda * ~(terminations | truncations)", "gae_lambda * ~terminations")],
@@ -246,7 +252,7 @@ def fork(script, replaced, folder):
 
 def found(bug, tmp_path):
     script, replaced, name = BUGS[bug]
-    (verdict,) = examine(Lab(fork(script, replaced, tmp_path)), (name,))
+    (verdict,) = examine(Harness(fork(script, replaced, tmp_path)), (name,))
     return verdict
 
 
@@ -254,7 +260,7 @@ def found(bug, tmp_path):
 def test_a_planted_bug_is_found_and_is_exit_1(bug, tmp_path, capsys):
     script, replaced, name = BUGS[bug]
     with pytest.raises(SystemExit) as stop:
-        check.main([str(fork(script, replaced, tmp_path)), "--only", name])
+        checks.main([str(fork(script, replaced, tmp_path)), "--only", name])
     assert stop.value.code == 1
     _, verdict, summary = capsys.readouterr().out.splitlines()
     assert verdict.startswith(f"FAIL  {name} ")
@@ -292,15 +298,16 @@ def test_the_page_has_every_check_and_every_planted_bug():
 def test_our_scripts_pass(script):
     if script == "dqn_lightning":
         pytest.importorskip("lightning")
-    verdicts = list(examine(Lab(ROOT / "algos" / f"{script}.py")))
+    verdicts = list(examine(Harness(ROOT / "algos" / f"{script}.py")))
     assert [str(verdict) for verdict in verdicts if verdict.word == "FAIL"] == []
     skipped = {verdict.name for verdict in verdicts if verdict.word == "SKIP"}
     assert (
         skipped
         == {
-            "dqn": {"advantages", "entropy", "units"},
-            "dqn_lightning": {"advantages", "entropy", "units"},
+            "dqn": {"n_step", "advantages", "entropy", "units"},
+            "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
             "ppo": {"n_step", "entropy", "units"},
+            "rainbow": {"advantages", "entropy", "units"},
             "reinforce_rollout": {"n_step", "advantages", "entropy", "units"},
             "sac": {"n_step", "advantages"},
         }[script]
@@ -310,11 +317,11 @@ def test_our_scripts_pass(script):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_a_fork_makes_itself_passes_if_it_is_right(tmp_path):
-    own = fork("dqn", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
-    (verdict,) = examine(Lab(own), ("n_step",))
+    own = fork("rainbow", [*NO_GAMMA, (ADD, OWN_N_STEP.replace("FLUSH", "True"))], tmp_path)
+    (verdict,) = examine(Harness(own), ("n_step",))
     assert verdict.word == "PASS", verdict
     own = fork("dqn", OWN_STORAGE, tmp_path)
-    words = {verdict.name: verdict.word for verdict in examine(Lab(own), ("transitions", "values"))}
+    words = {verdict.name: verdict.word for verdict in examine(Harness(own), ("transitions", "values"))}
     assert words == {"transitions": "SKIP", "values": "PASS"}
 
 
@@ -365,28 +372,28 @@ def test_with_pytest_each_check_is_a_test(tmp_path):
 # --- the parts of it that can be seen without a run
 
 
-def steps_of(world, count):
-    """What `count` steps of a world were, in the form of a witness."""
-    rows, (obs, _) = [], world.reset(seed=0)
+def steps_of(env, count):
+    """`count` steps of an environment, as they are recorded."""
+    rows, (obs, _) = [], env.reset(seed=0)
     for _ in range(count):
-        action = world.action_space.sample()
-        after, reward, terminated, truncated, _ = world.step(action)
+        action = env.action_space.sample()
+        after, reward, terminated, truncated, _ = env.step(action)
         rows.append((obs, action, reward, terminated, truncated, after))
-        obs = world.reset()[0] if terminated or truncated else after
+        obs = env.reset()[0] if terminated or truncated else after
     names = ("obs", "actions", "rewards", "terminations", "truncations", "next_obs")
     return {name: torch.from_numpy(np.array([row[i] for row in rows])) for i, name in enumerate(names)}
 
 
-def ledger(ends="Tt", count=20):
-    return steps_of(Ledger((3, 5, 2), ends, Discrete(2)), count)
+def planned(ends="Tt", count=20):
+    return steps_of(PlannedEpisodes((3, 5, 2), ends, Discrete(2)), count)
 
 
 def stored_as(played):
     return {name: torch.stack([world[name] for world in played], 1) for name in played[0]}
 
 
-def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
-    played = [ledger(), ledger()]
+def test_episodes_stored_as_they_were_are_right_and_any_one_change_is_found():
+    played = [planned(), planned()]
     right = stored_as(played)
     assert _compare_stored(right, played, "here", 0.5) == 40
     for name in ("actions", "rewards", "terminations", "truncations", "next_obs", "obs"):
@@ -412,7 +419,7 @@ def test_a_ledger_stored_as_it_was_is_right_and_any_one_change_is_found():
 
 
 def test_clipped_rewards_are_right_and_constant_ones_are_not():
-    played = [ledger(), ledger()]
+    played = [planned(), planned()]
     right = stored_as(played)
     assert _compare_stored({**right, "rewards": right["rewards"].sign()}, played, "here", 0.5) == 40
     with pytest.raises(Failed, match="every reward is stored as 1"):
@@ -423,7 +430,7 @@ def test_clipped_rewards_are_right_and_constant_ones_are_not():
 
 
 def test_two_step_returns_are_right_within_an_episode_only():
-    (world,) = played = [ledger("T")]
+    (world,) = played = [planned("T")]
     kept = []
     for t in range(20):
         more = 0 if t == 19 or world["terminations"][t] else 1
@@ -442,18 +449,18 @@ def test_two_step_returns_are_right_within_an_episode_only():
         _compare_stored(stored, played, "here", 0.9)
 
 
-def test_the_worlds_are_what_they_say():
-    world = ledger(count=60)
+def test_the_probe_environments_are_what_they_say():
+    world = planned(count=60)
     over = (world["terminations"] | world["truncations"]).nonzero().flatten().tolist()
     ends = [(t, bool(world["terminations"][t])) for t in over]
     lengths = [b - a for (a, _), (b, _) in zip([(-1, None), *ends], ends, strict=False)]
-    number = int(world["obs"][0, 0] / Ledger.UNIT)
+    number = int(world["obs"][0, 0] / PlannedEpisodes.UNIT)
     assert lengths == [(3, 5, 2)[(number + k) % 3] for k in range(len(lengths))]
     assert [terminated for _, terminated in ends] == [(number + k) % 2 == 0 for k in range(len(ends))]
     assert len({tuple(obs) for obs in world["obs"].tolist()}) == 60
     assert len(set(world["rewards"].tolist())) == 8 and world["rewards"].min() < 0 < world["rewards"].max()
 
-    beside = ledger(count=60)  # the next environment is paid otherwise for the same step of the same episode
+    beside = planned(count=60)  # the next environment is paid otherwise for the same step of the same episode
     paid = [
         {tuple(obs): r for obs, r in zip(x["obs"][:, 1:].tolist(), x["rewards"].tolist(), strict=True)}
         for x in (world, beside)
@@ -464,15 +471,15 @@ def test_the_worlds_are_what_they_say():
     ladder.reset()
     assert [ladder.step(0)[:2] for _ in range(3)] == [([1.0], 0.0), ([1.0], 1.0), ([1.0], 1.0)]
 
-    clock = steps_of(Clockwork(Discrete(2)), 28)
+    clock = steps_of(ElapsedTime(Discrete(2)), 28)
     times = (clock["next_obs"][:, 0] * 8).int()
     terminated, truncated = (times[clock[name]].tolist() for name in ("terminations", "truncations"))
     assert (terminated, truncated) == ([3, 5, 3, 5], [2, 4, 2, 4])
     first = [clock["rewards"][t].item() for t in range(28) if clock["obs"][t] == 0]
     assert len(set(first)) > 4  # the same observation, and other rewards each time
 
-    drift = steps_of(Drift(Box(-1.0, 1.0, (1,))), 400)
-    assert 10 < drift["terminations"].sum() < 90
+    point = steps_of(PushedPoint(Box(-1.0, 1.0, (1,))), 400)
+    assert 10 < point["terminations"].sum() < 90
 
 
 def test_other_values_fit_their_type():
@@ -488,7 +495,7 @@ def test_other_values_fit_their_type():
 
     expected = {"a": [False], "e": [[64, 64, 65], [64, 65]], "f": ["y"], "g": []}
     for field in dataclasses.fields(Args):
-        values = witness.others(field.name, field.type, field.default)
+        values = recorder.others(field.type, field.default)
         assert field.default not in values
         if field.name in expected:
             assert values == expected[field.name]
@@ -507,7 +514,7 @@ def test_a_script_s_output_and_exit_code_are_its_own(tmp_path):
     path.write_text("import sys\nprint('said', sys.argv[1:])\nsys.exit(int(sys.argv[1]))\n")
     for code in (0, 4):
         words = (str(path), str(tmp_path), {}, [str(code)], None)
-        process = witness.server(path).Process(target=witness.play, args=words)
+        process = recorder.server(path).Process(target=recorder.play, args=words)
         process.start()
         process.join()
         assert process.exitcode == code

@@ -16,8 +16,8 @@ from conftest import ROOT, load, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.args import RunArgs
-from common.tools import check_results
-from common.tools.check_results import Args, read_row
+from common.tools.launch import check_results
+from common.tools.launch.check_results import Args, read_row
 
 SEEDS = (99, 100, 103, 108, 109)
 GIVEN = {"learning_rate": 3e-3, "gamma": 0.95, "norm_adv": False, "hidden_sizes": [8, 16], "target_kl": 0.5}
@@ -320,7 +320,7 @@ def test_a_damaged_file_is_one_line(fork, refused, text):
 
 
 STORED = sorted(path.parent for path in ROOT.glob("runs/results/**/runs.json") if "eval_return" in path.read_text())
-ONE_EACH = {row.facts[0]["script"]: row for row in [read_row(folder, folder.parent.name) for folder in STORED]}
+ONE_EACH = {row.configs[0]["script"]: row for row in [read_row(folder, folder.parent.name) for folder in STORED]}
 
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
@@ -335,7 +335,7 @@ def test_a_reference_row_becomes_the_command_that_made_it(script, tmp_path, caps
     row = ONE_EACH[script]
     (job, *_) = check_results.make_jobs(row, Args(runs_dir=tmp_path / "runs", level=0.05, seeds="101-119"))
     assert job.script == ROOT / "algos" / f"{script}.py"
-    ignored = check_results.FACTS | check_results.NOT_REPEATED | {"cuda", "torch_threads"}
+    ignored = check_results.NOT_ARGUMENTS | check_results.NOT_REPEATED | {"cuda", "torch_threads"}
     compared = {key: value for key, value in row.args.items() if key not in ignored}
     assert {key: job.wanted[key] for key in compared} == compared and len(compared) > 15
     assert f"python {job.script}" in capsys.readouterr().out

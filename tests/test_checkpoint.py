@@ -201,9 +201,6 @@ class FakeRun:
     def load_state_dict(self, state):
         pass
 
-    def resumed(self):
-        pass
-
     def must_stop(self):
         return False
 

@@ -1,4 +1,4 @@
-"""compare: which runs are found, which are one arm, what is computed of them, and what is written."""
+"""compare: which runs are found, which are one group, what is computed of them, and what is written."""
 
 import gzip
 import json
@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from common.tools import arms as grouping
-from common.tools import compare, measure, runs
+from common.tools import find_runs
+from common.tools.compare import compare, groups, measure
 
 RETURN, EVAL = "charts/episodic_return", "eval/episodic_return"
 
@@ -67,7 +67,7 @@ def folder(tmp_path):
 
 
 def found(words, where):
-    return runs.find([str(word) for word in words], where)
+    return find_runs.find([str(word) for word in words], where)
 
 
 def run_compare(*words, cwd=None, env=None):
@@ -96,7 +96,7 @@ def test_words_mean_folders_runs_scripts_and_groups(folder, tmp_path):
     one = folder / "CartPole-v1__my_idea__3"
     assert [run.path for run in found([one], folder)] == [one]
     assert {run.script for run in found(["anywhere/my_idea.py"], folder)} == {"my_idea"}
-    assert {run.facts["learning_rate"] for run in found(["rate 0.2"], folder)} == {0.2}
+    assert {run.config["learning_rate"] for run in found(["rate 0.2"], folder)} == {0.2}
     assert len(found([folder, one, "my_idea.py"], folder)) == 25  # each once
     both = found(["my_idea.py", "algos/dqn.py"], folder)
     assert [run.script for run in both] == ["my_idea"] * 5 + ["dqn"] * 20
@@ -138,7 +138,6 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--normalize", "CartPole-v1=nan,500"], 2, "ENV=LOW,HIGH"),
         (["runs", "--metric", "charts/none"], 2, "has logged charts/none"),
         (["runs", "--window", "0"], 2, "--window"),
-        (["runs", "--bootstrap", "5"], 2, "--bootstrap"),
         (["runs", "--plot", "a.bmp"], 2, ".png, .svg or .pdf"),
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
@@ -188,11 +187,11 @@ def test_reading_a_run_that_is_being_written(tmp_path):
     path.write_text(
         row + '{"global_step": 20, "time"\n' + '{"global_step": 30, "time": 3, "c": 1}\n{"global_step": 40, "a'
     )
-    metrics = runs.read_lines(path, ["a", "b", "time"])
+    metrics = find_runs.read_lines(path, ["a", "b", "time"])
     assert metrics.rows["a"].tolist() == [[10], [1.5], [2.0]]
     assert metrics.rows["b"].shape == (3, 0)
     assert (metrics.end_step, metrics.end_seconds, metrics.broken) == (30, 3, 1)
-    assert runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
+    assert find_runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
 
 
 def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
@@ -207,17 +206,17 @@ def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
     assert capsys.readouterr().out.count("final score") == 3
 
 
-# Arms
+# Groups
 
 
 def labels(found_runs, by=()):
-    return {label: sorted(run.name for run in mine) for label, mine in grouping.group(found_runs, by).items()}
+    return {label: sorted(run.name for run in mine) for label, mine in groups.group(found_runs, by).items()}
 
 
-def test_arms_are_scripts_and_the_hyperparameters_that_differ(folder):
-    arms = labels(found([folder], folder))
-    assert set(arms) == {"dqn learning_rate=0.1", "dqn learning_rate=0.2", "my_idea"}
-    assert [len(mine) for mine in arms.values()] == [10, 10, 5]  # gamma is another on each task: no difference
+def test_groups_are_scripts_and_the_hyperparameters_that_differ(folder):
+    groups = labels(found([folder], folder))
+    assert set(groups) == {"dqn learning_rate=0.1", "dqn learning_rate=0.2", "my_idea"}
+    assert [len(mine) for mine in groups.values()] == [10, 10, 5]  # gamma is another on each task: no difference
     assert set(labels(found(["dqn.py", "my_idea.py"], folder), ["script"])) == {"dqn", "my_idea"}
     assert set(labels(found([folder], folder), ["--learning-rate"])) == {"learning_rate=0.1", "learning_rate=0.2"}
     assert set(labels(found([folder], folder), ["env-id", "script"])) == {
@@ -225,17 +224,17 @@ def test_arms_are_scripts_and_the_hyperparameters_that_differ(folder):
     }  # fmt: skip
 
 
-def test_groups_and_named_folders_are_arms(folder, tmp_path):
+def test_groups_and_named_folders_are_groups(folder, tmp_path):
     assert set(labels(found(["rate 0.1", "rate 0.2"], folder))) == {"rate 0.1", "rate 0.2"}
     shutil.copytree(folder, tmp_path / "again")
-    arms = labels(found([f"old={folder}", f"new={tmp_path / 'again'}"], folder))
-    assert list(arms) == ["old", "new"] and [len(mine) for mine in arms.values()] == [25, 25]
+    groups = labels(found([f"old={folder}", f"new={tmp_path / 'again'}"], folder))
+    assert list(groups) == ["old", "new"] and [len(mine) for mine in groups.values()] == [25, 25]
     shutil.move(folder, tmp_path / "first")
     same = found([tmp_path / "first" / "CartPole-v1__my_idea__1", tmp_path / "again"], folder)
     assert len(labels([run for run in same if run.script == "my_idea"])) == 2  # a folder against a run of another
 
 
-def test_what_only_some_runs_have_makes_no_arm(tmp_path):
+def test_what_only_some_runs_have_makes_no_group(tmp_path):
     make_run(tmp_path, "old", seed=1, gamma=0.9)
     make_run(tmp_path, "new", seed=2, gamma=0.9, n_step=1)
     elsewhere = {"cuda": True, "device": "H100", "eval_episodes": 3, "resume": "x", "parent": {"sha256": "7"}}
@@ -245,7 +244,7 @@ def test_what_only_some_runs_have_makes_no_arm(tmp_path):
     assert set(labels(found([tmp_path], tmp_path))) == {"dqn", "dqn n_step=1", "dqn n_step=3"}
 
 
-def test_arms_with_many_differences_get_numbers(tmp_path):
+def test_groups_with_many_differences_get_numbers(tmp_path):
     for i in range(2):
         make_run(tmp_path, f"run{i}", **{f"a_rather_long_hyperparameter_{j}": i for j in range(9)})
     assert list(labels(found([tmp_path], tmp_path))) == ["dqn #1", "dqn #2"]
@@ -341,10 +340,10 @@ def test_fewer_than_five_runs_on_a_side_are_not_called_better(tmp_path):
     """5 beside 4, 4 beside 5 and 1 beside 1 have no P(better); 5 beside 5 has one."""
     for counts, said in (((5, 5), True), ((5, 4), False), ((4, 5), False), ((1, 1), False)):
         here = tmp_path / f"{counts}"
-        for arm, count in zip(("a", "b"), counts, strict=True):
+        for group, count in zip(("a", "b"), counts, strict=True):
             for seed in range(count):
-                value = 1.0 + seed + (arm == "b") * 100
-                make_run(here, f"{arm}{seed}", script=arm, seed=seed, episodes=linear(1), evals=[(1000, value)])
+                value = 1.0 + seed + (group == "b") * 100
+                make_run(here, f"{group}{seed}", script=group, seed=seed, episodes=linear(1), evals=[(1000, value)])
         comparison = task_of(here, [here])
         (table,) = [table for table in comparison.tables if "final score" in table.title]
         shown = cells_of(table, "b")["P(better than a)"]
@@ -353,7 +352,7 @@ def test_fewer_than_five_runs_on_a_side_are_not_called_better(tmp_path):
 
 
 def test_tables_hold_what_a_hand_would_compute(folder):
-    comparison = task_of(folder, ["dqn.py", "my_idea.py"], "--by", "script", "--bootstrap", "500")
+    comparison = task_of(folder, ["dqn.py", "my_idea.py"], "--by", "script")
     tables = {table.title: table for table in comparison.tables}
     row = cells_of(tables["CartPole-v1: final score (last greedy evaluation)"], "dqn")
     scores = sorted([10.0 * s for s in (1, 2, 3, 4, 5)] + [10.0 * (s + 3) for s in (1, 2, 3, 4, 5)])
@@ -456,10 +455,10 @@ def test_runs_of_a_wandb_project(monkeypatch, capsys, tmp_path):
     FakeApi.scanned = []
     several = found(["wandb:me/plainrl/baseline"], tmp_path)
     assert FakeApi.scanned == [] and "run3 is left out" in capsys.readouterr().err
-    assert [run.facts["wandb_group"] for run in several] == ["baseline"] * 3
+    assert [run.config["wandb_group"] for run in several] == ["baseline"] * 3
     args = compare.Args(("x",), window=0.1)
     comparison = compare.compare(several, args)
-    (label,) = comparison.arms
+    (label,) = comparison.groups
     (task,) = comparison.tasks
     cell = task.cells[label]
     assert cell.final.tolist() == [50, 51, 52]
@@ -486,8 +485,8 @@ def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
         raise KeyboardInterrupt(code)
 
     monkeypatch.setattr(os, "_exit", ended)
-    monkeypatch.setattr(runs, "wandb_service", lambda: None)  # the one of other tests in this process
-    monkeypatch.setattr(runs, "W_AND_B_TIMEOUT", 0.2)
+    monkeypatch.setattr(find_runs, "wandb_service", lambda: None)  # the one of other tests in this process
+    monkeypatch.setattr(find_runs, "W_AND_B_TIMEOUT", 0.2)
     never = threading.Event()
     monkeypatch.setattr(wandb, "Api", never.wait)
     with pytest.raises(KeyboardInterrupt, match="2"):
@@ -504,10 +503,10 @@ def test_wandb_that_failed_does_not_hold_the_process(tmp_path):
     code = """if True:
         import atexit, threading
         from pathlib import Path
-        from common.tools import runs
+        from common.tools import find_runs
         atexit.register(threading.Event().wait)  # as wandb's waits for its service
         print("so far")
-        runs.find(["wandb:me/plainrl"], Path())
+        find_runs.find(["wandb:me/plainrl"], Path())
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2 and done.stdout == "so far\n"
@@ -526,7 +525,7 @@ def test_the_command_writes_tables_figures_and_a_page(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "font cache" not in line] == []  # matplotlib's first time
     lines = done.stdout.splitlines()
-    assert next(line for line in lines if line.startswith("arm")).split()[:3] == ["arm", "runs", "IQM"]
+    assert next(line for line in lines if line.startswith("group")).split()[:3] == ["group", "runs", "IQM"]
     assert lines[-3:] == [str(path) for path in files.values()]
     rows = [line for line in files["md"].read_text().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows[:3]}) == 1 and rows[1].startswith("| --- |")

@@ -8,7 +8,7 @@ import pytest
 from test_compare import linear, make_run
 
 from common.evaluation import Camera
-from common.tools import compare
+from common.tools.compare import compare
 
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
@@ -112,7 +112,7 @@ def drawn(tab, chart):
 
 def test_curves_can_be_hovered_smoothed_switched_and_hidden(opened):
     tab = opened(1200, 900)
-    labels = [label.strip() for label in tab.locator("#arms label").all_inner_texts()]
+    labels = [label.strip() for label in tab.locator("#groups label").all_inner_texts()]
     assert labels == ["dqn", NAME, "fork"]
     cartpole = next(i for i in (0, 1) if tab.evaluate(f"data.tasks[{i}].env_id") == "CartPole-v1")
     steps, curve = drawn(tab, cartpole)["dqn"]
@@ -138,9 +138,9 @@ def test_curves_can_be_hovered_smoothed_switched_and_hidden(opened):
     tab.locator("#each").check()
     assert len([name for name in drawn(tab, cartpole) if name.startswith("CartPole-v1__dqn__")]) == 3
     tab.locator("#each").uncheck()
-    tab.locator("#arms input").first.uncheck()
+    tab.locator("#groups input").first.uncheck()
     assert "dqn" not in drawn(tab, 0) and "fork" in drawn(tab, 0)
-    tab.locator("#arms input").first.check()
+    tab.locator("#groups input").first.check()
     assert "dqn" in drawn(tab, 0)
 
 
@@ -149,7 +149,7 @@ def test_tables_code_and_runs_can_be_read(opened):
     assert tab.evaluate("window.hacked") is None
     rows = tab.locator("#differs tr").all_inner_texts()
     assert any(row.split("\t") == ["learning_rate", "0.1", "0.12", "0.12"] for row in rows)
-    assert tab.get_by_text("forked from").count() == 0  # its parent is the first arm
+    assert tab.get_by_text("forked from").count() == 0  # its parent is the first group
     tab.get_by_text("fork against dqn").click()
     diff = tab.locator("details[open] .diff")
     assert diff.locator(".add").all_inner_texts() == ["+++ fork.py", "+width = 128", "+# more"]
@@ -174,7 +174,7 @@ def test_it_fits_a_phone(opened, tmp_path):
     tab = opened(390, 844, is_mobile=True, has_touch=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.locator("#chart0").bounding_box()["width"] <= 390
-    tab.locator("#arms input").first.tap()
+    tab.locator("#groups input").first.tap()
     assert "dqn" not in drawn(tab, 0)
     tab.screenshot(path=tmp_path / "phone.png", full_page=True)
 

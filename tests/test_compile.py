@@ -139,14 +139,16 @@ def check(script, name, make, rel, tmp_path, monkeypatch, **flags):
 
 CASES = {
     "ppo": ("ppo", "update", lambda _: ppo_batch(True), {"hidden_sizes": (8,), "clip_vloss": True, "ent_coef": 0.01}),
-    "dqn": ("dqn", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,), "prioritized_replay": True}),
+    "dqn": ("dqn", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
+    "rainbow": ("rainbow", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "sac actor": ("sac", "update_actor", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
 }
 SLOW = {
     "reinforce_rollout": ("reinforce_rollout", "update", reinforce_returns, {"num_steps": 8, "num_envs": 4}),
     "sac critic": ("sac", "update_critic", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
     "ppo Box": ("ppo", "update", lambda _: ppo_batch(False), {"env_id": "Pendulum-v1"}),
-    "dqn dueling": ("dqn", "update", lambda _: dqn_batch(), {"dueling": True, "double": False}),
+    "dqn not double": ("dqn", "update", lambda _: dqn_batch(), {"double": False}),
+    "rainbow plain": ("rainbow", "update", lambda _: dqn_batch(), {"distributional": False, "double": False}),
     "sac fixed alpha": ("sac", "update_actor", lambda _: sac_batch(), {"alpha": 0.1}),
 }
 

@@ -241,7 +241,7 @@ def wait_for(condition, process):
 
 QUIET = ["--no-track", "--no-capture-video", "--eval-episodes", 2, "--log-interval", 700, "--num-envs", 2]
 PPO = ["ppo", *QUIET, "--norm-obs", "--norm-reward", "--eval-interval", 2000, "--save-interval", 256]
-DQN = ["dqn", *QUIET, "--prioritized-replay", "--learning-starts", 400, "--buffer-size", 700, "--save-interval", 200]
+RAINBOW = ["rainbow", *QUIET, "--learning-starts", 400, "--buffer-size", 700, "--save-interval", 200]
 CHAINED = HERE / "chained.py"
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
 
@@ -286,7 +286,7 @@ def equal_runs(a, b):
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("flags", [[*PPO, "--total-timesteps", 12_000], [*DQN, "--total-timesteps", 4000]])
+@pytest.mark.parametrize("flags", [[*PPO, "--total-timesteps", 12_000], [*RAINBOW, "--total-timesteps", 4000]])
 def test_a_killed_process_is_started_again_and_nothing_changes(flags, tmp_path):
     finish(launch(CHAINED, *flags, "--runs-dir", tmp_path / "whole"))
     folder = tmp_path / "killed"

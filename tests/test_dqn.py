@@ -35,89 +35,35 @@ class Table(nn.Module):
 
 
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("prioritized", [False, True])
-def test_loss_and_gradient_against_a_hand_computation(double, prioritized):
-    # Four transitions: an ordinary one, a terminated one, one whose two networks disagree on the best action, and
-    # one whose return was cut after two of three steps. Their rewards are returns already.
+def test_loss_and_gradient_against_a_hand_computation(double):
+    # Three transitions: an ordinary one, a terminated one, and one whose two networks disagree on the best action.
     q, target = [[1.0, 2.0], [5.0, 3.0], [0.5, 9.0]], [[4.0, 3.0], [2.0, 8.0], [7.0, 6.0]]
-    s, a, r, s2 = [0, 1, 0, 2], [1, 0, 0, 1], [3.0, -4.0, 0.25, 1.5], [1, 2, 2, 0]
-    terminated = [False, True, False, False]
-    discounts = [0.9**3, 0.9, 0.9**3, 0.9**2]
-    weights = [1.0, 0.5, 0.2, 0.7]
+    s, a, r, s2 = [0, 1, 0], [1, 0, 0], [3.0, -4.0, 0.25], [1, 2, 2]
+    terminated = [False, True, False]
     gradient = np.zeros((3, 2))
-    losses, errors = [], []
-    for i in range(4):
+    losses = []
+    for i in range(3):
         row, target_row = q[s2[i]], target[s2[i]]
         best = int(np.argmax(row if double else target_row))
-        y = r[i] if terminated[i] else r[i] + discounts[i] * target_row[best]
-        weight = weights[i] if prioritized else 1.0
-        errors.append(q[s[i]][a[i]] - y)
-        losses.append(weight * errors[i] ** 2)
-        gradient[s[i], a[i]] += weight * 2 * errors[i] / 4
+        y = r[i] if terminated[i] else r[i] + 0.9 * target_row[best]
+        losses.append((q[s[i]][a[i]] - y) ** 2)
+        gradient[s[i], a[i]] += 2 * (q[s[i]][a[i]] - y) / 3
 
     network, frozen = Table(q), Table(target)
     batch = SimpleNamespace(
         obs=torch.tensor(s).unsqueeze(1),
         actions=torch.tensor(a),
         rewards=torch.tensor(r, dtype=torch.float64),
-        discounts=torch.tensor(discounts, dtype=torch.float64),
         next_obs=torch.tensor(s2).unsqueeze(1),
         terminations=torch.tensor(terminated),
-        weights=torch.tensor(weights, dtype=torch.float64),
     )
-    args = dqn.Args(double=double, prioritized_replay=prioritized)
-    loss, td_errors, metrics = dqn.dqn_loss(network, frozen, batch, args)
+    loss, metrics = dqn.dqn_loss(network, frozen, batch, dqn.Args(double=double, gamma=0.9))
     loss.backward()
     assert loss.item() == pytest.approx(np.mean(losses), abs=1e-6)
-    assert td_errors.tolist() == pytest.approx(errors, abs=1e-6)
-    assert not td_errors.requires_grad
     assert metrics["losses/td_loss"].item() == loss.item()
     assert metrics["losses/q_values"].item() == pytest.approx(np.mean([q[i][j] for i, j in zip(s, a, strict=True)]))
     assert np.allclose(network.table.grad.numpy(), gradient, atol=1e-6)
     assert frozen.table.grad is None
-
-
-def test_a_dueling_head_is_value_plus_centred_advantages():
-    torch.manual_seed(0)
-    head = dqn.Dueling(5, 7, 3).double()
-    x = torch.randn(4, 5, dtype=torch.float64)
-
-    def stream(layers, features):
-        first, _, second = (layer for layer in layers)
-        return np.maximum(features @ first.weight.T.numpy() + first.bias.numpy(), 0) @ second.weight.T.numpy() + (
-            second.bias.numpy()
-        )
-
-    with torch.no_grad():
-        value, advantage = stream(head.value, x.numpy()), stream(head.advantage, x.numpy())
-        q = head(x).numpy()
-    assert value.shape == (4, 1)
-    for b, action in itertools.product(range(4), range(3)):
-        assert q[b, action] == pytest.approx(value[b, 0] + advantage[b, action] - sum(advantage[b]) / 3)
-    # the state's value is the mean over actions: that is what makes the two streams identifiable
-    assert np.allclose(q.mean(axis=1), value[:, 0])
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pixels-v0"])
-def test_the_last_hidden_layer_is_the_one_that_splits(env_id):
-    envs = common.make_envs(env_id, 1)
-    plain, dueling = (dqn.QNetwork(envs, dqn.Args(hidden_sizes=(24, 48), dueling=flag)) for flag in (False, True))
-    envs.close()
-
-    def linear(module):
-        return [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)]
-
-    *before, (width, hidden), (_, num_actions) = linear(plain)
-    assert linear(dueling) == [*before, (width, hidden), (hidden, 1), (width, hidden), (hidden, num_actions)]
-    obs = torch.zeros(3, *envs.single_observation_space.shape, dtype=torch.uint8 if env_id == "Pixels-v0" else None)
-    assert dueling(obs).shape == plain(obs).shape == (3, num_actions)
-
-
-def test_dueling_needs_a_hidden_layer(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train(tmp_path, env_id="CartPole-v1", dueling=True, hidden_sizes=())
-    assert stop.value.code == 2
-    assert "--hidden-sizes" in capsys.readouterr().err
 
 
 def test_epsilon_starts_and_ends_where_it_says():
@@ -223,96 +169,33 @@ def test_every_episode_is_logged_once_and_every_stored_transition_is_true(env_id
     assert terminations == ends.get(env_id, mixed)
 
 
-class SpiedReplay(common.ReplayBuffer):
-    made: list = []  # noqa: RUF012
-
-    def __init__(self, *words, **options):
-        super().__init__(*words, **options)
-        self.options, self.betas, self.updates, self.rewards = options, [], [], []
-        self.made.append(self)
-
-    def add(self, **step):
-        self.rewards.append(step["rewards"].clone())
-        super().add(**step)
-
-    def sample(self, batch_size, beta=1.0):
-        self.betas.append(beta)
-        self.batch = super().sample(batch_size, beta)
-        return self.batch
-
-    def update_priorities(self, indices, td_errors):
-        assert indices is self.batch.indices
-        self.updates.append(td_errors.clone())
-        super().update_priorities(indices, td_errors)
-
-
-@pytest.fixture
-def spied(monkeypatch):
-    SpiedReplay.made.clear()
-    monkeypatch.setattr(common, "ReplayBuffer", SpiedReplay)
-    return SpiedReplay.made
-
-
-@pytest.mark.parametrize("num_envs", [1, 4])
-def test_beta_grows_to_exactly_1_and_every_update_sets_priorities(num_envs, tmp_path, spied):
-    train(
-        tmp_path,
-        env_id="CartPole-v1",
-        total_timesteps=1000,
-        num_envs=num_envs,
-        learning_starts=100,
-        train_frequency=4,
-        prioritized_replay=True,
-        prioritized_replay_alpha=0.7,
-        prioritized_replay_beta=0.3,
-        n_step=3,
-        gamma=0.9,
-    )
-    (replay,) = spied
-    assert replay.options == {"n_step": 3, "gamma": 0.9, "frame_stack": 0, "alpha": 0.7}
-    assert replay.betas == pytest.approx([0.3 + 0.7 * t / 1000 for t in range(104, 1001, 4)])
-    assert replay.betas[-1] == 1.0
-    assert len(replay.updates) == len(replay.betas)
-    assert len(np.unique(replay.priorities.tree.levels[0][:1000])) > 100
-
-
-def test_without_the_flags_replay_is_plain(tmp_path, spied):
-    train(tmp_path, env_id="CartPole-v1", total_timesteps=300, learning_starts=100)
-    (replay,) = spied
-    assert replay.options == {"n_step": 1, "gamma": 0.99, "frame_stack": 0, "alpha": None}
-    assert not replay.updates
-    assert replay.priorities is None
-
-
 @pytest.mark.parametrize("clip_rewards", [False, True])
-def test_each_reward_is_clipped_before_returns_are_made_of_it(clip_rewards, tmp_path, spied):
-    # of a sum of three, the sign would be another thing than the sum of three signs
-    train(tmp_path, env_id="Uneven-v0", total_timesteps=60, learning_starts=50, n_step=3, clip_rewards=clip_rewards)
-    (replay,) = spied
+def test_the_sign_of_each_reward_is_stored_if_it_is_clipped(clip_rewards, tmp_path, monkeypatch):
+    stored = []
+    add = common.ReplayBuffer.add
+    monkeypatch.setattr(common.ReplayBuffer, "add", lambda self, **step: stored.append(step) or add(self, **step))
+    train(tmp_path, env_id="Uneven-v0", total_timesteps=60, learning_starts=50, clip_rewards=clip_rewards)
     lengths = itertools.cycle((1, 30, 4))
     rewards = itertools.chain.from_iterable(range(1, length + 1) for length in lengths)
     expected = [1.0 if clip_rewards else float(reward) for reward in itertools.islice(rewards, 60)]
-    assert torch.cat(replay.rewards).tolist() == expected
+    assert torch.cat([step["rewards"] for step in stored]).tolist() == expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale-py")
-def test_atari_frames_are_stored_once(tmp_path, spied):
-    train(
-        tmp_path,
-        env_id="ALE/Pong-v5",
-        total_timesteps=60,
-        learning_starts=40,
-        buffer_size=100,
-        batch_size=4,
-        train_frequency=10,
-        dueling=True,
-        prioritized_replay=True,
-        n_step=3,
-    )
-    (replay,) = spied
-    assert replay.options["frame_stack"] == 4
+def test_atari_frames_are_stored_once(tmp_path, monkeypatch):
+    made = []
+
+    class Kept(common.ReplayBuffer):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            made.append(self)
+
+    monkeypatch.setattr(common, "ReplayBuffer", Kept)
+    flags = {"total_timesteps": 60, "learning_starts": 40, "buffer_size": 100, "batch_size": 4, "train_frequency": 10}
+    train(tmp_path, env_id="ALE/Pong-v5", **flags)
+    (replay,) = made
+    assert replay.frame_stack == 4
     assert "obs" not in replay.fields and len(replay.frames.ring) == 104
-    assert replay.batch.obs.shape == (4, 4, 84, 84) and replay.batch.obs.dtype == torch.uint8
 
 
 PROBES = {
@@ -325,22 +208,13 @@ PROBES = {
 }
 
 
-RAINBOW = {"n_step": 3, "dueling": True, "prioritized_replay": True}  # the parts of it that are here
-
-
-@pytest.mark.parametrize(
-    ("env_id", "flags"),
-    [
-        *itertools.product(PROBES, ({}, {"double": False}, RAINBOW)),
-        *(("Probe-discount-v0", {flag: value}) for flag, value in RAINBOW.items()),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
-)
-def test_probe_environments_reach_their_values(env_id, flags, tmp_path):
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("env_id", PROBES)
+def test_probe_environments_reach_their_values(env_id, double, tmp_path):
     run = train(
         tmp_path,
         env_id=env_id,
-        **flags,
+        double=double,
         gamma=0.5,
         total_timesteps=2500,
         learning_starts=100,
@@ -354,14 +228,12 @@ def test_probe_environments_reach_their_values(env_id, flags, tmp_path):
         assert q_values(run, [[obs]])[0].tolist() == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize("flags", [{}, RAINBOW], ids=["default", "all"])
-def test_a_time_limit_is_no_end_of_the_world(flags, tmp_path):
+def test_a_time_limit_is_no_end_of_the_world(tmp_path):
     # Reward 1 for ever, episodes cut after 5 steps: Q = 1 / (1 - gamma). Truncation taken for death gives at most 2.4.
     gamma = 0.8
     run = train(
         tmp_path,
         env_id="Endless-v0",
-        **flags,
         gamma=gamma,
         total_timesteps=6000,
         learning_starts=100,
@@ -437,11 +309,6 @@ def test_boolean_flags_of_the_algorithm_change_what_is_learnt(tmp_path):
     plain = weights(train(tmp_path, **base))
     assert not same(plain, weights(train(tmp_path, **base, anneal_lr=False)))
     assert not same(plain, weights(train(tmp_path, **base, double=False)))
-    assert not same(plain, weights(train(tmp_path, **base, n_step=2)))
-    prioritized = weights(train(tmp_path, **base, prioritized_replay=True))
-    assert not same(plain, prioritized)
-    for other in ({"prioritized_replay_alpha": 0.9}, {"prioritized_replay_beta": 0.9}):
-        assert not same(prioritized, weights(train(tmp_path, **base, prioritized_replay=True, **other)))
     pixels = {**SMALL, "env_id": "Pixels-v0", "total_timesteps": 150}
     assert not same(weights(train(tmp_path, **pixels)), weights(train(tmp_path, **pixels, clip_rewards=True)))
 
@@ -463,10 +330,9 @@ def test_a_wrong_action_space_is_one_line(tmp_path, capsys):
     assert "DQN needs a Discrete action space" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("prioritized_replay", [False, True])
-def test_a_loss_that_is_not_finite_ends_the_run(prioritized_replay, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train(tmp_path, **{**SMALL, "learning_rate": 1e30}, prioritized_replay=prioritized_replay)
+        train(tmp_path, **{**SMALL, "learning_rate": 1e30})
     assert stop.value.code == 4
     assert "losses/td_loss is" in capsys.readouterr().err
     for value in weights(only_run(next(tmp_path.iterdir()))).values():

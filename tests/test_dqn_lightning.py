@@ -42,9 +42,8 @@ def handlers_put_back():
         {},
         {"num_envs": 3, "train_frequency": 1, "target_network_frequency": 10},  # three updates in a row
         {"num_envs": 3, "train_frequency": 7, "target_network_frequency": 10, "total_timesteps": 301},
-        {"env_id": "Mixed-v0", "learning_starts": 0, "n_step": 3, "gamma": 0.9, "tau": 0.3, "learning_rate": 1e-4},
+        {"env_id": "Mixed-v0", "learning_starts": 0, "gamma": 0.9, "tau": 0.3, "learning_rate": 1e-4},
         {"env_id": "Truncating-v0", "double": False, "anneal_lr": False, "learning_rate": 1e-4},
-        {"prioritized_replay": True, "prioritized_replay_alpha": 0.8, "prioritized_replay_beta": 0.2, "n_step": 2},
         {"buffer_size": 64, "batch_size": 20, "hidden_sizes": (8,), "start_e": 0.7, "exploration_fraction": 0.1},
         {"eval_episodes": 2, "eval_interval": 150, "capture_video": False},
     ],

@@ -4,6 +4,7 @@ import contextlib
 import fractions
 import math
 import multiprocessing
+import re
 import sys
 import threading
 import time
@@ -86,10 +87,11 @@ def by_hand(*rows):
 @pytest.mark.parametrize(
     ("rows", "dtype", "column"),
     [
-        (({"x": 1}, {"x": 1.5}), np.float64, [1.0, 1.5]),
-        (({"x": True}, {"x": 2}), np.int64, [1, 2]),
-        (({"x": np.float32(0.1)}, {"x": 0.1}), np.float64, [float(np.float32(0.1)), 0.1]),
-        (({"x": 2.5}, {}, {"x": 1}), np.float64, [2.5, 0, 1]),
+        (({"x": 2.5}, {}, {"x": 1.0}), np.float64, [2.5, 0, 1]),
+        (({"x": 1}, {"x": 1.5}), object, [1, 1.5]),
+        (({"x": True}, {"x": 2}), object, [True, 2]),
+        (({"x": np.float32(0.1)}, {"x": 0.1}), object, [np.float32(0.1), 0.1]),
+        (({"x": 2.5}, {}, {"x": 1}), object, [2.5, None, 1]),
         (({"x": 2**53 + 1}, {"x": 0.5}), object, [2**53 + 1, 0.5]),
         (({"x": 2**70}, {"x": 1}), object, [2**70, 1]),
         (({"x": np.uint64(2**63 + 1)}, {"x": -1}), object, [2**63 + 1, -1]),
@@ -99,7 +101,7 @@ def by_hand(*rows):
         (({"x": {"y": 1}}, {"x": 3}), object, [{"y": 1}, 3]),
         (({"x": [1, 2]}, {"x": [1]}), object, [[1, 2], [1]]),
         (({"x": "a"}, {"x": "abc"}), object, ["a", "abc"]),
-        (({"x": np.array([1, 2])}, {"x": np.array([0.5, 3])}), np.float64, [[1, 2], [0.5, 3]]),
+        (({"x": np.array([1, 2])}, {}, {"x": np.array([3, 4])}), np.int64, [[1, 2], [0, 0], [3, 4]]),
         (({"x": 1 + 2j}, {"x": 1}), object, [1 + 2j, 1]),
     ],
 )
@@ -145,15 +147,9 @@ def test_an_info_that_is_no_dict_is_an_empty_one(info, async_envs):
     assert as_info(types.MappingProxyType({"a": 1})) == {}
 
 
-def test_what_a_worker_cannot_send_is_left_out_of_its_infos_with_one_warning(capfd):
-    info = {"lock": threading.Lock(), "x": 1, "deep": {"lambda": lambda: 0, "y": 2}}
-    envs = make_envs(odd(info=lambda t: info), 2, async_envs=True)
-    for infos in (envs.reset(seed=1)[1], envs.step(torch.zeros(2, dtype=torch.int64))[4]):
-        assert infos["x"].tolist() == [1, 1] and infos["deep"]["y"].tolist() == [2, 2]
-        assert "lock" not in infos and "lambda" not in infos["deep"]
-    envs.close()
-    (line,) = capfd.readouterr().err.splitlines()
-    assert "lock, lambda" in line and line.startswith("warning: ")
+def test_an_info_that_a_worker_cannot_send_is_exit_5(capfd):
+    code, (line,) = fails(capfd, odd(info=lambda t: {"lock": threading.Lock()}), async_envs=True)
+    assert (code, line) == (5, "error: environment 0 failed: TypeError: cannot pickle '_thread.lock' object")
 
 
 # Observations
@@ -387,15 +383,13 @@ def test_integer_boxes_get_whole_numbers_within_their_bounds(dtype, low, high):
 
 @pytest.mark.parametrize(
     ("dtype", "low", "high"),
-    [(np.float32, -2, 3), (np.float64, -0.1, 0.1), (np.float16, -np.inf, np.inf), (np.float64, -np.inf, 1e300)],
+    [(np.float32, -2, 3), (np.float64, -0.1, 0.1), (np.float16, -9, 9), (np.float64, -np.inf, 1e300)],
 )
 def test_float_boxes_get_their_own_dtype(dtype, low, high):
     space = Box(low, high, (1,), dtype)
-    limit = float(np.finfo(dtype).max)
     given = [-1e30, -0.05, 0.0, 0.07, 1e6, 3e38]
     for action, value in zip(given, sent(space, np.array(given, np.float32)[:, None]), strict=True):
-        bounds = max(float(space.low[0]), -limit), min(float(space.high[0]), limit)
-        expected = min(max(float(np.float32(action)), bounds[0]), bounds[1])
+        expected = min(max(float(np.float32(action)), float(space.low[0])), float(space.high[0]))
         assert value.dtype == dtype
         assert value[0] == dtype(expected)
 
@@ -609,7 +603,8 @@ def test_a_close_that_fails_in_a_worker_only_is_one_warning(capfd, monkeypatch):
     play(envs)
     envs.close()
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 failed in close(): OSError")
+    first = re.sub("[012]", "0", line, count=1)  # they close at the same time
+    assert first.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 failed in close(): OSError")
     assert [process.exitcode for process in envs.vector.processes] == [0, 0, 0]
 
 

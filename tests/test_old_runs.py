@@ -6,8 +6,9 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from common.tools import compare, evaluate
-from common.tools.tables import number
+from common.tools import evaluate
+from common.tools.compare import compare
+from common.tools.compare.tables import number
 
 OLD = ROOT / "tests" / "old_runs"
 RUNS = sorted(OLD.iterdir())

@@ -100,7 +100,7 @@ def tensorboard(run_dir):
 QUICK = ["--no-track", "--no-capture-video", "--eval-episodes", 3, "--log-interval", 700]
 DQN = [*QUICK, "--total-timesteps", 12_000, "--save-interval", 500, "--learning-starts", 500, "--eval-interval", 4000]
 PPO = [*QUICK, "--save-interval", 500, "--eval-interval", 4000, "--num-envs", 2]
-REPLAY = ["--prioritized-replay", "--n-step", 3, "--buffer-size", 3000]
+RING = ["--buffer-size", 3000]
 NORMALISED = ["--norm-obs", "--norm-reward", "--num-steps", 128, "--num-minibatches", 4, "--update-epochs", 4]
 MUJOCO = [*PPO, *NORMALISED, "--total-timesteps", 16_000]
 ATARI = ["--env-id", "ALE/Breakout-v5", "--total-timesteps", 3000, "--save-interval", 300, "--batch-size", 8]
@@ -108,13 +108,15 @@ SHORT = ["--total-timesteps", 2500]
 
 CASES = {
     "dqn CartPole": ("dqn", DQN),
-    "dqn CartPole, prioritized, 3-step, full ring": ("dqn", [*DQN, *REPLAY]),
+    "dqn CartPole, full ring": ("dqn", [*DQN, *RING]),
     "dqn CartPole, 2 threads": ("dqn", [*DQN, "--torch-threads", 2]),
     "dqn CartPole, compiled": ("dqn", [*DQN, "--compile"]),
     "dqn CartPole, 3 environments in processes": ("dqn", [*DQN, "--num-envs", 3, "--async-envs"]),
-    "dqn_lightning CartPole": ("dqn_lightning", [*DQN, *REPLAY]),
+    "dqn_lightning CartPole, full ring": ("dqn_lightning", [*DQN, *RING]),
     "dqn LunarLander": ("dqn", [*DQN, "--env-id", "LunarLander-v3"]),
-    "dqn Breakout, prioritized, 3-step": ("dqn", [*DQN, *REPLAY[:-2], "--buffer-size", 1000, *ATARI]),
+    "rainbow CartPole, full ring": ("rainbow", [*DQN, *RING]),
+    "rainbow CartPole, compiled": ("rainbow", [*DQN, *RING, "--compile"]),
+    "rainbow Breakout": ("rainbow", [*DQN, "--buffer-size", 1000, *ATARI]),
     "ppo CartPole": ("ppo", [*PPO, "--total-timesteps", 30_000]),
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
@@ -124,7 +126,18 @@ CASES = {
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
 IN_CI = {
-    "dqn": [*DQN, *REPLAY[:-1], 600, "--total-timesteps", 4000, "--eval-interval", 2000],
+    "rainbow": [
+        *DQN,
+        "--buffer-size",
+        600,
+        "--total-timesteps",
+        4000,
+        "--eval-interval",
+        2000,
+        "--hidden-sizes",
+        32,
+        32,
+    ],
     "ppo": [*PPO, "--total-timesteps", 8000, "--save-interval", 250],
 }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.tools import check_results, stats
+from common.tools import stats
+from common.tools.launch import check_results
 
 RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text())
 
@@ -98,7 +99,7 @@ def test_the_interval_is_that_of_every_bootstrap_sample(statistic, tasks):
     assert checked >= 3
 
 
-def test_two_arms_are_drawn_independently():
+def test_two_groups_are_drawn_independently():
     x, y = [np.array([1.0, 2.0])], [np.array([1.0, 2.0])]
     values = [
         float(stats.probability_of_improvement(a, b)) for a in every_sample(x) for b in every_sample(y)
@@ -152,13 +153,13 @@ def test_a_band_in_parts_is_the_same_band(monkeypatch):
 @pytest.mark.parametrize("name", RLIABLE["tables"])
 def test_numbers_are_those_of_rliable(name):
     table = RLIABLE["tables"][name]
-    x, y = (list(np.array(table[arm]).T) for arm in "xy")
+    x, y = (list(np.array(table[group]).T) for group in "xy")
     for statistic, point in table["points"].items():
         function = getattr(stats, statistic)
-        arms = (x, y) if statistic == "probability_of_improvement" else (x,)
-        assert function(*arms) == pytest.approx(point)
+        groups = (x, y) if statistic == "probability_of_improvement" else (x,)
+        assert function(*groups) == pytest.approx(point)
         theirs = table["intervals"][statistic]
-        ours = stats.interval(function, *arms, reps=20_000)
+        ours = stats.interval(function, *groups, reps=20_000)
         # Two bootstraps of 20,000 draws differ in a 2.5 % quantile by about 1 % of the interval's length.
         assert ours == pytest.approx(theirs, abs=0.04 * (theirs[1] - theirs[0])), statistic
 

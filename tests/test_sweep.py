@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools import sweep, verdict
-from common.tools.launch import ask
-from common.tools.search import Dimension, flags, product, read_space, wandb_sweep
+from common.tools import stats
+from common.tools.launch import sweep
+from common.tools.launch.cli import ask
+from common.tools.launch.search_space import Dimension, flags, product, read_space, wandb_sweep
 
 optuna = pytest.importorskip("optuna", reason="extra sweep")
 scipy_stats = pytest.importorskip("scipy.stats", reason="extra sweep")
@@ -111,13 +112,11 @@ def test_the_flags_of_a_value_are_read_back_as_that_value():
 @pytest.mark.parametrize(("low", "high"), [(1e-5, 1e-1), (2, 9)])
 def test_draws_are_even_in_the_range_or_in_its_logarithm(log, low, high):
     """Kolmogorov-Smirnov and chi-squared tests against the definition, of the first draw of each of 600 slots."""
-    from common.tools.sweep import Args, Sweep
+    from common.tools.launch.study import sampler
 
-    sweep = object.__new__(Sweep)
-    sweep.args = Args(FORK, (), method="random")
     dimension, values = Dimension("x", low=low, high=high, log=log), []
     for slot in range(600):
-        study = optuna.create_study(sampler=sweep.sampler(slot))
+        study = optuna.create_study(sampler=sampler("random", 0, 20, slot))
         values.append(dimension.suggest(study.ask()))
     assert low <= min(values) and max(values) <= high
     if isinstance(low, int):
@@ -256,17 +255,19 @@ def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
     (folder,) = (fork / "runs").glob("*.sweep")
     for name in ("history.png", "importance.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
-    assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 7
+    assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 8
 
 
 def searched(tmp_path, method, count):
     """The learning rates that `count` trials draw one after the other, each told its score."""
+    from common.tools.launch.study import Queue
+
     args = sweep.Args(FORK, ("learning_rate=1e-5..1e-1:log",), method=method, trials=count)
     folder = tmp_path / method
     folder.mkdir()
     dimensions = space("learning_rate=1e-5..1e-1:log")
     search = sweep.Sweep(args, folder, method, [], {"env_id": "x"}, dimensions, [1])
-    queue = sweep.Queue(search, method, [{"slot": i, "fixed": {}, "seeds": [1]} for i in range(count)])
+    queue = Queue(search, method, [{"slot": i, "fixed": {}, "seeds": [1]} for i in range(count)])
     rates = []
     while (trial := queue.take()) is not None:
         rates.append(dimensions[0].suggest(trial))
@@ -457,9 +458,9 @@ def test_the_interval_is_that_of_all_resamples():
     ours, theirs = [1.0, 4.0, 9.0, 9.5], [0.0, 2.0, 5.5]
     means = [[np.mean(sample) for sample in itertools.product(values, repeat=len(values))] for values in (ours, theirs)]
     differences = np.subtract.outer(*means).ravel()
-    low, high = verdict.difference_interval(ours, theirs)
+    low, high = stats.difference_interval(ours, theirs)
     # The share of exact resamples below each end is 2.5 % and 97.5 %, within four standard errors of 20,000 draws.
-    error = 4 * math.sqrt(0.025 * 0.975 / verdict.RESAMPLES)
+    error = 4 * math.sqrt(0.025 * 0.975 / stats.RESAMPLES)
     for end, share in ((low, 0.025), (high, 0.975)):
         assert np.mean(differences < end - 1e-9) - error <= share <= np.mean(differences <= end + 1e-9) + error
 
@@ -468,7 +469,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
     covered = 0
     for i in range(150):
-        low, high = verdict.difference_interval(generator.normal(3, 2, 30), generator.normal(0, 5, 30), seed=i)
+        low, high = stats.difference_interval(generator.normal(3, 2, 30), generator.normal(0, 5, 30), seed=i)
         covered += low <= 3 <= high
     assert 0.88 <= covered / 150 <= 0.99
 
@@ -477,19 +478,19 @@ def test_probability_of_improvement_against_counting():
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 9, 7), generator.integers(0, 9, 11)
     wins = sum(1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b)
-    assert f"probability of improvement {wins / 77:.2f}" in verdict.sentence(a, b, promised=0.0)
-    assert f"probability of improvement {1 - wins / 77:.2f}" in verdict.sentence(b, a, promised=0.0)
+    assert f"probability of improvement {wins / 77:.2f}" in stats.significance(a, b, promised=0.0)
+    assert f"probability of improvement {1 - wins / 77:.2f}" in stats.significance(b, a, promised=0.0)
 
 
 def test_the_sentence_claims_no_more_than_the_interval():
     up, flat, down = [11.0, 12.0, 13.0, 14.0, 15.0], [1.0, 12.0, 19.0, 14.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert verdict.sentence(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
-    assert verdict.sentence(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
-    assert verdict.sentence(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
-    assert "in the sweep it had had 20, of which 7 did not come back" in verdict.sentence(up, down, 20.0)
-    assert "in the sweep" not in verdict.sentence(up, down, 12.0)
+    assert stats.significance(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
+    assert stats.significance(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
+    assert stats.significance(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
+    assert "7 of the 20 in the sweep did not replicate" in stats.significance(up, down, 20.0)
+    assert "in the sweep" not in stats.significance(up, down, 12.0)
     for ours, theirs in ((up[:4], down), (up, down[:4]), ([5.0], [1.0])):
-        said = verdict.sentence(ours, theirs, 20.0)
+        said = stats.significance(ours, theirs, 20.0)
         assert said.startswith(f"No verdict from {len(ours)} and {len(theirs)} runs, difference +")
         assert "at least 5 runs" in said and "beats" not in said and "probability" not in said
 

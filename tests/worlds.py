@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from common.tools.worlds import Endless, Probe, Push
+from common.tools.check.probe_envs import Endless, Probe, Push
 
 
 class Counter(gym.Env):

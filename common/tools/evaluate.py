@@ -13,14 +13,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import RunArgs, fail, parse
+from common.tools.launch.cli import at_least
+from common.tools.stats import iqm
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Args:
     render: Literal["none", "human"] = "none"
     """human shows the episodes in a window, one after the other"""
     video: Path | None = None
-    """film the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
+    """record the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
     json: Path | None = None
     """write every return and length, and the table, to this file"""
     allow_env_import: bool = False
@@ -54,33 +57,28 @@ HEADER = ("episodes", "mean", "std", "IQM", "min", "max", "length", "seconds")
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common evaluate")
-    import numpy as np
-
     from common.envs import has_screen
 
     if not args.run_dirs:
         fail("which run? python -m common evaluate RUN_DIR")
-    if args.episodes is not None and args.episodes < 1:
-        fail("--episodes must be at least 1")
-    if args.num_envs < 1:
-        fail("--num-envs must be at least 1")
-    if args.max_steps is not None and args.max_steps < 0:
-        fail("--max-steps must be at least 0")
-    if args.seed is not None and args.seed < 0:
-        fail("--seed must be at least 0")
+    at_least(args, episodes=1, num_envs=1, max_steps=0, seed=0)
     if args.render == "human" and not has_screen():
-        fail("there is no screen here (DISPLAY is not set); --video FILE.mp4 films instead")
+        fail("there is no screen here (DISPLAY is not set); use --video FILE.mp4")
     if args.video is not None and args.async_envs:
-        fail("--video films in this process: leave --async-envs out")
+        fail("--video records in this process: leave --async-envs out")
     several = len(args.run_dirs) > 1
     if several and args.video is not None and args.video.suffix == ".mp4":
-        fail(f"--video {args.video}: of several runs, films go into a folder")
+        fail(f"--video {args.video}: of several runs, videos go into a folder")
     if args.json is not None and not args.json.parent.is_dir():
         fail(f"there is no folder {args.json.parent} for {args.json.name}", code=6)
 
     width = max(len(path.resolve().name) for path in args.run_dirs)
-    if several:
-        print(f"{'run':<{width}}" + "".join(f"{name:>10}" for name in HEADER), flush=True)
+
+    def row(name: str, cells: Iterable[str]) -> None:
+        if several:
+            print(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
+
+    row("run", HEADER)
     scores: list[dict[str, Any]] = []
     failed = 0
     for path in args.run_dirs:
@@ -93,17 +91,15 @@ def main(argv: list[str]) -> None:
             failed = failed or (stop.code if isinstance(stop.code, int) and stop.code else 1)
             continue
         scores.append(score)
-        if several:
-            print(f"{score['run']:<{width}}" + "".join(f"{_short(score[name]):>10}" for name in HEADER), flush=True)
-        else:
-            returns = np.array(score["returns"])
+        row(score["run"], [_short(score[name]) for name in HEADER])
+        if not several:
             np.set_printoptions(suppress=True, threshold=100)
-            print(f"{score['env_id']}  {score['script']}  {score['episodes']} episodes")
-            print(f"returns {returns}")
-            print(
-                f"episodic_return {returns.mean():.6g} ± {returns.std():.6g}  episodic_length {score['length']:.6g}  "
-                f"IQM {score['IQM']:.6g}  min {score['min']:.6g}  max {score['max']:.6g}  {score['seconds']:.1f} s"
+            print("{env_id}  {script}  {episodes} episodes".format(**score))
+            print(f"returns {np.array(score['returns'])}")
+            text = (
+                "episodic_return {mean:.6g} ± {std:.6g}  episodic_length {length:.6g}  IQM {IQM:.6g}  min {min:.6g}  "
             )
+            print((text + "max {max:.6g}  {seconds:.1f} s").format(**score))
     if args.json is not None:
         try:
             args.json.write_text(json.dumps(scores, indent=1) + "\n")
@@ -132,7 +128,6 @@ def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """The returns of one run's policy and what they come to; seconds do not count making the network."""
     from common.evaluation import play
     from common.policy import load_policy
-    from common.tools.stats import iqm
 
     policy, run = load_policy(path, args.allow_env_import)
     name = path.resolve().name
@@ -146,38 +141,18 @@ def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         fail(f"args.json of {path} does not say how its policy was evaluated: {error!r}", code=3)
     began = time.monotonic()
+    how: dict[str, Any] = {"num_envs": args.num_envs, "async_envs": args.async_envs, "max_steps": max_steps}
+    human = args.render == "human"
     try:
-        returns, lengths = play(
-            policy,
-            run["env_id"],
-            episodes,
-            seed,
-            video,
-            args.allow_env_import,
-            human=args.render == "human",
-            num_envs=args.num_envs,
-            async_envs=args.async_envs,
-            max_steps=max_steps,
-        )
+        returns, lengths = play(policy, run["env_id"], episodes, seed, video, args.allow_env_import, human=human, **how)
     except Exception as error:
         fail(f"the policy in {path} cannot be played: {type(error).__name__}: {error}", code=1)
-    return {
-        "run": name,
-        "script": run["script"],
-        "env_id": run["env_id"],
-        "seed": seed,
-        "episodes": episodes,
-        "num_envs": min(args.num_envs, episodes),
-        "mean": float(returns.mean()),
-        "std": float(returns.std()),
-        "IQM": float(iqm([returns])),
-        "min": float(returns.min()),
-        "max": float(returns.max()),
-        "length": float(lengths.mean()),
-        "seconds": round(time.monotonic() - began, 3),
-        "returns": returns.tolist(),
-        "lengths": lengths.tolist(),
-    }
+    seconds = round(time.monotonic() - began, 3)
+    about = {"run": name, "script": run["script"], "env_id": run["env_id"], "seed": seed, "episodes": episodes}
+    statistics = {"mean": returns.mean(), "std": returns.std(), "IQM": iqm([returns])}
+    statistics |= {"min": returns.min(), "max": returns.max(), "length": lengths.mean()}
+    about |= {"num_envs": min(args.num_envs, episodes), **{key: float(value) for key, value in statistics.items()}}
+    return {**about, "seconds": seconds, "returns": returns.tolist(), "lengths": lengths.tolist()}
 
 
 def _short(value: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from common.tools.check import CHECKS, Lab, examine
+from common.tools.check.checks import CHECKS, examine
+from common.tools.check.harness import Harness
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,17 +30,17 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         items.clear()
     for script in scripts:
-        lab = functools.cache(functools.partial(Lab, Path(script)))  # made by the first test, and shared
-        items += [CheckItem.from_parent(session, name=name, script=script, lab=lab) for name in CHECKS]
+        harness = functools.cache(functools.partial(Harness, Path(script)))  # made by the first test, and shared
+        items += [CheckItem.from_parent(session, name=name, script=script, harness=harness) for name in CHECKS]
 
 
 class CheckItem(pytest.Item):
-    def __init__(self, *, script: str, lab: Callable[[], Lab], **kwargs: Any) -> None:
+    def __init__(self, *, script: str, harness: Callable[[], Harness], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.script, self.lab = script, lab
+        self.script, self.harness = script, harness
 
     def runtest(self) -> None:
-        (verdict,) = examine(self.lab(), (self.name,))
+        (verdict,) = examine(self.harness(), (self.name,))
         if verdict.word == "SKIP":
             pytest.skip(verdict.text)
         assert verdict.word == "PASS", verdict.text

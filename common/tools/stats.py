@@ -9,13 +9,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 Tasks = Sequence[np.ndarray]
-FEW = (
-    5  # runs: with fewer on either side nothing is said of which is better. Chance alone orders 4 and 4 in 1 of 70 ways
-)
+FEW = 5  # runs on either side, at least, to say which is better: chance orders 4 and 4 in 1 of 70 ways
+RESAMPLES = 20_000  # of `difference_interval`
+DRAWS = 2000  # of other bootstrap intervals
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
 ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
 
@@ -64,51 +65,77 @@ def too_few(*counts: int) -> str:
 
 
 def interval(
-    statistic: Callable[..., np.ndarray], *arms: Tasks, reps: int, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval by stratified bootstrap: runs are drawn again within their task, arms independently.
+    statistic: Callable[..., np.ndarray], *groups: Tasks, reps: int = DRAWS, seed: int = 0, level: float = 0.95
+) -> Any:
+    """Percentile interval by stratified bootstrap: runs are drawn again within their task, groups independently.
 
-    (nan, nan) where no task has more than one run: nothing was seen of luck.
+    Two numbers, or with leading dimensions of the scores two arrays of these. Both are nan where no task has more than
+    one run: nothing was seen of luck.
     """
-    if all(len(scores) < 2 for tasks in arms for scores in tasks):
+    if all(scores.shape[-1] < 2 for tasks in groups for scores in tasks):
         return np.nan, np.nan
     generator = np.random.default_rng(seed)
-    at_once = max(1, CELLS // sum(len(scores) for tasks in arms for scores in tasks))
+    at_once = max(1, CELLS // sum(scores.size for tasks in groups for scores in tasks))
+
+    def drawn(scores: np.ndarray, draws: int) -> np.ndarray:
+        runs = scores.shape[-1]
+        return scores[..., generator.integers(runs, size=(draws, runs))]
+
     found = []
     for begin in range(0, reps, at_once):
         draws = min(at_once, reps - begin)
-        again = [[scores[generator.integers(len(scores), size=(draws, len(scores)))] for scores in a] for a in arms]
-        found.append(statistic(*again))
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        found.append(statistic(*[[drawn(scores, draws) for scores in tasks] for tasks in groups]))
+    return np.quantile(np.concatenate(found, axis=-1), [(1 - level) / 2, (1 + level) / 2], axis=-1)
 
 
-def band(
-    curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int, seed: int = 0, level: float = 0.95
-) -> np.ndarray:
+def band(curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int) -> np.ndarray:
     """The statistic of curves [runs, points] at each point, and its interval: [3, points], centre, low, high.
 
     nan marks what a run does not reach: it does not count there. As in `interval`, one run has no interval.
     """
-    generator = np.random.default_rng(seed)
     result = np.full((3, curves.shape[1]), np.nan)
     present, kind = np.unique(~np.isnan(curves), axis=1, return_inverse=True)
     for i, there in enumerate(present.T):  # all points that the same runs reach at once
         points = np.flatnonzero(kind.reshape(-1) == i)
-        runs = curves[there][:, points].T  # [points, runs]
-        count = runs.shape[1]
-        if count == 0:
-            continue
-        result[0, points] = statistic([runs])
-        if count < 2:
-            continue
-        draws = generator.integers(count, size=(reps, count))
-        at_once = max(1, CELLS // draws.size)
-        for begin in range(0, len(points), at_once):
-            found = statistic([runs[begin : begin + at_once][:, draws]])  # [points, reps]
-            bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
-            result[1:, points[begin : begin + at_once]] = bounds
+        if there.any():
+            runs = curves[there][:, points].T  # [points, runs]
+            result[0, points] = statistic([runs])
+            result[1, points], result[2, points] = interval(statistic, [runs], reps=reps)
     return result
+
+
+def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of mean(ours) - mean(theirs), each resampled by itself.
+
+    Efron, 1979: https://doi.org/10.1214/aos/1176344552. With fewer than about ten values it is too narrow.
+    """
+    groups = [np.asarray(ours)], [np.asarray(theirs)]
+    return interval(lambda a, b: mean(a) - mean(b), *groups, reps=RESAMPLES, seed=seed)
+
+
+def significance(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
+    """What the runs of a sweep's winner (ours) and the defaults show; `promised` is the winner's mean in the sweep."""
+    difference, few = float(np.mean(ours) - np.mean(theirs)), too_few(len(ours), len(theirs))
+    if few:
+        runs = f"{len(ours)} and {len(theirs)} runs"
+        return f"No verdict from {runs}, difference {difference:+.4g}: {few} (--fresh-seeds)."
+    low, high = difference_interval(ours, theirs)
+    verdict = "These runs do not show that the winner beats the defaults"
+    if low > 0 or high < 0:
+        verdict = f"The winner {'beats' if low > 0 else 'is worse than'} the defaults on fresh seeds"
+    better = float(probability_of_improvement([np.asarray(ours)], [np.asarray(theirs)]))
+    luck = promised - float(np.mean(ours))
+    told = f"; {luck:.3g} of the {promised:.5g} in the sweep did not replicate" if luck > 0 else ""
+    return (
+        f"{verdict}: difference {difference:+.4g}, 95 % bootstrap interval {low:+.4g} to {high:+.4g}, "
+        f"probability of improvement {better:.2f}{told}."
+    )
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """With the sample standard deviation."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    return f"{np.mean(values):.5g} ± {spread:.3g}"
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""Runs a script as it is, in a process of its own, and notes what it did: the side of `check` that is watched.
+"""Runs a script as it is, in a process of its own, and records what it did.
 
-Every run is a fork of one server process in which the slow imports are done (multiprocessing's forkserver; where the
-system has none, each run imports anew). Nothing of the script is changed. Noted are what its environments answered,
-and, at the doors of `common`, what it stored, handed to its minibatches and put into its checkpoint.
+Every run is a fork of one server process that has done the slow imports (multiprocessing's forkserver; where the
+system has none, each run imports anew). Recorded are what its environments answered and what the script passed to
+`common`: steps stored, rollouts split into minibatches, parts of the checkpoint.
 """
 
 import ast
@@ -23,16 +23,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 PRELOAD = ["common.checkpoint", "common.compilation", "common.evaluation", "common.replay", "common.rollout"]
-PRELOAD += [
-    "common.normalize",
-    "common.tools.witness",
-    "common.tools.worlds",
-    "imageio_ffmpeg",
-    "torch._dynamo",
-]  # Adam's 2 s
-PRELOAD += ["torch.utils.tensorboard", "tyro", "typeguard"]
-REPORT = "witness.pt"  # what a run leaves behind, unless it was killed
+PRELOAD += ["common.normalize", "common.tools.check.recorder", "common.tools.check.probe_envs", "imageio_ffmpeg"]
+PRELOAD += ["torch._dynamo", "torch.utils.tensorboard", "tyro", "typeguard"]  # torch._dynamo: Adam's 2 s
+REPORT = "recorded.pt"  # what a run leaves behind, unless it was killed
 
 
 def server(script: Path) -> Any:
@@ -56,10 +53,10 @@ def play(script: str, folder: str, environ: dict[str, str], argv: list[str], sto
         stop: a signal, and the step of the first environment after which the process sends it to itself.
     """
     _enter(script, folder, environ, argv)
-    from common.tools import worlds
+    from common.tools.check.probe_envs import Recorder, register
 
-    worlds.register()
-    notes = Notes()
+    register()
+    recording = Recording()
     if stop is not None:
         number, at = stop
         steps = itertools.count(1)
@@ -68,16 +65,16 @@ def play(script: str, folder: str, environ: dict[str, str], argv: list[str], sto
             if next(steps) == at:
                 os.kill(os.getpid(), number)
 
-        worlds.Witness.after_step = staticmethod(after_step)
-    code: Any = 1
+        Recorder.after_step = staticmethod(after_step)
+    code: Any = 0
     try:
         runpy.run_path(script, run_name="__main__")
-        code = 0
     except SystemExit as exit:
         code = exit.code or 0
     except BaseException:
+        code = 1
         sys.excepthook(*sys.exc_info())
-    notes.write()
+    recording.write()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -85,7 +82,7 @@ def play(script: str, folder: str, environ: dict[str, str], argv: list[str], sto
 
 
 def describe(script: str, folder: str, environ: dict[str, str]) -> None:
-    """Leaves the flags of a script in `folder`: each field of its Args with its default and other values to try."""
+    """Writes the script's flags to flags.json: each field of its Args with its default and other values to try."""
     _enter(script, folder, environ, [])
     from common.args import RunArgs
 
@@ -94,18 +91,17 @@ def describe(script: str, folder: str, environ: dict[str, str]) -> None:
     if not found:
         print("error: it has no Args(common.RunArgs)", file=sys.stderr)
         os._exit(2)
-    args = found[-1]
-    hints = typing.get_type_hints(args, globalns=script_globals)
+    hints = typing.get_type_hints(found[-1], globalns=script_globals)
     inherited = {field.name for field in dataclasses.fields(RunArgs)}
     flags = {}
-    for field in dataclasses.fields(args):
+    for field in dataclasses.fields(found[-1]):
         value = None if field.default is dataclasses.MISSING else field.default
         own = field.name not in inherited
-        flags[field.name] = {"default": value, "others": others(field.name, hints[field.name], value) if own else None}
+        flags[field.name] = {"default": value, "others": others(hints[field.name], value) if own else None}
     Path("flags.json").write_text(json.dumps(flags))
 
 
-def others(name: str, kind: Any, value: Any) -> list[Any]:
+def others(kind: Any, value: Any) -> list[Any]:
     """Values near `value` that a flag of this type can have as well; none for a type that is not known."""
     options = typing.get_args(kind)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -139,8 +135,8 @@ def _enter(script: str, folder: str, environ: dict[str, str], argv: list[str]) -
     sys.path.insert(0, os.path.dirname(script))
 
 
-class Notes:
-    """What passes the doors of `common`."""
+class Recording:
+    """What a script passes to `common`, from here on."""
 
     def __init__(self) -> None:
         from common.checkpoint import Checkpoint
@@ -148,88 +144,69 @@ class Notes:
         from common.rollout import RolloutStorage
 
         self.stored: dict[int, list[dict[str, Any]]] = {}  # of each storage: its steps
-        self.minibatches: list[dict[str, Any]] = []  # whole rollouts, as they are split up first
-        self.checkpoint: Any = None
-        self.first: dict[str, dict[str, Any]] = {}
-        self.epochs: dict[int, int] = {}  # storage: steps ever added when it was split up last
-        notes = self
-
-        def noted(add: Any) -> Any:
-            def note_add(storage: Any, **step: Any) -> None:
-                mine = notes.stored.setdefault(id(storage), [])
-                mine.append({name: value.detach().cpu().clone() for name, value in step.items()})
-                add(storage, **step)
-
-            return note_add
-
-        ReplayBuffer.add = noted(ReplayBuffer.add)  # type: ignore[method-assign]
-        RolloutStorage.add = noted(RolloutStorage.add)  # type: ignore[method-assign]
-
+        self.minibatches: list[dict[str, Any]] = []  # whole rollouts, when they are first split up
+        self.parts: dict[str, Any] = {}  # of the checkpoint
+        self.first: dict[str, dict[str, Any]] = {}  # its parameters at the start
+        split: dict[int, int] = {}  # storage: how many steps it had had when it was split up last
         minibatches, start = RolloutStorage.minibatches, Checkpoint.start
 
-        def note_minibatches(storage: Any, num_minibatches: int, **more: Any) -> Any:
-            added = len(notes.stored.get(id(storage), ()))
-            if notes.epochs.get(id(storage)) != added:
-                notes.epochs[id(storage)] = added
-                rollout = {**storage.fields, **more}
-                notes.minibatches.append({k: v.detach().cpu().clone() for k, v in rollout.items()})
+        def recorded(add: Any) -> Any:
+            def record_add(storage: Any, **step: Any) -> None:
+                self.stored.setdefault(id(storage), []).append(copies(step))
+                add(storage, **step)
+
+            return record_add
+
+        def record_minibatches(storage: Any, num_minibatches: int, **more: Any) -> Any:
+            added = len(self.stored.get(id(storage), ()))
+            if split.get(id(storage)) != added:
+                split[id(storage)] = added
+                self.minibatches.append(copies({**storage.fields, **more}))
             return minibatches(storage, num_minibatches, **more)
 
-        def note_start(checkpoint: Any, seed: int) -> Any:
+        def record_start(checkpoint: Any, seed: int) -> Any:
             result = start(checkpoint, seed)
-            notes.checkpoint, notes.first = checkpoint, parameters(checkpoint.parts)
+            self.parts, self.first = checkpoint.parts, parameters(checkpoint.parts)
             return result
 
-        RolloutStorage.minibatches = note_minibatches  # type: ignore[method-assign, assignment]
-        Checkpoint.start = note_start  # type: ignore[method-assign, assignment]
+        ReplayBuffer.add = recorded(ReplayBuffer.add)  # type: ignore[method-assign]
+        RolloutStorage.add = recorded(RolloutStorage.add)  # type: ignore[method-assign]
+        RolloutStorage.minibatches = record_minibatches  # type: ignore[method-assign, assignment]
+        Checkpoint.start = record_start  # type: ignore[method-assign, assignment]
 
     def write(self) -> None:
-        import numpy as np
-        import torch
-
-        from common.tools.worlds import Witness
-
-        def column(steps: list[Any], i: int) -> Any:
-            return torch.from_numpy(np.array([step[i] for step in steps]))
+        from common.tools.check.probe_envs import Recorder
 
         names = ("obs", "actions", "rewards", "terminations", "truncations", "next_obs")
-        worlds = [
-            {"seeds": seen["seeds"], **{name: column(seen["steps"], i) for i, name in enumerate(names)}}
-            for seen in Witness.seen
-        ]
-        stored = [
-            {name: torch.stack([step[name] for step in steps]) for name in steps[0]} for steps in self.stored.values()
-        ]
-        parts = {} if self.checkpoint is None else self.checkpoint.parts
-        torch.save(
-            {
-                "worlds": worlds,
-                "stored": stored,
-                "minibatches": self.minibatches,
-                "first": self.first,
-                "last": parameters(parts),
-                "state": {name: digest(part) for name, part in parts.items() if not hasattr(part, "rings")},
-            },
-            REPORT,
-        )
+        envs = []
+        for seen in Recorder.seen:
+            columns = {name: np.array([step[i] for step in seen["steps"]]) for i, name in enumerate(names)}
+            envs.append({"seeds": seen["seeds"], **{name: torch.from_numpy(x) for name, x in columns.items()}})
+        report = {
+            "envs": envs,
+            "stored": [
+                {k: torch.stack([step[k] for step in steps]) for k in steps[0]} for steps in self.stored.values()
+            ],
+            "minibatches": self.minibatches,
+            "first": self.first,
+            "last": parameters(self.parts),
+            "state": {name: digest(part) for name, part in self.parts.items() if not hasattr(part, "rings")},
+        }
+        torch.save(report, REPORT)
+
+
+def copies(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 def parameters(parts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Copies of the parameters of every network among the parts of a checkpoint."""
-    from torch import nn
-
-    return {
-        name: {key: value.detach().cpu().clone() for key, value in part.named_parameters()}
-        for name, part in parts.items()
-        if isinstance(part, nn.Module)
-    }
+    networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {name: copies(dict(network.named_parameters())) for name, network in networks.items()}
 
 
 def digest(part: Any) -> str:
     """A hash of all numbers in the state of a network, an optimizer or a dict."""
-    import numpy as np
-    import torch
-
     sha = hashlib.sha256()
 
     def take(value: Any) -> None:

@@ -5,6 +5,7 @@ A run's arguments are read when it is found, its metrics only when it is compare
 
 import contextlib
 import errno
+import functools
 import gzip
 import json
 import math
@@ -15,7 +16,6 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,24 @@ class Metrics:
 @dataclass
 class Run:
     name: str
-    facts: dict[str, Any]  # args.json, or W&B's config
+    config: dict[str, Any]  # args.json, or W&B's config
     finished: bool
     read: Callable[[Sequence[str]], Metrics] = field(repr=False)
     path: Path | None = None  # the run directory; results and W&B have none
     url: str | None = None
     word: str = ""  # what it was asked for by, if that can mean several runs
-    arm: str | None = None  # NAME of NAME=RUNS
+    label: str | None = None  # NAME of NAME=RUNS
 
     @property
     def script(self) -> str:
-        return str(self.facts["script"])
+        return str(self.config["script"])
 
     @property
     def env_id(self) -> str:
-        return str(self.facts["env_id"])
+        return str(self.config["env_id"])
 
     def seed(self) -> str:
-        return str(self.facts.get("seed", "?"))
+        return str(self.config.get("seed", "?"))
 
 
 def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
@@ -71,14 +71,12 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
     Ends the process with code 2 or 3 and one line if a word means no run.
     """
     unreadable.clear()
-    known: list[Run] = []  # below runs_dir, read once for all words
 
+    @functools.cache  # read once for all words
     def below() -> list[Run]:
-        if not known:
-            if not runs_dir.is_dir():
-                fail(f"there is no folder {runs_dir}: say where the runs are with --runs-dir")
-            known.extend(walk(runs_dir))
-        return known
+        if not runs_dir.is_dir():
+            fail(f"there is no folder {runs_dir}: say where the runs are with --runs-dir")
+        return list(walk(runs_dir))
 
     stems = [Path(word.rpartition("=")[2]).stem for word in words if word.endswith(".py")]
     twice = {stem for stem in stems if stems.count(stem) > 1}
@@ -86,11 +84,11 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
         fail(f"two scripts are named {twice.pop()}.py: runs know their script by its name, so give the fork another")
     found: dict[Any, Run] = {}
     for word in words:
-        arm, equals, meant = word.partition("=")
+        label, equals, meant = word.partition("=")
         if not equals or Path(word).exists():
-            arm, meant = "", word
+            label, meant = "", word
         for run in _meant(meant, below):
-            run.arm = run.arm or arm or None
+            run.label = run.label or label or None
             found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
     if unreadable and not found:
         fail(unreadable[0], code=3)
@@ -120,9 +118,9 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
             return [run for run in results(path.parent) if run.name == str(path)]
         fail(f"{path.parent} has no results: its runs.json cannot be read", code=3)
     else:
-        found = [run for run in below() if run.facts.get("wandb_group") == word]
+        found = [run for run in below() if run.config.get("wandb_group") == word]
         if not found:
-            groups = sorted({str(run.facts["wandb_group"]) for run in below() if run.facts.get("wandb_group")})
+            groups = sorted({str(run.config["wandb_group"]) for run in below() if run.config.get("wandb_group")})
             there = f"; the groups are: {', '.join(groups[:10])}" if groups else ""
             fail(f"{word} is no folder, script or group of runs{there}")
     for run in found:
@@ -137,46 +135,41 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
     if (here.st_dev, here.st_ino) in seen:  # a link that leads back
         return
     seen.add((here.st_dev, here.st_ino))
-    if os.path.lexists(folder / "args.json"):
-        try:
+    entries: list[os.DirEntry] = []
+    name = next((name for name in ("args.json", "runs.json") if os.path.lexists(folder / name)), None)
+    try:
+        if name == "args.json":
             yield _directory(folder)
-        except (OSError, ValueError) as error:
-            warn(f"{folder} is left out, its args.json cannot be read: {error}")
-    elif os.path.lexists(folder / "runs.json"):
-        try:
+        elif name == "runs.json":
             yield from results(folder)
-        except (OSError, ValueError) as error:
-            warn(f"{folder} is left out, its runs.json cannot be read: {error}")
-    else:
-        try:
+        else:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            warn(f"{folder} is left out: {error.strerror}")
-            return
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from walk(Path(entry.path), seen)
+    except (OSError, ValueError) as error:
+        warn(f"{folder} is left out" + (f", its {name} cannot be read" if name else "") + f": {error}")
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from walk(Path(entry.path), seen)
 
 
 def _directory(path: Path) -> Run:
     """Raises OSError or ValueError if its args.json is not that of a run."""
-    facts = checked(read_object(path, "args.json"))
-    return Run(path.name, facts, finished_step(path) is not None, partial(read_lines, path / "metrics.jsonl"), path)
+    config = checked(read_object(path, "args.json"))
+    return Run(
+        path.name, config, finished_step(path) is not None, functools.partial(read_lines, path / "metrics.jsonl"), path
+    )
 
 
-def checked(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a run, where those that the tools go by are of the right kind; else ValueError."""
-    if not isinstance(facts, dict) or not all(facts.get(key) for key in ("script", "env_id")):
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, where those that the tools go by are of the right kind; else ValueError."""
+    if not isinstance(config, dict) or not all(config.get(key) for key in ("script", "env_id")):
         raise ValueError("it has no env_id or script")
-    if not all(isinstance(facts[key], str) for key in ("script", "env_id")):
-        raise ValueError("its env_id and script are no text")
-    if not isinstance(facts.get("total_timesteps") or 0, int | float):
-        raise ValueError("its total_timesteps is no number")
-    of_objects = {"versions": set(), "parent": {"script", "lines_added", "lines_removed"}}
-    for key, names in of_objects.items():
-        if facts.get(key) is not None and not (isinstance(facts[key], dict) and names <= facts[key].keys()):
+    kinds = {"script": str, "env_id": str, "total_timesteps": int | float, "versions": dict, "parent": dict}
+    for key, kind in kinds.items():
+        if config.get(key) is not None and not isinstance(config[key], kind):
             raise ValueError(f"its {key} is not what a run writes")
-    return facts
+    if config.get("parent") is not None and not {"script", "lines_added", "lines_removed"} <= config["parent"].keys():
+        raise ValueError("its parent is not what a run writes")
+    return config
 
 
 def results(folder: Path) -> list[Run]:
@@ -185,7 +178,9 @@ def results(folder: Path) -> list[Run]:
         kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its runs.json has another form: {error!r}") from None
-    return [Run(str(folder / name), facts, True, partial(read_lines, folder / name)) for name, facts in kept]
+    return [
+        Run(str(folder / name), config, True, functools.partial(read_lines, folder / name)) for name, config in kept
+    ]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
@@ -247,17 +242,18 @@ def from_wandb(word: str) -> list[Run]:
     parts = path.split("/", 2)
     group = {"group": parts[2]} if len(parts) == 3 else {}
     found = []
-    for run in _answers(
-        lambda: wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False),
-        f"W&B has no answer for {path}",
-    ):
-        facts = dict(run.config)
-        facts.setdefault("script", facts.get("exp_name"))
-        if not facts["script"] or not facts.get("env_id"):
+
+    def ask() -> Iterable[Any]:
+        return wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False)
+
+    for run in _answers(ask, f"W&B has no answer for {path}"):
+        config = dict(run.config)
+        config.setdefault("script", config.get("exp_name"))
+        if not config["script"] or not config.get("env_id"):
             warn(f"{run.name} is left out: its configuration has no env_id, or neither script nor exp_name")
             continue
-        facts["wandb_group"] = run.group
-        found.append(Run(run.name, facts, run.state == "finished", _history(run), url=run.url))
+        config["wandb_group"] = run.group
+        found.append(Run(run.name, config, run.state == "finished", _history(run), url=run.url))
     if not found:
         fail(f"W&B has no runs in {path}")
     return found
@@ -266,35 +262,31 @@ def from_wandb(word: str) -> list[Run]:
 def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
     """What W&B answers, one by one; an error, or no answer for W_AND_B_TIMEOUT seconds, ends the process.
 
-    wandb waits without a limit for its service process in places, its atexit hook among them, and the service does not
-    always end: so a thread asks, and this process ends without that hook.
+    wandb may wait for its service process for ever, in its atexit hook too: a thread asks, and the hook is left out.
     """
     import wandb
 
-    answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def asking() -> None:
         try:
             for answer in ask():
-                answers.put(("answer", answer))
-            answers.put(("end", None))
+                answers.put(answer)
+            answers.put(None)
         except BaseException as error:
-            answers.put(("error", error))
+            answers.put(error)
 
     threading.Thread(target=asking, daemon=True).start()
     try:
-        while True:
-            try:
-                kind, answer = answers.get(timeout=W_AND_B_TIMEOUT)
-            except queue.Empty:
-                fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
-            if kind == "end":
-                return
-            if kind == "error" and isinstance(answer, wandb.errors.Error | ValueError | OSError):
-                fail(f"{otherwise}: {str(answer).splitlines()[0] if str(answer) else type(answer).__name__}")
-            if kind == "error":
-                raise answer
-            yield answer
+        try:
+            while (answer := answers.get(timeout=W_AND_B_TIMEOUT)) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        except queue.Empty:
+            fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
+        except (wandb.errors.Error, ValueError, OSError) as error:
+            fail(f"{otherwise}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     except SystemExit as end:
         if service := wandb_service():
             service.kill()  # it holds this process's output open
@@ -308,7 +300,7 @@ def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
         rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
         otherwise = f"the history of {run.url} cannot be read from W&B"
         for key in keys:  # a scan for several keys has only the rows that hold all of them
-            scan = partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
+            scan = functools.partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
             for row in _answers(scan, otherwise):
                 numbers = _numbers(row)
                 if {"global_step", "_runtime"} <= numbers.keys():
@@ -326,9 +318,3 @@ def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """Without W&B's "NaN" and "Infinity", which are strings."""
     return {key: value for key, value in row.items() if isinstance(value, int | float) and np.isfinite(value)}
-
-
-def duplicates(runs: Iterable[Run]) -> list[str]:
-    """Seeds that occur more than once."""
-    seeds = [run.seed() for run in runs]
-    return sorted({seed for seed in seeds if seeds.count(seed) > 1})

@@ -3,16 +3,16 @@
     python -m common compare runs                          every run below a folder
     python -m common compare algos/dqn.py my_idea.py       the runs of two scripts below --runs-dir
     python -m common compare baseline my_idea              the runs of two --wandb-group names below --runs-dir
-    python -m common compare old=runs/a new=runs/b         two arms with names of your own
+    python -m common compare old=runs/a new=runs/b         two groups with names of your own
     python -m common compare wandb:ENTITY/PROJECT/GROUP    runs on a W&B server
 
-Runs of one script with the same hyperparameters are one arm, whatever their seeds; environments are tasks. --by names
-other arguments to tell arms apart by. The first arm is what the others are measured against.
+Runs of one script with the same hyperparameters are one group, whatever their seeds; environments are tasks. --by names
+other arguments that tell groups apart. The others are compared with the first group.
 
 A curve is the mean of the metric over the last --window steps; the line is the interquartile mean (IQM) over runs, the
-band its 95 % interval by stratified bootstrap, with the definitions of https://arxiv.org/abs/2108.13264. A final score
-is a run's last greedy evaluation, its best one the highest it has had, which flatters whoever evaluates more often;
-without evaluations both are of the training curve.
+band its 95 % interval by stratified bootstrap, as in https://arxiv.org/abs/2108.13264. A final score is a run's last
+greedy evaluation, its best one the highest (the more evaluations, the higher); without evaluations both are of the
+training curve.
 """
 
 import math
@@ -28,10 +28,11 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.redact import redact
 from common.tools import stats
-from common.tools.arms import group
-from common.tools.measure import Task, measure
-from common.tools.runs import Run, find, unreadable
-from common.tools.tables import Table, number, span, text, whole
+from common.tools.compare import figure, page, tables
+from common.tools.compare.groups import group
+from common.tools.compare.measure import Task, measure
+from common.tools.compare.tables import Table, number, span, whole
+from common.tools.find_runs import Run, find, unreadable
 
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
 NOT_SHOWN |= {"folder", "cwd"}
@@ -40,11 +41,11 @@ NOT_SHOWN |= {"folder", "cwd"}
 @dataclass
 class Args:
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUNS...")]
-    """folders, scripts (.py), groups, wandb:ENTITY/PROJECT[/GROUP]; NAME=RUNS makes these runs one arm"""
+    """folders, scripts (.py), groups, wandb:ENTITY/PROJECT[/GROUP]; NAME=RUNS makes these runs one group"""
     runs_dir: Path = Path("runs")
     """where the runs of scripts and groups are looked for"""
     by: tuple[str, ...] = ()
-    """arguments that tell arms apart (default: script, and the hyperparameters that differ within a task)"""
+    """arguments that tell groups apart (default: script, and the hyperparameters that differ within a task)"""
     metric: str = "charts/episodic_return"
     """what curves show, and what the threshold is a threshold of"""
     score: str = "eval/episodic_return"
@@ -54,9 +55,7 @@ class Args:
     normalize: tuple[str, ...] = ()
     """CartPole-v1=20,500 for each task: the scores that count as 0 and 1; several tasks then have one score"""
     window: float = 0.05
-    """the share of a run that a point of a curve is the mean of; where arms differ in length, of the shortest arm's"""
-    bootstrap: int = 2000
-    """draws for each interval"""
+    """the share of a run (of the shortest group's, where lengths differ) that a point of a curve is the mean of"""
     finished: bool = False
     """leave out runs that have not come to their end"""
     x: Literal["steps", "time"] = "steps"
@@ -75,7 +74,7 @@ class Args:
 
 @dataclass
 class Comparison:
-    arms: dict[str, list[Run]]
+    groups: dict[str, list[Run]]
     tasks: list[Task]
     tables: list[Table]
     notes: list[str] = field(default_factory=list)
@@ -89,25 +88,22 @@ def main(argv: list[str]) -> None:
         fail("none of these runs has come to its end")
     comparison = compare(runs, args)
     for table in comparison.tables:
-        print(text(table) + "\n")
+        print(tables.text(table) + "\n")
     print("\n".join(comparison.notes))
     command = redact(shlex.join(["python", "-m", "common", "compare", *argv]))
     try:
         if args.markdown is not None:
-            args.markdown.write_text(markdown(comparison, command), "utf-8")
+            parts = [f"**{table.title}**\n\n{tables.markdown(table)}" for table in comparison.tables]
+            parts = [f"```\n{command}\n```", *parts, "  \n".join(comparison.notes)]
+            args.markdown.write_text("\n\n".join(parts) + "\n", "utf-8")
         if args.plot is not None:
-            from common.tools.figure import draw
-
-            draw(comparison, args.plot, args.metric, args.x)
+            figure.draw(comparison, args.plot, args.metric, args.x)
         if args.html is not None:
-            from common.tools.page import write
-
-            write(comparison, args.html, args.metric, command, args.embed_mb)
+            page.write(comparison, args.html, args.metric, command, args.embed_mb)
     except OSError as error:
         fail(f"cannot write {error.filename or ''}: {error.strerror or error}", code=6)
-    for path in (args.markdown, args.plot, args.html):
-        if path is not None:
-            print(path)
+    for path in filter(None, (args.markdown, args.plot, args.html)):
+        print(path)
     if unreadable:
         fail(f"left out: {'; '.join(unreadable)}", code=3)
 
@@ -117,8 +113,6 @@ def check(args: Args) -> None:
         fail("which runs? for example: python -m common compare runs")
     if not 0 < args.window <= 1:
         fail(f"--window is a share of the run, above 0 and up to 1, not {args.window}")
-    if args.bootstrap < 100:
-        fail(f"--bootstrap must be at least 100, not {args.bootstrap}")
     if args.embed_mb < 0:
         fail(f"--embed-mb must be at least 0, not {args.embed_mb}")
     if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
@@ -129,22 +123,22 @@ def check(args: Args) -> None:
             import plotly  # noqa: F401
         except ImportError as error:
             fail(f'{error.name} is not installed: pip install -e ".[plot]"')
-    for path in (args.markdown, args.plot, args.html):
-        if path is not None and not path.parent.is_dir():
+    for path in filter(None, (args.markdown, args.plot, args.html)):
+        if not path.parent.is_dir():
             fail(f"there is no folder {path.parent} for {path.name}", code=6)
 
 
 def compare(runs: list[Run], args: Args) -> Comparison:
     """Reads, measures and tabulates `runs`."""
-    arms = group(runs, args.by)
-    comparison = Comparison(arms, [], [])
+    groups = group(runs, args.by)
+    comparison = Comparison(groups, [], [])
     envs = list(dict.fromkeys(run.env_id for run in runs))
     thresholds = {env: values[0] for env, values in per_task("threshold", args.threshold, envs, 1).items()}
     goals = per_task("normalize", args.normalize, envs, 2)
     for env_id in envs:
         if not args.threshold and (known := registered_threshold(env_id)) is not None:
             thresholds[env_id] = known
-        there = {label: [run for run in mine if run.env_id == env_id] for label, mine in arms.items()}
+        there = {label: [run for run in mine if run.env_id == env_id] for label, mine in groups.items()}
         there = {label: mine for label, mine in there.items() if mine}
         goal = thresholds.get(env_id)
         task = measure(env_id, there, goal, args.metric, args.score, args.window, comparison.notes)
@@ -155,26 +149,25 @@ def compare(runs: list[Run], args: Args) -> Comparison:
             fail(unreadable[0], code=3)
         fail(f"none of these runs has logged {args.metric} yet")
     for task in comparison.tasks:
-        comparison.tables += task_tables(task, args)
+        comparison.tables += task_tables(task)
     if len(comparison.tasks) > 1 or goals:
-        comparison.tables += over_tasks(comparison, goals, args)
-    if len(arms) > 1:
-        differ = differences(arms)
-        if differ.rows:
+        comparison.tables += over_tasks(comparison, goals)
+    counts = [len(cell.runs) for task in comparison.tasks for cell in task.cells.values()]
+    head = [
+        f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {stats.DRAWS:,} draws.",
+        "seconds: median of the whole run, evaluations included. To a threshold: when half of the runs had reached it.",
+    ]
+    tail = [f"Fewer than {stats.FEW} runs: a bootstrap of so few is too narrow."]
+    tail = tail if any(1 < count < stats.FEW for count in counts) else []
+    if len(groups) > 1:
+        head.append("P(better): how often a run beats one of the first group, ties half.")
+        if (differ := differences(groups)).rows:
             comparison.tables.append(differ)
         else:
-            comparison.notes.append("The arms have the same arguments, versions and device.")
-    comparison.notes[:0] = [
-        f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {args.bootstrap:,} draws.",
-        "seconds: from the start of a run to its end, evaluations included; the median. To a threshold: when half of "
-        "the runs had reached it.",
-        *(["P(better): how often a run beats one of the first arm, ties half."] if len(arms) > 1 else []),
-    ]
-    counts = [len(cell.runs) for task in comparison.tasks for cell in task.cells.values()]
-    if any(1 < count < stats.FEW for count in counts):
-        comparison.notes.append(f"Fewer than {stats.FEW} runs: a bootstrap of so few is too narrow.")
-    if len(arms) > 1 and (few := stats.too_few(*counts)):
-        comparison.notes.append(f"P(better) is left out where there are fewer runs: {few}.")
+            tail.insert(0, "The groups have the same arguments, versions and device.")
+        if few := stats.too_few(*counts):
+            tail.append(f"P(better) is left out where there are fewer runs: {few}.")
+    comparison.notes[:] = [*head, *comparison.notes, *tail]
     return comparison
 
 
@@ -207,26 +200,26 @@ def registered_threshold(env_id: str) -> float | None:
         return None
 
 
-def task_tables(task: Task, args: Args) -> list[Table]:
+def task_tables(task: Task) -> list[Table]:
     first = next(iter(task.cells))
     of = "last greedy evaluation" if task.score.startswith("eval/") else f"end of {task.score}"
     scores = Table(
         f"{task.env_id}: final score ({of})",
-        ["arm", "runs", "IQM", "95 % interval", "median", "mean", "std", "lowest", "highest", "best so far (IQM)"],
+        ["group", "runs", "IQM", "95 % interval", "median", "mean", "std", "lowest", "highest", "best so far (IQM)"],
         [],
     )
-    costs = Table(f"{task.env_id}: what it took", ["arm", "steps", "seconds", "steps/s"], [])
+    costs = Table(f"{task.env_id}: what it took", ["group", "steps", "seconds", "steps/s"], [])
     if task.threshold is not None:
         costs.header += [f"reached {task.threshold:g}", "steps to it", "seconds to it"]
     if len(task.cells) > 1:
         scores.header.append(f"P(better than {first})")
     for label, cell in task.cells.items():
         final, best = cell.final, np.array([run.best for run in cell.runs])
-        bounds = stats.interval(stats.iqm, [final], reps=args.bootstrap)
+        bounds = stats.interval(stats.iqm, [final])
         numbers = [np.median(final), final.mean(), final.std(), final.min(), final.max(), stats.iqm([best])]
         row = [label, str(len(final)), number(stats.iqm([final])), span(bounds), *map(number, numbers)]
         if len(task.cells) > 1:
-            row.append("" if label == first else better([final], [task.cells[first].final], args))
+            row.append("" if label == first else better([final], [task.cells[first].final]))
         scores.rows.append(row)
         ends = np.array([run.end for run in cell.runs])
         reached = np.array([run.reached for run in cell.runs])
@@ -244,66 +237,59 @@ def half(reached: np.ndarray) -> float:
     return float(np.sort(reached)[(len(reached) - 1) // 2])
 
 
-def over_tasks(comparison: Comparison, goals: dict[str, list[float]], args: Args) -> list[Table]:
+def over_tasks(comparison: Comparison, goals: dict[str, list[float]]) -> list[Table]:
     """All tasks together: P(better) needs no common scale, the means do."""
-    tasks, labels = comparison.tasks, list(comparison.arms)
+    tasks, labels = comparison.tasks, list(comparison.groups)
     envs = ", ".join(task.env_id for task in tasks)
-    tables = []
+    found = []
     if len(tasks) > 1 and len(labels) > 1:
-        table = Table(f"over tasks ({envs})", ["arm", "tasks in common", f"P(better than {labels[0]})"], [])
+        table = Table(f"over tasks ({envs})", ["group", "tasks in common", f"P(better than {labels[0]})"], [])
         for label in labels[1:]:
             shared = [task for task in tasks if label in task.cells and labels[0] in task.cells]
             if shared:
                 pair = [[task.cells[name].final for task in shared] for name in (label, labels[0])]
-                table.rows.append([label, str(len(shared)), better(pair[0], pair[1], args)])
-        if table.rows:
-            tables.append(table)
+                table.rows.append([label, str(len(shared)), better(*pair)])
+        found += [table] if table.rows else []
     missing = [task.env_id for task in tasks if task.env_id not in goals]
     if goals and missing:
         fail(f"--normalize says nothing of {', '.join(missing)}")
     if goals:
-        statistics = {
-            "IQM": stats.iqm,
-            "median": stats.median,
-            "mean": stats.mean,
-            "optimality gap": stats.optimality_gap,
-        }
-        table = Table(f"normalised final scores over tasks ({envs})", ["arm", "tasks", "runs", *statistics], [])
+        statistics = {"IQM": stats.iqm, "median": stats.median, "mean": stats.mean}
+        statistics |= {"optimality gap": stats.optimality_gap}
+        table = Table(f"normalised final scores over tasks ({envs})", ["group", "tasks", "runs", *statistics], [])
         for label in labels:
             mine = [task for task in tasks if label in task.cells]
             if len(mine) < len(tasks):
                 comparison.notes.append(f"{label} has no normalised score: it has runs of {len(mine)} tasks only")
                 continue
-            scores = []
-            for task in mine:
-                low, high = goals[task.env_id]
-                scores.append((task.cells[label].final - low) / (high - low))
+            bounds = [goals[task.env_id] for task in mine]
+            scores = [(t.cells[label].final - low) / (high - low) for t, (low, high) in zip(mine, bounds, strict=True)]
             row = [label, str(len(mine)), str(sum(map(len, scores)))]
             for statistic in statistics.values():
-                bounds = stats.interval(statistic, scores, reps=args.bootstrap)
-                row.append(f"{number(statistic(scores))} {span(bounds)}")
+                interval = stats.interval(statistic, scores)
+                row.append(f"{number(statistic(scores))} {span(interval)}")
             table.rows.append(row)
-        tables.append(table)
-    return tables
+        found.append(table)
+    return found
 
 
-def better(mine: stats.Tasks, theirs: stats.Tasks, args: Args) -> str:
+def better(mine: stats.Tasks, theirs: stats.Tasks) -> str:
     if stats.too_few(*map(len, [*mine, *theirs])):
         return "-"
-    bounds = stats.interval(stats.probability_of_improvement, mine, theirs, reps=args.bootstrap)
+    bounds = stats.interval(stats.probability_of_improvement, mine, theirs)
     interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if math.isfinite(bounds[0]) else ""
     return f"{stats.probability_of_improvement(mine, theirs):.2f}{interval}"
 
 
-def differences(arms: dict[str, list[Run]]) -> Table:
-    """Every argument, version and device in which the arms differ; '-' where an arm does not have it."""
-    flat = {label: [_flat(run.facts) for run in mine] for label, mine in arms.items()}
-    names = list(dict.fromkeys(name for mine in flat.values() for facts in mine for name in facts))
-    table = Table("what differs", ["argument", *arms], [])
+def differences(groups: dict[str, list[Run]]) -> Table:
+    """Every argument, version and device in which the groups differ; '-' where a group does not have it."""
+    flat = {label: [_flat(run.config) for run in mine] for label, mine in groups.items()}
+    names = list(dict.fromkeys(name for mine in flat.values() for config in mine for name in config))
+    table = Table("what differs", ["argument", *groups], [])
     for name in names:
         row = []
         for mine in flat.values():
-            values = dict.fromkeys(facts[name] for facts in mine if name in facts)
+            values = dict.fromkeys(config[name] for config in mine if name in config)
             shown = list(values)[:4]
             row.append(", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "-")
         if len(set(row)) > 1:
@@ -311,19 +297,10 @@ def differences(arms: dict[str, list[Run]]) -> Table:
     return table
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, str]:
-    kept = {name: value for name, value in facts.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
+def _flat(config: dict[str, Any]) -> dict[str, str]:
+    kept = {name: value for name, value in config.items() if name not in NOT_SHOWN and not name.startswith("wandb_")}
     versions = kept.pop("versions", None) or {}
     kept["git_commit"] = str(kept.get("git_commit"))[:7]
     if isinstance(parent := kept.pop("parent", None), dict):
         kept["parent"] = f"{parent['script']} +{parent['lines_added']} -{parent['lines_removed']} lines"
     return {name: str(value) for name, value in {**kept, **versions}.items()}
-
-
-def markdown(comparison: Comparison, command: str) -> str:
-    parts = [f"```\n{command}\n```"]
-    for table in comparison.tables:
-        rows = [table.header, ["---"] * len(table.header), *table.rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        parts.append(f"**{table.title}**\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, "  \n".join(comparison.notes)]) + "\n"

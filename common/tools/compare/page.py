@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,35 +17,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.files import data_file, read_file
-from common.tools.figure import style
-from common.tools.runs import Run
-from common.tools.tables import Table, number
+from common.tools.compare.figure import style
+from common.tools.compare.tables import Table, number
+from common.tools.find_runs import Run
 
 if TYPE_CHECKING:
-    from common.tools.compare import Comparison
-    from common.tools.measure import Cell
+    from common.tools.compare.compare import Comparison
+    from common.tools.compare.measure import Cell
 
 
 MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
 
 
 def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
-    """Writes the page; plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos are in it.
-
-    Videos beyond that are linked, relative to the page, and are only seen where the run directories are.
-    """
+    """Writes the page, with plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos; others are linked."""
     from plotly.offline import get_plotlyjs
 
-    arms = " and ".join(comparison.arms) if len(comparison.arms) < 5 else f"{len(comparison.arms)} arms"
-    title = f"{arms} on {', '.join(task.env_id for task in comparison.tasks)}"
-    count = sum(len(cell.runs) for task in comparison.tasks for cell in task.cells.values())
+    tasks, count = comparison.tasks, len(comparison.groups)
+    groups = " and ".join(comparison.groups) if count < 5 else f"{count} groups"
+    runs = sum(len(cell.runs) for task in tasks for cell in task.cells.values())
     parts = {
-        "title": html.escape(title),
-        "summary": f"runs: {count}, arms: {len(comparison.arms)}, tasks: {len(comparison.tasks)}",
+        "title": html.escape(f"{groups} on {', '.join(task.env_id for task in tasks)}"),
+        "summary": f"runs: {runs}, groups: {count}, tasks: {len(tasks)}",
         "metric": html.escape(metric),
         "tables": "".join(map(_table, comparison.tables)),
-        "films": _films(comparison, path.parent, embed_mb),
-        "diffs": _diffs(comparison.arms),
+        "videos": _videos(comparison, path.parent, embed_mb),
+        "diffs": _diffs(comparison.groups),
         "runs": _runs(comparison),
         "notes": "<br>".join(map(html.escape, comparison.notes)),
         "command": html.escape(command),
@@ -52,31 +50,25 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
         "data": json.dumps(_data(comparison), separators=(",", ":")).replace("<", "\\u003c"),
         "plotly": get_plotlyjs(),
     }
-    template = (files("common.tools") / "page.html").read_text("utf-8")
+    template = (files("common.tools.compare") / "page.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
     path.write_text(page, "utf-8")
 
 
 def _data(comparison: "Comparison") -> dict[str, Any]:
-    labels = list(comparison.arms)
+    labels = list(comparison.groups)
     looks = map(style, range(len(labels)))
-    arms = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
+    groups = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
     tasks = []
     for task in comparison.tasks:
         cells = []
         for label, cell in task.cells.items():
-            centre, low, high = map(_numbers, cell.band)
-            runs = [
-                {"name": run.run.name, "curve": _numbers(run.curve), "seconds": _numbers(run.seconds)}
-                for run in cell.runs
-            ]
-            seconds = _numbers(cell.seconds)
-            lines = {"centre": centre, "low": low, "high": high, "seconds": seconds, "runs": runs}
-            cells.append({"arm": labels.index(label), **lines})
-        tasks.append(
-            {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold, "cells": cells}
-        )
-    return {"arms": arms, "tasks": tasks}
+            runs = [{"name": r.run.name, "curve": _numbers(r.curve), "seconds": _numbers(r.seconds)} for r in cell.runs]
+            lines = dict(zip(("centre", "low", "high"), map(_numbers, cell.band), strict=True))
+            cells.append({"group": labels.index(label), **lines, "seconds": _numbers(cell.seconds), "runs": runs})
+        about = {"env_id": task.env_id, "steps": _numbers(task.steps), "threshold": task.threshold}
+        tasks.append({**about, "cells": cells})
+    return {"groups": groups, "tasks": tasks}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
@@ -97,7 +89,7 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") 
 
 
 def _runs(comparison: "Comparison") -> str:
-    header = ["run", "arm", "task", "seed", "final", "best", "steps", "seconds"]
+    header = ["run", "group", "task", "seed", "final", "best", "steps", "seconds"]
     rows = []
     for task in comparison.tasks:
         for label, cell in task.cells.items():
@@ -107,53 +99,43 @@ def _runs(comparison: "Comparison") -> str:
     return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
 
 
-def _films(comparison: "Comparison", here: Path, embed_mb: float) -> str:
-    """Of each arm and task the last film of the run whose final score is the median, or nearest to it."""
+def _videos(comparison: "Comparison", here: Path, embed_mb: float) -> str:
+    """Of each group and task the last video of the run whose final score is the median, or nearest to it."""
     left = embed_mb * 1e6
     parts = []
     for task in comparison.tasks:
         figures = []
         for label, cell in task.cells.items():
-            film, caption = _typical_film(cell)
-            if film is None:
+            path, caption = _typical_video(cell)
+            if path is None:
                 continue
-            size = film.stat().st_size
-            if size <= left:
+            if (size := path.stat().st_size) <= left:
                 left -= size
-                source = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
+                source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
             else:
-                source = Path(os.path.relpath(film, here.resolve())).as_posix()
+                source = Path(os.path.relpath(path, here.resolve())).as_posix()
                 caption += ", linked: seen only beside the run directories"
-            figures.append(
-                '<figure><video controls muted loop playsinline preload="metadata" '
-                f'src="{html.escape(source)}"></video>'
-                f"<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>"
-            )
+            video = f'<video controls muted loop playsinline preload="metadata" src="{html.escape(source)}"></video>'
+            figures.append(f"<figure>{video}<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>")
         if figures:
-            start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-films>play all</button>"
-            parts.append(f'{start}<div class="films">{"".join(figures)}</div></div>')
+            start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-videos>play all</button>"
+            parts.append(f'{start}<div class="videos">{"".join(figures)}</div></div>')
     return "<h2>Videos</h2>" + "\n".join(parts) if parts else ""
 
 
-def _typical_film(cell: "Cell") -> tuple[Path | None, str]:
+def _typical_video(cell: "Cell") -> tuple[Path | None, str]:
     middle = float(np.median(cell.final))
     for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
-        for name in sorted(_names(one.run.path, "videos"), reverse=True):
-            if match := re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII):
-                with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
-                    film = data_file(one.run.path, f"videos/{name}")  # type: ignore[arg-type]
-                    caption = (
-                        f"seed {one.run.seed()} at step {int(match[1]):,}; this run's score is {number(one.final)}"
-                    )
-                    return film.resolve(), caption
+        folder = one.run.path
+        names = [path.name for path in folder.glob("videos/step-*.mp4")] if folder else []
+        for name in sorted(names, reverse=True):
+            match = re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII)
+            with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
+                if match:
+                    path = data_file(folder, f"videos/{name}").resolve()  # type: ignore[arg-type]
+                    at = f"seed {one.run.seed()} at step {int(match[1]):,}"
+                    return path, f"{at}; this run's score is {number(one.final)}"
     return None, ""
-
-
-def _names(folder: Path | None, inside: str) -> list[str]:
-    try:
-        return os.listdir(folder / inside) if folder else []
-    except OSError:
-        return []
 
 
 def _read(run: Run, name: str) -> str | None:
@@ -164,9 +146,9 @@ def _read(run: Run, name: str) -> str | None:
         return None
 
 
-def _diffs(arms: dict[str, list[Run]]) -> str:
-    """The script of every arm as a difference to that of the first arm, and to the script that it was forked from."""
-    sources = {label: _sources(runs) for label, runs in arms.items()}
+def _diffs(groups: dict[str, list[Run]]) -> str:
+    """Each group's script as a diff to the first group's, and to the script that it was forked from."""
+    sources = {label: _sources(runs) for label, runs in groups.items()}
     (first, base), *others = sources.items()
     parts = []
     for label, found in sources.items():
@@ -177,13 +159,15 @@ def _diffs(arms: dict[str, list[Run]]) -> str:
             (old_name, old), (new_name, new) = base[0], found[0]
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
             parts.append(_diff(f"{label} against {first}", list(lines)))
-    for label, runs in arms.items():
+    for label, runs in groups.items():
         kept = next((text for run in runs if (text := _read(run, "source/parent.diff")) is not None), None)
         if kept is not None and not (base and kept.startswith(f"--- algos/{base[0][0]}")):
             parts.append(_diff(f"{label} against the script it was forked from", kept.splitlines()))
     if not parts and others:
         known = [label for label, found in sources.items() if found]
-        same = "All arms ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
+        same = (
+            "All groups ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
+        )
         parts.append(f"<p>{same}</p>")
     return "<h2>Code</h2>" + "\n".join(parts) if parts else ""
 
@@ -198,10 +182,5 @@ def _diff(title: str, lines: list[str]) -> str:
 
 def _sources(runs: list[Run]) -> list[tuple[str, str]]:
     """Name and text of each version of the script that the runs ran, most frequent first."""
-    count: dict[tuple[str, str], int] = {}
-    for run in runs:
-        code = _read(run, f"source/{run.script}.py")
-        if code is not None:
-            key = (f"{run.script}.py", code)
-            count[key] = count.get(key, 0) + 1
-    return sorted(count, key=lambda key: -count[key])
+    versions = [(f"{run.script}.py", _read(run, f"source/{run.script}.py")) for run in runs]
+    return [(name, code) for (name, code), _ in Counter(versions).most_common() if code is not None]

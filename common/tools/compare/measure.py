@@ -2,14 +2,15 @@
 
 import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.tools import stats
-from common.tools.runs import Metrics, Run, duplicates, unreadable
+from common.tools.find_runs import Metrics, Run, unreadable
 
-POINTS, MOST_POINTS = 100, 400  # of the shortest arm's curve, of any
+POINTS, MOST_POINTS = 100, 400  # of the shortest group's curve, of any
 CURVE_REPS = 1000  # bootstrap draws at each of them
 
 
@@ -29,7 +30,7 @@ class Measured:
 
 @dataclass
 class Cell:
-    """One arm on one task."""
+    """One group on one task."""
 
     runs: list[Measured]
     band: np.ndarray  # [3, points]: IQM, low, high
@@ -46,7 +47,7 @@ class Task:
     steps: np.ndarray  # the grid, [points]
     threshold: float | None
     score: str  # the key that final and best are of
-    cells: dict[str, Cell]  # of the arms that ran it
+    cells: dict[str, Cell]  # of the groups that ran it
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
@@ -60,24 +61,23 @@ def smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: floa
 
 def measure(
     env_id: str,
-    arms: dict[str, list[Run]],
+    groups: dict[str, list[Run]],
     threshold: float | None,
     metric: str,
     score: str,
     window: float,
     notes: list[str],
 ) -> Task | None:
-    """The runs of one task on one grid; None if none of them has logged anything.
+    """The runs of one task, by the label of their group, on one grid; None if none of them has logged anything.
 
     Args:
-        arms: the runs of this task, by the label of their arm.
         metric: the key of the curves.
-        score: the key of final and best scores; where a run that is at its end lacks it, `metric` takes its place.
-        window: the share of the shortest arm that a point is the mean of.
+        score: the key of final and best scores; where a finished run lacks it, `metric` takes its place.
+        window: the share of the shortest group that a point is the mean of.
         notes: gets a line for everything that is left out or odd.
     """
     read: list[tuple[str, Run, Metrics]] = []
-    for label, mine in arms.items():
+    for label, mine in groups.items():
         for run in mine:
             try:
                 metrics = run.read([metric, score])
@@ -88,8 +88,9 @@ def measure(
             read.append((label, run, metrics))
             if metrics.broken:
                 notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")
-        for seed in duplicates(mine):
-            notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
+        for seed, count in sorted(Counter(run.seed() for run in mine).items()):
+            if count > 1:
+                notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
     read = _leave_out(read, metric, notes)
     without = [(run, metrics) for _, run, metrics in read if metrics.rows[score].size == 0]
     if len(without) == len(read) or any(_is_whole(run, metrics) for run, metrics in without):
@@ -100,27 +101,22 @@ def measure(
         read = _leave_out(read, score, notes)
     if not read:
         return None
-    ends = {label: max(metrics.end_step for name, _, metrics in read if name == label) for label, _, _ in read}
-    width = window * min(ends.values())
-    longest = max(ends.values())
-    points = min(round(POINTS * longest / max(min(ends.values()), 1)), MOST_POINTS)
+    ends = [max(metrics.end_step for name, _, metrics in read if name == label) for label, _, _ in read]
+    width, longest = window * min(ends), max(ends)
+    points = min(round(POINTS * longest / max(min(ends), 1)), MOST_POINTS)
     steps = np.linspace(0, longest, points + 1)[1:]
-    runs = [(label, on_grid(run, metrics, steps, width, threshold, metric, score)) for label, run, metrics in read]
     cells = {}
-    for label in arms:
-        here = [one for name, one in runs if name == label]
-        if here:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # points that no run has reached yet
-                seconds = np.nanmedian([one.seconds for one in here], axis=0)
-            curves = np.stack([one.curve for one in here])
-            cells[label] = Cell(here, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
-        early = [metrics.end_step for name, run, metrics in read if name == label and not _is_whole(run, metrics)]
-        if early:
-            at = ", ".join(f"{step:,.0f}" for step in early[:5]) + (", ..." if len(early) > 5 else "")
-            notes.append(
-                f"{label} on {env_id}: {len(early)} of {len(here)} runs are not at their end, but at step {at}."
-            )
+    for label in dict.fromkeys(name for name, _, _ in read):
+        own = [(run, metrics) for name, run, metrics in read if name == label]
+        here = [on_grid(run, metrics, steps, width, threshold, metric, score) for run, metrics in own]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # points that no run has reached yet
+            seconds = np.nanmedian([one.seconds for one in here], axis=0)
+        curves = np.stack([one.curve for one in here])
+        cells[label] = Cell(here, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
+        if early := [f"{metrics.end_step:,.0f}" for run, metrics in own if not _is_whole(run, metrics)]:
+            at = f"{len(early)} of {len(here)} runs are not at their end, but at step {_few(early)}"
+            notes.append(f"{label} on {env_id}: {at}.")
     return Task(env_id, steps, threshold, score, cells)
 
 
@@ -128,13 +124,16 @@ def _leave_out(read: list[tuple[str, Run, Metrics]], key: str, notes: list[str])
     """Those that have logged `key`."""
     names = [run.name for _, run, metrics in read if metrics.rows[key].size == 0]
     if names:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        notes.append(f"{len(names)} runs are left out, as they have not logged {key} yet: {shown}")
+        notes.append(f"{len(names)} runs are left out, as they have not logged {key} yet: {_few(names)}")
     return [one for one in read if one[2].rows[key].size]
 
 
+def _few(words: list[str]) -> str:
+    return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
+
+
 def _is_whole(run: Run, metrics: Metrics) -> bool:
-    return run.finished or metrics.end_step >= float(run.facts.get("total_timesteps") or math.inf)
+    return run.finished or metrics.end_step >= float(run.config.get("total_timesteps") or math.inf)
 
 
 def on_grid(
@@ -149,17 +148,17 @@ def on_grid(
     reached = (math.inf, math.inf)
     if threshold is not None and (over := np.flatnonzero(whole & (level >= threshold))).size:
         reached = float(at[over[0]]), float(seconds[over[0]])
-    evaluations = metrics.rows[score] if score != key else np.stack([at, seconds, level])[:, whole]
-    if evaluations.size == 0:  # the run is shorter than a window
-        evaluations = np.stack([at, seconds, level])[:, -1:]
+    levels = np.stack([at, seconds, level])
+    scores = metrics.rows[score] if score != key else levels[:, whole]
+    scores = scores if scores.size else levels[:, -1:]  # the run is shorter than a window
     clock = np.interp(steps, np.append(at, metrics.end_step), np.append(seconds, metrics.end_seconds))
     return Measured(
         run,
         curve,
         np.where(np.isnan(curve), np.nan, clock),
-        evaluations if score != key else np.empty((3, 0)),
-        float(evaluations[2, -1]),
-        float(evaluations[2].max()),
+        scores if score != key else np.empty((3, 0)),
+        float(scores[2, -1]),
+        float(scores[2].max()),
         (metrics.end_step, metrics.end_seconds),
         reached,
     )

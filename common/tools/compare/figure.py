@@ -6,28 +6,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from common.tools.compare import Comparison
-    from common.tools.measure import Cell, Task
+    from common.tools.compare.compare import Comparison
+    from common.tools.compare.measure import Cell, Task
 
-# Paul Tol's bright colours, which the colour-blind tell apart; beyond seven arms, dashes.
+# Paul Tol's bright colours, which the colour-blind tell apart; beyond seven groups, dashes.
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#888888"]
 DASHES = ["solid", "dash", "dot", "dashdot"]
 ACROSS = 3  # panels
 
 
-def style(arm: int) -> tuple[str, str]:
-    """Colour and dash of the arm of this number."""
-    return COLOURS[arm % len(COLOURS)], DASHES[arm // len(COLOURS) % len(DASHES)]
+def style(group: int) -> tuple[str, str]:
+    """Colour and dash of the group of this number."""
+    return COLOURS[group % len(COLOURS)], DASHES[group // len(COLOURS) % len(DASHES)]
 
 
 def draw(comparison: "Comparison", path: Path, metric: str, x: str) -> None:
-    """A panel a task: IQM and its band for each arm; of an arm that is alone, every run and evaluation as well.
+    """A panel a task: IQM and its band for each group; of a group that is alone, every run and evaluation as well.
 
     On the time axis a curve is drawn over the median of its runs' clocks.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    tasks, labels = comparison.tasks, list(comparison.arms)
+    tasks, labels = comparison.tasks, list(comparison.groups)
     across = min(len(tasks), ACROSS)
     down = -(-len(tasks) // across)
     figure = Figure(figsize=(7 if across == 1 else 4.2 * across, 3.6 * down + 0.3), dpi=110, layout="constrained")
@@ -40,21 +41,15 @@ def draw(comparison: "Comparison", path: Path, metric: str, x: str) -> None:
         panel.set_title(task.env_id, fontsize=11)
         panel.set_xlabel("environment steps" if x == "steps" else "seconds")
         if x == "steps":
-            panel.xaxis.set_major_formatter(_short)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(tasks) :]:
         panel.remove()
     for panel in panels[::across]:
         panel.set_ylabel(metric.removeprefix("charts/").replace("_", " "))
     handles = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(len(handles), 2 * across + 1),
-        frameon=False,
-        fontsize=9,
-    )
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(handles), 2 * across + 1)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, **place)
     figure.savefig(path)
 
 
@@ -73,11 +68,3 @@ def _curve(panel: Any, task: "Task", cell: "Cell", label: str, look: tuple[str, 
     panel.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
     name = f"{label}, IQM of {len(cell.runs)} runs" if alone else label
     panel.plot(at, centre, color=colour, linestyle=line, linewidth=2, label=name)
-
-
-def _short(value: float, position: int | None = None) -> str:
-    """1500000 as 1.5M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"

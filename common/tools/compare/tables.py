@@ -41,5 +41,11 @@ def text(table: Table) -> str:
     return "\n".join(lines)
 
 
+def markdown(table: Table) -> str:
+    rows = [table.header, *table.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- " * len(table.header) + "|", *lines[1:]])
+
+
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)

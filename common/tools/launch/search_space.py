@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import fail
-from common.tools.launch import OWN_FLAGS, ask
+from common.tools.launch.cli import OWN_FLAGS, as_words, ask, flag_names
 
 NOT_SEARCHED = OWN_FLAGS | {"debug", "env_id", "track", "capture_video", "eval_episodes", "allow_env_import"}
 Value = bool | int | float | str | None  # of one argument; what takes several words is their text
@@ -60,30 +60,19 @@ class Dimension:
         """A value for one of Optuna's trials; of a grid's, one of the points, which the trial already has."""
         if self.values or self.points is not None:
             return trial.suggest_categorical(self.name, self.grid())
-        if self.whole:
-            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
-def flag(name: str, value: Value) -> list[str]:
-    """The words that give an argument a value."""
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{dashed}" if value else f"--no-{dashed}"]
-    words = value.split() if isinstance(value, str) else [repr(value)]
-    return [f"--{dashed}={words[0]}"] if len(words) == 1 else [f"--{dashed}", *words]
+        draw = trial.suggest_int if self.whole else trial.suggest_float
+        return draw(self.name, self.low, self.high, log=self.log)
 
 
 def flags(params: Mapping[str, Value]) -> list[str]:
-    return [word for name, value in params.items() for word in flag(name, value)]
+    """The words that give arguments their values."""
+    return as_words({name: value.split() if isinstance(value, str) else value for name, value in params.items()})
 
 
 def product(space: list[Dimension]) -> list[dict[str, Value]]:
     """Every combination, the last dimension fastest."""
-    return [
-        dict(zip([d.name for d in space], values, strict=True))
-        for values in itertools.product(*(d.grid() for d in space))
-    ]
+    names = [d.name for d in space]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(d.grid() for d in space))]
 
 
 def read_space(script: Path, fixed: list[str], types: Mapping[str, str], search: tuple[str, ...]) -> list[Dimension]:
@@ -93,40 +82,30 @@ def read_space(script: Path, fixed: list[str], types: Mapping[str, str], search:
         fixed: the script's other flags.
         types: name to type of each of the script's arguments.
     """
-    parts = [_split(script, types, word) for word in search]
-    names = [name for name, _ in parts]
-    for name in names:
-        if names.count(name) > 1:
+    found: dict[str, tuple[tuple[Value, ...], re.Match | None]] = {}
+    for word in search:
+        name, values, a_range = _split(script, types, word)
+        if name in found:
             fail(f"--search names {name} twice")
-    given = {word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in fixed if word[:2] == "--"}
-    for name in sorted(given & set(names)):
+        found[name] = values, a_range
+    for name in sorted({name.removeprefix("no_") for name in flag_names(fixed)} & found.keys()):
         fail(f"{name} is searched, and fixed by the script's flag --{name.replace('_', '-')}: drop one of them")
-    lines = [[*fixed, *flag(name, value)] for name, spec in parts for value in spec.values or (spec.low, spec.high)]
+    lines = [[*fixed, *flags({name: value})] for name, (values, _) in found.items() for value in values]
     answers = iter(ask(script, lines)[1])
     space = []
-    for name, spec in parts:
-        arguments = []
-        for value in spec.values or (spec.low, spec.high):
+    for name, (values, a_range) in found.items():
+        arguments: list[Any] = []
+        for value in values:
             answer = next(answers)
             if answer.error is not None:
                 fail(f"--search {name}: {script.name} does not accept {value}: {answer.error}")
             arguments.append(answer.args[name])
-        space.append(_typed(name, spec, arguments))
+        space.append(_range(name, a_range, *arguments) if a_range else _list(name, values, arguments))
     return space
 
 
-@dataclass
-class _Spec:
-    """A description whose values are still words."""
-
-    values: tuple[Value, ...] = ()
-    low: str = ""
-    high: str = ""
-    log: bool = False
-    points: int | None = None
-
-
-def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, _Spec]:
+def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, tuple[Value, ...], re.Match | None]:
+    """The name, its values (of a range, both ends) as words, and what a range is written as."""
     name, equals, text = word.partition("=")
     name = name.removeprefix("--").replace("-", "_")
     if not equals or not text:
@@ -137,44 +116,42 @@ def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, _Spe
     if name in NOT_SEARCHED:
         fail(f"--search {name}: that is no hyperparameter")
     if ".." not in text:
-        if types[name] == "bool":
-            known = {"true": True, "false": False}
-            if bad := [v for v in text.split(",") if v.strip().lower() not in known]:
-                fail(f"--search {name}: {bad[0]!r} is neither true nor false")
-            return name, _Spec(tuple(known[v.strip().lower()] for v in text.split(",")))
         values = tuple(" ".join(value.split()) for value in text.split(","))
         if not all(values):
             fail(f"--search {word!r}: an empty value")
-        return name, _Spec(values)
+        if types[name] != "bool":
+            return name, values, None
+        known = {"true": True, "false": False}
+        if bad := [value for value in values if value.lower() not in known]:
+            fail(f"--search {name}: {bad[0]!r} is neither true nor false")
+        return name, tuple(known[value.lower()] for value in values), None
     match = re.fullmatch(r"([^:]+?)\.\.([^:]+?)(:log)?(?::(\d+))?", text)
     if not match:
         fail(f"--search {word!r}: a range is low..high, low..high:log, or with a number of points low..high:5")
     if types[name].removesuffix(" | None") not in ("int", "float"):
         fail(f"--search {name}: a range of {types[name]} has no meaning; list the values")
-    points = None if match[4] is None else int(match[4])
-    if points is not None and points < 2:
+    if match[4] is not None and int(match[4]) < 2:
         fail(f"--search {word!r}: a range has at least 2 points")
-    return name, _Spec((), match[1].strip(), match[2].strip(), match[3] is not None, points)
+    return name, (match[1].strip(), match[2].strip()), match
 
 
-def _typed(name: str, spec: _Spec, arguments: list[Any]) -> Dimension:
-    """With values of the script's own types."""
-    if spec.values:
-        if len({str(argument) for argument in arguments}) < len(arguments):
-            fail(f"--search {name} lists a value twice")
-        simple = (
-            text if isinstance(argument, list | dict) else argument
-            for text, argument in zip(spec.values, arguments, strict=True)
-        )
-        return Dimension(name, tuple(simple), tuple(arguments))
-    low, high = arguments
+def _list(name: str, values: tuple[Value, ...], arguments: list[Any]) -> Dimension:
+    if len({str(argument) for argument in arguments}) < len(arguments):
+        fail(f"--search {name} lists a value twice")
+    pairs = zip(values, arguments, strict=True)
+    simple = [text if isinstance(argument, list | dict) else argument for text, argument in pairs]
+    return Dimension(name, tuple(simple), tuple(arguments))
+
+
+def _range(name: str, match: re.Match, low: Any, high: Any) -> Dimension:
     if low is None or high is None:
         fail(f"--search {name}: a range has two numbers")
     if not low < high:
         fail(f"--search {name}: the range from {low} to {high} is empty")
-    if spec.log and low <= 0:
+    if match[3] and low <= 0:
         fail(f"--search {name}: a logarithmic range begins above 0, not at {low}")
-    return Dimension(name, low=low, high=high, log=spec.log, points=spec.points)
+    points = None if match[4] is None else int(match[4])
+    return Dimension(name, low=low, high=high, log=bool(match[3]), points=points)
 
 
 def check_method(space: list[Dimension], method: str) -> None:
@@ -202,12 +179,9 @@ def wandb_sweep(script: Path, fixed: list[str], space: list[Dimension], method: 
         elif d.values or method == "grid":
             # None as a word, which the script reads; what W&B's server makes of a null is not documented.
             parameters[d.name] = {"values": ["None" if value is None else value for value in d.grid()]}
-        elif d.whole:
-            kind = "q_log_uniform_values" if d.log else "int_uniform"
-            parameters[d.name] = {"distribution": kind, "min": d.low, "max": d.high}
         else:
-            parameters[d.name] = {"distribution": "log_uniform_values" if d.log else "uniform"}
-            parameters[d.name] |= {"min": d.low, "max": d.high}
+            kinds = ("int_uniform", "q_log_uniform_values") if d.whole else ("uniform", "log_uniform_values")
+            parameters[d.name] = {"distribution": kinds[d.log], "min": d.low, "max": d.high}
     return {
         "program": str(script),
         "method": {"grid": "grid", "random": "random"}.get(method, "bayes"),

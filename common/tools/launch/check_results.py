@@ -6,16 +6,15 @@
     python -m common check-results ppo/CartPole-v1 --script my_ppo.py
 
 A row is a folder with a runs.json of runs/collect.py. Its arguments are the stored ones; what the script got later has
-its default; tracking and films are off. The same command goes on where it was stopped, and begins anew when the
+its default; tracking and video are off. The same command goes on where it was stopped, and begins anew when the
 script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
-means: p is at most --level, 0.01. Whatever scores look like, a script that learns as before FAILs with no more than
-that probability, for each row. PASS means that no drop was found; the interval says how large a one may be missed.
-4 times in 5 the test finds a drop of 2.7 standard deviations with five runs beside five stored ones, of 2.0 with five
-beside ten or ten beside five, of 3.0 with seven beside three. Where single seeds fail altogether, it takes four of
-five beside ten good ones. Fewer than five new runs are not compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of
-a run that failed.
+means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
+means that no drop was found; the interval says how large a one may be missed. The test finds, 4 times in 5, a drop
+of 2.7 standard deviations with five runs beside five stored ones, 2.0 with five beside ten or ten beside five, 3.0 with
+seven beside three; if single seeds fail altogether, four of five beside ten good ones. Fewer than five new runs are not
+compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import difflib
@@ -37,27 +36,29 @@ from tyro.conf import Positional, arg
 from common.args import fail, parse
 from common.files import read_json, read_object
 from common.provenance import ALGOS, versions
-from common.tools.benchmark import run_all
-from common.tools.launch import (
+from common.tools.compare.tables import Table, number, text
+from common.tools.find_runs import read_lines
+from common.tools.launch.benchmark import run_all
+from common.tools.launch.cli import (
     INCIDENTAL,
     OWN_FLAGS,
-    Job,
     as_words,
     ask,
+    at_least,
     base_arguments,
     component,
     jsonable,
     numbers,
     sanitized,
 )
-from common.tools.runs import read_lines
+from common.tools.launch.jobs import Job, make_job
 from common.tools.stats import FEW, permutation, runs_needed
-from common.tools.tables import Table, number, text
 
+COMMON = Path(__file__).parents[2]
 MOST = 10  # fresh seeds that are run without being asked for
 # What args.json says of a run besides its arguments.
-FACTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
-FACTS |= {"folder", "cwd"}
+NOT_ARGUMENTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
+NOT_ARGUMENTS |= {"folder", "cwd"}
 # Arguments that are not repeated. Films change no score; which module may be imported, the user says.
 NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
 
@@ -93,13 +94,9 @@ class Row:
     name: str
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
-    facts: list[dict[str, Any]]  # args.json of each run
+    configs: list[dict[str, Any]]  # args.json of each run
+    args: dict[str, Any]  # of all runs: an argument that the script got later is missing in the older ones
     training: str  # how long one took, as it is shown
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """Those of all runs, as an argument that the script got later is missing in the older ones."""
-        return {key: value for said in self.facts for key, value in said.items()}
 
 
 def read_row(folder: Path, name: str) -> Row:
@@ -107,9 +104,9 @@ def read_row(folder: Path, name: str) -> Row:
     try:
         kept = read_json(folder, "runs.json")
         scores = {int(run["seed"]): float(run["eval_return"]) for run in kept}
-        facts = [run["args"] for run in kept]
+        configs = [run["args"] for run in kept]
         seconds = [float(run["training_seconds"]) for run in kept]
-        for said in facts:
+        for said in configs:
             str(said["script"]), str(said["env_id"]), int(said["total_timesteps"])
     except KeyError as error:
         raise ValueError(f"a run in its runs.json has no {error}") from None
@@ -117,23 +114,25 @@ def read_row(folder: Path, name: str) -> Row:
         raise ValueError(f"its runs.json cannot be read: {error}") from None
     if not kept or len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
         raise ValueError("its runs.json has no run, a seed twice, or a score that is not finite")
-    for key in sorted(set().union(*facts) - FACTS - NOT_REPEATED | {"script"}):
-        if len({repr(said[key]) for said in facts if key in said}) > 1:
+    for key in sorted(set().union(*configs) - NOT_ARGUMENTS - NOT_REPEATED | {"script"}):
+        if len({repr(said[key]) for said in configs if key in said}) > 1:
             raise ValueError(f"its runs differ in {key}: no one command repeats them")
-    if any(said.get("processes", 1) != 1 for said in facts):
+    if any(said.get("processes", 1) != 1 for said in configs):
         raise ValueError("its runs are of several processes, under torchrun")
-    return Row(name, folder, scores, facts, f"{statistics.fmean(seconds):,.1f} s")
+    args = {key: value for said in configs for key, value in said.items()}
+    return Row(name, folder, scores, configs, args, f"{statistics.fmean(seconds):,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
     header = ["row", "script", "environment", "steps", "seeds", "mean ± std", "training"]
-    lines = []
-    for row in rows.values():
-        if isinstance(row, Row):
-            what = [row.name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
-            lines.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
-    broken = [f"{name} cannot be run again: {why}" for name, why in rows.items() if isinstance(why, str)]
-    return "\n".join([text(Table("Greedy evaluation, and training time of a seed", header, lines)), *broken])
+    table, broken = Table("Greedy evaluation, and training time of a seed", header, []), []
+    for name, row in rows.items():
+        if isinstance(row, str):
+            broken.append(f"{name} cannot be run again: {row}")
+        else:
+            what = [name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
+            table.rows.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
+    return "\n".join([text(table), *broken])
 
 
 def _spread(scores: Sequence[float]) -> str:
@@ -153,10 +152,8 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
     fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
     given = given or [*itertools.islice(fresh, min(least, MOST))]
     if len(given) < least:
-        fail(
-            f"{row.name} has {len(row.scores)} stored seeds: at --level {args.level:g} a comparison takes at least "
-            f"{least} new ones; give so many --seeds, or more of them at a higher --level"
-        )
+        stored = f"{row.name} has {len(row.scores)} stored seeds"
+        fail(f"{stored}: at --level {args.level:g} a comparison takes at least {least} new ones; give more --seeds")
     return given
 
 
@@ -164,7 +161,7 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
     """The row's command with each seed; code 2 if the script does not take it any more."""
     script = args.script or ALGOS / f"{component(str(row.args['script']), f'{row.name}: its script')}.py"
     has = ask(script, [[]])[1][0].args
-    stored = {key: value for key, value in row.args.items() if key not in FACTS | NOT_REPEATED}
+    stored = {key: value for key, value in row.args.items() if key not in NOT_ARGUMENTS | NOT_REPEATED}
     if gone := {key: value for key, value in stored.items() if key not in has}:
         fail(f"{row.name} was run with {shlex.join(as_words(gone))}, which {script.name} does not have any more")
     flags = as_words({key: value for key, value in stored.items() if jsonable(has[key]) != value})
@@ -177,26 +174,19 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
         fail(f"{row.name}: {script.name} does not make of {shlex.join(as_words(other))} what its runs.json has")
     # All that the runs depend on is in their name: those of other code are not taken for finished ones.
     code = hashlib.sha256(json.dumps([str(script.resolve()), base, versions()], sort_keys=True).encode())
-    for path in (script, *sorted(Path(__file__).parent.parent.glob("*.py"))):
+    for path in (script, *sorted(COMMON.glob("*.py")), *sorted(COMMON.glob("internals/**/*.py"))):
         code.update(path.read_bytes())
     group = sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
-    folder, jobs = args.runs_dir / f"{group}.check", []
-    for seed in seeds:
-        own = ["--seed", str(seed), "--runs-dir", str(args.runs_dir), "--wandb-group", group]
-        wanted = {key: value for key, value in base.items() if key not in INCIDENTAL}
-        wanted = jsonable({**wanted, "seed": seed, "wandb_group": group})
-        log, lock = folder / "logs" / f"{seed}.log", folder / "locks" / str(seed)
-        steps = wanted["total_timesteps"]
-        jobs.append(Job(str(seed), script, [*flags, *own], wanted, args.runs_dir, steps, log, lock))
-    return jobs
+    folder, own = args.runs_dir / f"{group}.check", {"wandb_group": group}
+    return [make_job(str(seed), script, flags, base, args.runs_dir, folder, seed=seed, **own) for seed in seeds]
 
 
 def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
     """Whether a run's training returns and evaluations, and their steps, are those of the stored run of its seed."""
     keys = ("charts/episodic_return", "eval/episodic_return")
+    paths = row.folder / f"seed{job.wanted['seed']}.jsonl.gz", run_dir / "metrics.jsonl"
     try:
-        then = read_lines(row.folder / f"seed{job.wanted['seed']}.jsonl.gz", keys).rows
-        now = read_lines(run_dir / "metrics.jsonl", keys).rows
+        then, now = (read_lines(path, keys).rows for path in paths)
     except OSError as error:
         fail(f"{error.filename} cannot be read: {error.strerror}", code=6)
     return all(np.array_equal(then[key][[0, 2]], now[key][[0, 2]]) for key in keys)
@@ -205,12 +195,14 @@ def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
 def changes(row: Row, run_dirs: list[Path]) -> str:
     """How the new runs were made otherwise than the stored ones: commit, device, versions."""
 
-    def seen(runs: list[dict[str, Any]]) -> dict[str, str]:
-        facts = [{"commit": str(run.get("git_commit"))[:7], "device": run.get("device")} for run in runs]
-        facts = [{**fact, **(run.get("versions") or {})} for fact, run in zip(facts, runs, strict=True)]
-        return {key: "/".join(sorted({str(fact.get(key)) for fact in facts})) for key in set().union(*facts)}
+    def seen(configs: list[dict[str, Any]]) -> dict[str, str]:
+        made = [
+            {"commit": str(c.get("git_commit"))[:7], "device": c.get("device"), **(c.get("versions") or {})}
+            for c in configs
+        ]
+        return {key: "/".join(sorted({str(one.get(key)) for one in made})) for key in set().union(*made)}
 
-    old, new = seen(row.facts), seen([read_object(path, "args.json") for path in run_dirs])
+    old, new = seen(row.configs), seen([read_object(path, "args.json") for path in run_dirs])
     keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     diff = run_dirs[0] / "source" / "uncommitted.diff"
     edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
@@ -227,22 +219,19 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
         return 1
     same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
     shift, least = permutation(stored, new, args.level), max(FEW, runs_needed(len(stored), args.level))
-    possible = len(new) >= least
+    possible, difference = len(new) >= least, f"      difference {shift.difference:+.4g}"
     word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
     print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
     for name, scores in (("stored", stored), ("new", new)):
         each = " ".join(f"{score:.1f}" for score in scores)
         print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
     if possible:
-        print(
-            f"      difference {shift.difference:+.4g}, {100 - 200 * args.level:g} % interval {number(shift.low)} to "
-            f"{number(shift.high)}; one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
-        )
+        interval = f"{100 - 200 * args.level:g} % interval {number(shift.low)} to {number(shift.high)}"
+        test = f"one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
+        print(f"{difference}, {interval}; {test}")
     else:
-        print(
-            f"      difference {shift.difference:+.4g}; no verdict from {len(new)} runs beside {len(stored)}: a "
-            f"comparison at --level {args.level:g} takes at least {least} new ones"
-        )
+        takes = f"a comparison at --level {args.level:g} takes at least {least} new ones"
+        print(f"{difference}; no verdict from {len(new)} runs beside {len(stored)}: {takes}")
     if args.same_seeds:
         print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
     print(f"      changed since: {changes(row, run_dirs)}")
@@ -251,8 +240,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> int:
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common check-results")
-    if args.workers < 1:
-        fail("--workers must be at least 1")
+    at_least(args, workers=1)
     if not 0 < args.level < 0.5:
         fail("--level must be between 0 and 0.5")
     rows: dict[str, Row | str] = {}
@@ -282,7 +270,7 @@ def main(argv: list[str]) -> None:
     for name, (row, mine) in jobs.items():
         broken = [job for job in mine if job in failed]
         if broken:
-            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].last_words()}")
+            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].error()}")
         else:
             codes.append(report(row, mine, args))
     sys.stdout.flush()

@@ -1,0 +1,133 @@
+"""The arguments of a script, as its own parser has them, and the words of command lines."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.args import fail
+from common.redact import redact
+
+# What a tool sets itself for each run.
+OWN_FLAGS = {"seed", "runs_dir", "wandb_group", "wandb_tags", "resume"}
+# What does not make another experiment of a run.
+INCIDENTAL = OWN_FLAGS | {"track", "cuda", "torch_threads", "debug", "wandb_project", "wandb_entity", "wandb_name"}
+INCIDENTAL |= {"wandb_notes"}
+
+
+@dataclass
+class Answer:
+    """What a script makes of a command line: its arguments, or why it refuses them."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def ask(script: Path, command_lines: list[list[str]]) -> tuple[dict[str, str], list[Answer]]:
+    """The types of a script's arguments by name, and what its own parser makes of each command line.
+
+    The script answers in a process of its own; --help keeps one that does not use `common.parse` from training. Ends
+    the process with code 2 if it does not answer.
+    """
+    if not script.is_file():
+        fail(f"there is no script {script}")
+    try:
+        command, lines = [sys.executable, str(script), "--help"], json.dumps(command_lines)
+        env = {**os.environ, "PLAINRL_ASKED": "1"}
+        done = subprocess.run(command, input=lines, env=env, capture_output=True, text=True, timeout=300)
+        answer = json.loads(done.stdout.splitlines()[-1])
+        return answer["types"], [Answer(**one) for one in answer["answers"]]
+    except (OSError, subprocess.SubprocessError) as error:
+        fail(f"{script} cannot be asked for its arguments: {error}")
+    except (ValueError, IndexError, KeyError, TypeError):
+        said = done.stderr.strip().splitlines()
+        why = said[-1] if done.returncode and said else "it does not read them with common.parse(Args)"
+        fail(f"{script} does not tell its arguments: {why}")
+
+
+def base_arguments(script: Path, flags: list[str], own: set[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """A script's types and arguments under `flags`; code 2 if it refuses them, or if one is the tool's (`own`)."""
+    types, (plain, given) = ask(script, [[], flags])
+    if given.error is not None:
+        fail(f"{script.name}: {given.error}")
+    for name in sorted(flag_names(flags) & own):
+        fail(f"--{name.replace('_', '-')} cannot be among the script's flags: it is set for each run")
+    if plain.error is not None:
+        fail(f"{script.name} does not accept its own defaults: {plain.error}")
+    return types, given.args
+
+
+def flag_names(words: list[str]) -> set[str]:
+    """The arguments that are among the words of a command line."""
+    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+
+
+def as_words(flags: dict[str, Any]) -> list[str]:
+    """Arguments, as JSON has them, as they are written on a command line."""
+    words = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The tool's own words, and those after `--`, which are the script's."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    return argv[:cut], argv[cut + 1 :]
+
+
+def at_least(args: Any, **bounds: int) -> None:
+    """Ends the process with code 2 if an argument is below its bound."""
+    for name, least in bounds.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """`1-3,7` as [1, 2, 3, 7]; code 2 if it is not that."""
+    found: list[int] = []
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            fail(f"{flag} {text!r} is not of the form 1-5 or 1,3,7-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= 100_000:
+            fail(f"{flag}: {part} is no range of seeds")
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        fail(f"{flag} {text!r} names a seed twice")
+    return found
+
+
+def component(name: str, flag: str) -> str:
+    """`name` if it can be the name of a folder; else code 2."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}", name):
+        fail(f"{flag} {name!r} names a folder too: letters, digits, '_', '-' and '.' only")
+    return name
+
+
+def sanitized(name: str) -> str:
+    """As `common.run.track` does it."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
+def jsonable(value: Any) -> Any:
+    """As it reads in args.json."""
+    return redact(json.loads(json.dumps(value, default=str)))
+
+
+def again(flags: list[str]) -> list[str]:
+    """The flags to give again when a run is resumed: those that its args.json does not keep, or must not decide."""
+    if redact(flags) != flags:
+        return flags
+    return [word for word in flags if word.replace("_", "-") in ("--allow-env-import", "--no-allow-env-import")]

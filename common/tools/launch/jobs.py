@@ -1,0 +1,347 @@
+"""Scripts as processes: what `benchmark`, `sweep` and `check-results` share.
+
+A run is one process of a script, in a session of its own: Ctrl-C reaches it through the tool, once. It is found again
+by its args.json, so that a tool that was killed knows what is finished.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.args import fail
+from common.files import finished_step, open_file, read_object, write_atomically
+from common.redact import REDACTED, redact
+from common.redact import __file__ as redaction
+from common.tools.find_runs import NO_ROW
+from common.tools.launch.cli import INCIDENTAL, again, as_words, jsonable, sanitized
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+WRITES_ON = 5  # seconds that the log of a run which has ended is waited for
+
+
+def find_run(runs_dir: Path, stem: str, wanted: dict[str, Any]) -> Path | None:
+    """The run directory of script `stem` whose args.json agrees with `wanted`; of several, the furthest."""
+    wanted = {**wanted, "script": stem}
+    middle = sanitized(f"__{stem}__{wanted['seed']}__")
+    found = []
+    for path in runs_dir.glob(f"*{middle}*"):
+        with contextlib.suppress(OSError, ValueError):  # still being written, or cut short
+            config = read_object(path, "args.json")
+            if all(config.get(key) == wanted[key] for key in wanted):
+                checkpoints = sorted(file.name for file in path.glob("checkpoints/step-*.pt"))
+                found.append((finished_step(path) is not None, checkpoints[-1:], path))
+    return max(found)[2] if found else None
+
+
+def write_file(path: Path, text: str) -> None:
+    """All of it or nothing, whenever the process is killed; without secrets."""
+    try:
+        write_atomically(path, redact(text).encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}", code=6)
+
+
+def last_error(log: Path) -> str:
+    """The error that a run ended with: the last line that begins with `error:`, else the last line."""
+    try:
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no output")
+
+
+def make_folder(path: Path) -> None:
+    """Ends the process with code 6 if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make {path}: {error.strerror}; choose another with --runs-dir", code=6)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
+    """Holds the lock on `path`: its file descriptor, or None if another process has it and this one does not `wait`.
+
+    A process started meanwhile can inherit the descriptor; the system frees the lock when its last holder is gone.
+    """
+    import fcntl
+
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield file.fileno()
+
+
+class Progress:
+    """What metrics.jsonl of a growing run says so far."""
+
+    PARTS = 10
+
+    def __init__(self, run_dir: Path, total_timesteps: int) -> None:
+        self.run_dir, self.total = run_dir, total_timesteps
+        self._clear()
+
+    def _clear(self) -> None:
+        self.offset = self.step = 0
+        self.evaluation: float | None = None  # the last eval/episodic_return; None if that is not finite
+        self.sums = [0.0] * self.PARTS  # of the returns of the episodes that ended in each tenth of the run
+        self.counts = [0] * self.PARTS
+
+    def update(self) -> None:
+        """Reads the whole lines that are new. A resumed run cuts the file back to its checkpoint: then all of them."""
+        try:
+            with open_file(self.run_dir, "metrics.jsonl") as file:
+                if file.seek(0, os.SEEK_END) < self.offset:
+                    self._clear()
+                file.seek(self.offset)
+                whole = file.read()
+        except OSError:
+            return
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            with contextlib.suppress(*NO_ROW):
+                self._take(json.loads(line))
+
+    def _take(self, row: dict[str, Any]) -> None:
+        step, episode = int(row["global_step"]), row.get("charts/episodic_return")
+        self.step = max(self.step, step)
+        if "eval/episodic_return" in row:
+            score = row["eval/episodic_return"]
+            self.evaluation = None if score is None else float(score)
+        if episode is not None:
+            part = min(max(step * self.PARTS - 1, 0) // self.total, self.PARTS - 1)
+            self.sums[part] += float(episode)
+            self.counts[part] += 1
+
+    @property
+    def share(self) -> float:
+        return min(self.step / self.total, 1.0)
+
+    def returns(self) -> list[float | None]:
+        """Mean return of the episodes that ended in each tenth of the run that is over; None if none did."""
+        over = min(max(self.step * self.PARTS - 1, 0) // self.total, self.PARTS)
+        return [self.sums[part] / self.counts[part] if self.counts[part] else None for part in range(over)]
+
+
+@dataclass(eq=False)
+class Job:
+    """A run to make. `wanted`, of its args.json, is how its run directory is known; `folder` has its log and lock."""
+
+    name: str
+    script: Path
+    flags: list[str]
+    wanted: dict[str, Any]
+    runs_dir: Path
+    folder: Path
+    process: subprocess.Popen | None = None
+    writer: subprocess.Popen | None = None  # of its log
+    worker: int = 0
+    code: int | None = None
+    run_dir: Path | None = None
+    progress: Progress | None = None
+    started: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "logs" / f"{self.name}.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "locks" / self.name
+
+    def find(self) -> Path | None:
+        """Its run directory, once it has one."""
+        if self.run_dir is None:
+            self.run_dir = find_run(self.runs_dir, self.script.stem, self.wanted)
+        if self.run_dir is not None and self.progress is None:
+            self.progress = Progress(self.run_dir, self.wanted["total_timesteps"])
+        return self.run_dir
+
+    def look(self) -> float:
+        """How much of it is done, 0 to 1."""
+        self.find()
+        if self.progress is None:
+            return 0.0
+        self.progress.update()
+        return self.progress.share
+
+    def finished(self) -> bool:
+        run_dir = self.find()
+        return run_dir is not None and finished_step(run_dir) is not None
+
+    def score(self) -> float | None:
+        """The last greedy evaluation, of a finished run."""
+        if not self.finished():
+            return None
+        self.look()
+        return self.progress.evaluation  # type: ignore[union-attr]
+
+    def error(self) -> str:
+        if self.process is not None and self.process.returncode == 0:
+            return "error: it ended without a finished run directory, or without an evaluation in it"
+        return last_error(self.log)
+
+
+def make_job(
+    name: str, script: Path, flags: list[str], base: dict[str, Any], runs_dir: Path, folder: Path, **own: Any
+) -> Job:
+    """A run with `base`, the arguments that `flags` give the script, but for `own`, which are given to it alone."""
+    wanted = jsonable({key: value for key, value in base.items() if key not in INCIDENTAL} | own)
+    return Job(name, script, [*flags, *as_words({"runs_dir": runs_dir, **own})], wanted, runs_dir, folder)
+
+
+class Pool:
+    """At most `workers` runs at a time, each on cores of its own."""
+
+    def __init__(self, workers: int, pin: bool = True) -> None:
+        cores = sorted(os.sched_getaffinity(0)) if pin and hasattr(os, "sched_getaffinity") else []
+        n = len(cores)
+        shares = [cores[i * n // workers : (i + 1) * n // workers] for i in range(workers)]
+        self.cores = [share or cores[i % n : i % n + 1] if cores else [] for i, share in enumerate(shares)]
+        self.free = list(range(workers))
+        self.jobs: list[Job] = []
+        self.signals: list[int] = []  # that asked this tool to stop
+        self.forwarded = 0
+
+    def listen(self) -> None:
+        """From here on a signal that asks this tool to stop asks its runs, which make a checkpoint first."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+            number = getattr(signal, name, None)  # nohup ignores SIGHUP
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, lambda number, frame: self.signals.append(number))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has asked this tool to stop."""
+        return bool(self.signals)
+
+    def start(self, job: Job) -> bool:
+        """Starts a job, or resumes it from its checkpoint; False if another process has it or it is finished.
+
+        The run inherits the lock, and holds it alone if this tool is killed.
+        """
+        make_folder(job.lock.parent)
+        make_folder(job.log.parent)
+        with locked(job.lock, wait=False) as lock:
+            if lock is None:
+                return False
+            job.run_dir = job.progress = None  # what was there before may have been another attempt's
+            if job.finished():
+                return False
+            words = job.flags if job.run_dir is None else ["--resume", str(job.run_dir), *again(job.flags)]
+            command = [sys.executable, str(job.script), *words]
+            if REDACTED in shlex.join(words):
+                fail(f"{job.name} has a secret among its flags, which no file keeps: let the script read it itself")
+            job.worker = self.free.pop(0)
+            try:
+                # A process of its own leaves secrets out of the log: a run must not lose its output with this tool.
+                filtered = [sys.executable, "-I", redaction, str(job.log)]
+                job.writer = subprocess.Popen(filtered, stdin=subprocess.PIPE, start_new_session=True)
+                with job.writer.stdin as log:  # type: ignore[union-attr]
+                    log.write(f"$ {shlex.join(command)}\n".encode("utf-8", "surrogateescape"))
+                    log.flush()
+                    job.process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=[lock],
+                        preexec_fn=_prepare(self.cores[job.worker]),
+                    )
+            except OSError as error:
+                fail(f"cannot start {job.script}: {error}", code=6)
+        job.code, job.started = None, time.monotonic()
+        self.jobs.append(job)
+        return True
+
+    def poll(self) -> list[Job]:
+        """The jobs that have ended since the last call, with their exit codes; passes signals on."""
+        for _ in self.signals[self.forwarded :]:
+            self.forwarded += 1
+            for job in self.jobs:
+                stop(job)
+        ended = [job for job in self.jobs if job.process.poll() is not None]  # type: ignore[union-attr]
+        for job in ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that the run left behind may write on
+                job.writer.wait(WRITES_ON)  # type: ignore[union-attr]
+            code = job.process.returncode  # type: ignore[union-attr]
+            job.code = code if code >= 0 else 128 - code
+            self.jobs.remove(job)
+            self.free = sorted([*self.free, job.worker])
+        return ended
+
+    def wait(self) -> None:
+        """Until every run has ended."""
+        while self.jobs:
+            self.poll()
+            time.sleep(0.05)
+
+    def leave(self, command: list[str]) -> NoReturn:
+        """After a signal: waits for the checkpoints, says how to go on, and ends with 128 + its number."""
+        number = self.signals[0]
+        self.wait()
+        fail(f"stopped by {signal.Signals(number).name}; go on with {shlex.join(command)}", 128 + number)
+
+
+def stop(job: Job) -> None:
+    """Asks a run to make a checkpoint and end; asked again, it ends at once."""
+    if job.process is not None and job.process.poll() is None:
+        job.process.send_signal(signal.SIGTERM)
+
+
+def _prepare(cores: list[int]) -> Callable[[], None]:
+    """What the new process does before it becomes the script.
+
+    It ends when this tool ends (Linux; elsewhere it runs on, and holds its lock), and is pinned to `cores`. SLURM sends
+    SIGUSR1 and SIGUSR2 to every process of a job: a run would take the tool's SIGTERM for a second request to stop, and
+    end without its checkpoint, so they are blocked.
+    """
+    tool = os.getpid()
+
+    def prepare() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != tool:
+                os._exit(143)
+        if cores:
+            os.sched_setaffinity(0, cores)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+
+    return prepare
+
+
+class Screen:
+    """Lines that stay; in a terminal, below them one that renews itself twice a second."""
+
+    def __init__(self) -> None:
+        self.terminal, self.last = sys.stdout.isatty(), 0.0
+
+    def say(self, text: str) -> None:
+        print("\x1b[2K" * self.terminal + text, flush=True)
+
+    def show(self, status: Callable[[], str]) -> None:
+        if self.terminal and time.monotonic() - self.last > 0.5:
+            self.last = time.monotonic()
+            print("\x1b[2K" + status()[: shutil.get_terminal_size().columns - 1], end="\r", flush=True)
+
+
+def clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,358 @@
+"""Searches a script's hyperparameters, and tries the best ones on fresh seeds against the defaults.
+
+    python -m common sweep algos/ppo.py --env-id CartPole-v1 --search learning_rate=1e-4..1e-2:log gamma=0.95,0.98 \\
+        --method tpe --trials 20 --seeds 1-2 --workers 2 -- --total-timesteps 2e4 --no-capture-video
+
+What stands after `--` goes to every run. A trial is a set of hyperparameters; its value, to be maximized, is the mean
+over the seeds of the last greedy evaluation. gamma=0.9,0.99 is a list, 1e-4..1e-2 a range, with :log in the logarithm,
+with :5 of so many points in a grid.
+
+--prune ends a trial early when its best mean training return so far is below the median of the earlier trials at the
+same tenth of the run of the same seed (Optuna's MedianPruner; not among the first 5 trials, nor in the first three
+tenths). A trial whose numbers are not finite counts as pruned.
+
+The same command again goes on; started several times, or with one PostgreSQL --storage on several machines, it shares
+the work. A trial whose worker is gone is queued again, and goes on from the checkpoint of its run.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from common.args import fail, parse
+from common.tools import stats
+from common.tools.compare.tables import Table, markdown
+from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
+from common.tools.launch.jobs import Job, Pool, Progress, Screen, make_folder, make_job, stop, write_file
+from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space, wandb_sweep
+
+if TYPE_CHECKING:
+    from common.tools.launch.study import Queue
+
+TRIALS = 20
+
+
+@dataclass
+class Args:
+    script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
+    """the script; forks too, from any folder"""
+    search: tuple[str, ...]
+    """what to search: name=low..high, name=low..high:log, name=value,value (a grid's ranges end in their points, :5)"""
+    env_id: str | None = None
+    """gymnasium environment id (default: the script's)"""
+    method: Literal["grid", "random", "tpe", "gp"] = "tpe"
+    """every combination, random ones, or Bayesian search by tree-structured Parzen estimators or Gaussian processes"""
+    trials: int | None = None
+    """sets of hyperparameters to try (default: 20; a grid has its own number)"""
+    seeds: str = "1-3"
+    """seeds of each trial: 1-3 or 1,3,7-9"""
+    fresh_seeds: str = "1001-1010"
+    """seeds on which the winner and the defaults are run at the end"""
+    prune: bool = True
+    """end trials early that do worse than the median"""
+    retries: int = 2
+    """times a trial is tried again after a run of it failed"""
+    workers: int = 1
+    """runs at a time; the cores this process may use are divided among them"""
+    search_seed: int = 0
+    """seed of what random, tpe and gp draw"""
+    storage: str | None = None
+    """where trials are kept (default: SQLite, in the sweep's folder); postgresql+psycopg://... for many machines"""
+    heartbeat: int = 15
+    """seconds between a worker's signs of life; after four times as long without one its trials are queued again"""
+    wandb_group: str | None = None
+    """W&B group, and the name of the sweep (default: sweep_, the script, the environment and the method)"""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags, besides `sweep` and the trial"""
+    runs_dir: Path = Path("runs")
+    """where run directories are made, and the sweep's own folder"""
+    wandb_sweep: Path | None = None
+    """write the same search into this file for W&B's own agents, and run nothing"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+
+def main(argv: list[str]) -> None:
+    own, fixed = split_flags(argv)
+    args = parse(Args, __doc__, own, prog="python -m common sweep")
+    at_least(args, workers=1, trials=1, heartbeat=1, retries=0, search_seed=0)
+    seeds, fresh = numbers(args.seeds, "--seeds"), numbers(args.fresh_seeds, "--fresh-seeds")
+    if set(seeds) & set(fresh):
+        fail("--fresh-seeds must not be among --seeds: the winner was chosen on those")
+    if args.env_id is not None:
+        fixed = ["--env-id", args.env_id, *fixed]
+    types, base = base_arguments(args.script, fixed, OWN_FLAGS)
+    if base.get("eval_episodes", 1) == 0:
+        fail("--eval-episodes 0 leaves nothing to judge a trial by")
+    space = read_space(args.script, fixed, types, args.search)
+    check_method(space, args.method)
+    if args.method == "grid" and args.trials is not None:
+        fail(f"--trials is for random, tpe and gp; this grid has {len(product(space))} points")
+    if args.wandb_sweep is not None:
+        import yaml  # a dependency of wandb
+
+        search = wandb_sweep(args.script, fixed, space, args.method, base)
+        write_file(args.wandb_sweep, yaml.safe_dump(search, sort_keys=False))
+        print(f"wrote {args.wandb_sweep}: wandb sweep {args.wandb_sweep}")
+        return
+    try:
+        import matplotlib
+        import scipy  # noqa: F401 - for optuna's gp
+
+        from common.tools.launch.study import Queue
+    except ImportError as error:
+        fail(f'sweep needs {error.name}, which is not installed: pip install -e ".[sweep]"')
+    matplotlib.use("Agg")
+    group = args.wandb_group or sanitized(f"sweep_{args.script.stem}_{base['env_id']}_{args.method}")
+    folder = args.runs_dir / f"{component(group, '--wandb-group')}.sweep"
+    make_folder(folder)
+    sweep = Sweep(args, folder, group, fixed, base, space, seeds)
+    command = ["python", "-m", "common", "sweep", *argv]
+    combinations = product(space) if args.method == "grid" else [{}] * sweep.trials
+    trials = [{"slot": i, "fixed": params, "seeds": seeds} for i, params in enumerate(combinations)]
+    tried = Queue(sweep, group, trials)
+    sweep.work(tried, command)
+    winner = tried.best()
+    if winner is None:
+        errors = [slot.error for slot in tried.slots() if slot.error]
+        code = int(errors[-1].split()[1].rstrip(":")) if errors else 1
+        fail(f"no trial came to its end; the last: {errors[-1] if errors else 'pruned'}", code)
+    defaults_won = all(d.argument(winner.params[d.name]) == base[d.name] for d in space)
+    compared: dict[str, dict[str, Any]] = (
+        {"defaults": {}} if defaults_won else {"winner": winner.params, "defaults": {}}
+    )
+    runs = [
+        {"slot": f"{name} {seed}", "fixed": params, "seeds": [seed], "name": name}
+        for name, params in compared.items()
+        for seed in fresh
+    ]
+    final = Queue(sweep, f"{group}, trial {winner.user_attrs['slot']} on fresh seeds", runs)
+    sweep.work(final, command)
+    report(sweep, tried, final, winner, defaults_won)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A trial that this process works at: one run after the other, a seed each."""
+
+    trial: Any
+    slot: dict[str, Any]
+    jobs: list[Job]
+    values: list[float] = field(default_factory=list)
+    reported: int = 0  # tenths of the current run
+    pruned: bool = False
+    waits: bool = True  # for the current run to be started
+
+    @property
+    def job(self) -> Job:
+        return self.jobs[len(self.values)]
+
+
+@dataclass(eq=False)
+class Sweep:
+    """What every queue of a sweep shares, and the loop that works at one."""
+
+    args: Args
+    folder: Path
+    group: str
+    fixed: list[str]  # flags of every run
+    base: dict[str, Any]  # the arguments they give the script
+    space: list[Dimension]
+    seeds: list[int]
+
+    def __post_init__(self) -> None:
+        from common.tools.launch.study import Database
+
+        self.trials = self.args.trials or TRIALS
+        self.screen = Screen()
+        self.database = Database(self, self.args.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
+
+    def work(self, queue: "Queue", command: list[str]) -> None:
+        """Until every slot of the queue is done, by this process or another."""
+        self.pool = Pool(self.args.workers)
+        self.pool.listen()
+        attempts: list[Attempt] = []
+        looked = beaten = -math.inf
+        queue.requeue()
+        while True:
+            now = time.monotonic()
+            if now - beaten > self.args.heartbeat:
+                beaten = now
+                for attempt in attempts:
+                    queue.storage.record_heartbeat(attempt.trial._trial_id)
+                queue.requeue()
+            while len(attempts) < self.args.workers and not self.pool.stopping:
+                trial = queue.take()
+                if trial is None:
+                    break
+                attempts.append(self.begin(queue, trial))
+            self.step(queue, attempts)
+            if self.pool.stopping and not self.pool.jobs:
+                for attempt in attempts:
+                    queue.tell(attempt.trial, "FAIL")
+                queue.requeue()
+                self.pool.leave(command)
+            if not attempts and now - looked > 1:
+                looked = now
+                if not queue.open():
+                    return
+            self.screen.show(lambda: self.status(queue, attempts))
+            time.sleep(0.1 if attempts else 0.5)
+
+    def begin(self, queue: "Queue", trial: Any) -> Attempt:
+        slot = queue.wanted[trial.user_attrs["slot"]]
+        name = slot.get("name", f"trial-{slot['slot']}")
+        params: dict[str, Any] = {} if name == "defaults" else {d.name: d.suggest(trial) for d in self.space}
+        base = self.base | {d.name: d.argument(params[d.name]) for d in self.space if params}
+        words, jobs = [*self.fixed, *flags(params)], []
+        for seed in slot["seeds"]:
+            tags = ["sweep", *self.args.wandb_tags, name]
+            own: dict[str, Any] = {"seed": seed, "wandb_group": self.group, "wandb_tags": tags}
+            place = self.args.runs_dir, self.folder
+            jobs.append(make_job(f"{name}-seed-{seed}", self.args.script, words, base, *place, **own))
+        return Attempt(trial, slot, jobs)
+
+    def step(self, queue: "Queue", attempts: list[Attempt]) -> None:
+        """Starts, watches and ends the runs of `attempts`; those that are over leave the list."""
+        ended = self.pool.poll()
+        for attempt in list(attempts):
+            if attempt.waits:
+                if not self.pool.free or self.pool.stopping:
+                    continue
+                if self.pool.start(attempt.job):
+                    attempt.waits = False
+                elif not attempt.job.finished():  # the run of a worker that was killed, not yet ended
+                    continue
+            self.report(queue, attempt)
+            finished = attempt.waits or attempt.job in ended
+            if finished and self.end(queue, attempt):
+                attempts.remove(attempt)
+
+    def report(self, queue: "Queue", attempt: Attempt) -> None:
+        """Tells Optuna the mean training return of each tenth of a run, and ends a trial that is to be pruned."""
+        attempt.job.look()
+        progress = attempt.job.progress
+        for value in [] if progress is None else progress.returns()[attempt.reported : Progress.PARTS - 1]:
+            if attempt.pruned:
+                return
+            step = len(attempt.values) * Progress.PARTS + attempt.reported
+            attempt.reported += 1
+            if value is None or "name" in attempt.slot:
+                continue
+            if queue.report(attempt.trial, value, step) and not attempt.waits:
+                attempt.pruned = True
+                stop(attempt.job)
+
+    def end(self, queue: "Queue", attempt: Attempt) -> bool:
+        """What the end of its current run means for a trial; whether the trial is over."""
+        job, title = attempt.job, self.title(attempt)
+        score = job.score()
+        if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
+            queue.tell(attempt.trial, "PRUNED")
+            self.screen.say(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}")
+            return True
+        if score is not None:
+            attempt.values.append(score)
+            attempt.reported, attempt.waits = 0, True
+            if len(attempt.values) < len(attempt.jobs):
+                return False
+            value = sum(attempt.values) / len(attempt.values)
+            if queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values):
+                self.screen.say(f"{queue.count()} {title}: {value:.5g}")
+            return True
+        if self.pool.stopping:
+            return False  # the loop gives it back
+        code = job.code or 1
+        error = f"exit {code}: {job.error()}"
+        if code == 4:  # a step size too large is an answer
+            queue.tell(attempt.trial, "PRUNED", error=error)
+        else:
+            queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # another try would change nothing
+            queue.requeue()
+        self.screen.say(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
+        return True
+
+    def title(self, attempt: Attempt) -> str:
+        if "name" in attempt.slot:
+            return attempt.slot["slot"].replace(" ", " seed ")
+        return f"trial {attempt.slot['slot']} ({described(attempt.trial.params)})"
+
+    def status(self, queue: "Queue", attempts: list[Attempt]) -> str:
+        best = queue.best()
+        so_far = "" if best is None else f" best so far {best.value:.5g};"
+        running = [f"{self.title(a)}: seed {a.job.wanted['seed']} {a.job.look():.0%}" for a in attempts]
+        return f"{queue.count()}{so_far} {', '.join(running)}"
+
+
+def described(params: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in params.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_won: bool) -> None:
+    """Prints and writes what was found: report.md, results.json, history.png, importance.png."""
+    values: dict[str, list[float]] = {"winner": [], "defaults": []}
+    for slot in final.slots():
+        if slot.value is not None:
+            values[final.wanted[slot.number]["name"]].append(slot.value)
+    slots = tried.slots()
+    lines = [f"Winner: trial {winner.user_attrs['slot']}, {described(winner.params)}: {winner.value:.5g}", ""]
+    fresh, (won, plain) = f"On the fresh seeds {sweep.args.fresh_seeds}", values.values()
+    if defaults_won:
+        lines += [f"The winner is the defaults. {fresh}: {stats.mean_and_std(plain)}."]
+    elif won and plain:
+        both = f"winner {stats.mean_and_std(won)} ({len(won)} runs), defaults {stats.mean_and_std(plain)}"
+        lines += [f"{fresh}: {both} ({len(plain)} runs).", stats.significance(won, plain, winner.value)]
+    else:
+        lines += [f"{fresh} no run of the {'winner' if not won else 'defaults'} came to its end."]
+    names = [d.name for d in sweep.space]
+    table = Table("", ["trial", *names, "value", "seeds", ""], [])
+    rows = []
+    for slot in sorted(slots, key=lambda s: -math.inf if s.value is None else s.value, reverse=True):
+        trial = slot.trial("COMPLETE", "PRUNED") or slot.trials[-1]
+        each = trial.user_attrs.get("values", [])
+        note = " ".join(filter(None, ["" if slot.state == "DONE" else slot.state.lower(), slot.error]))
+        value = "" if slot.value is None else f"{slot.value:.5g}"
+        cells = [str(slot.number), *(_short(trial.params.get(name)) for name in names), value]
+        table.rows.append([*cells, ", ".join(f"{v:.5g}" for v in each), note])
+        about = {"trial": slot.number, "state": slot.state, "params": trial.params, "values": each}
+        rows.append({**about, "value": slot.value, "error": slot.error})
+    args = sweep.args
+    head = f"{args.script.name} on {sweep.base['env_id']}, {args.method}, {len(slots)} trials of seeds {args.seeds}; "
+    head += "the value is the mean of the last greedy evaluations."
+    text = "\n".join([f"# {sweep.group}", "", head, "", *lines, "", markdown(table), ""])
+    write_file(sweep.folder / "report.md", text)
+    results = {"plan": tried.plan, "trials": rows, "winner": winner.params, "fresh": values}
+    write_file(sweep.folder / "results.json", json.dumps(results, indent=1, sort_keys=True) + "\n")
+    lost = [f"failed: trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
+    lost += [f"failed: {final.wanted[s.number]['name']}: {s.error}" for s in final.slots() if final.given_up(s)]
+    print("\n" + "\n".join([*lines, *lost]))
+    print(f"report, results and plots: {sweep.folder}", flush=True)
+    _plots(sweep, tried)
+
+
+def _plots(sweep: Sweep, tried: "Queue") -> None:
+    import matplotlib.pyplot as plt
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.visualization import matplotlib as plots
+
+    def save(name: str) -> None:
+        plt.savefig(sweep.folder / name, dpi=120, bbox_inches="tight")
+        plt.close("all")
+
+    done = [slot.value for slot in tried.slots() if slot.state == "DONE"]
+    plots.plot_optimization_history(tried.study)
+    save("history.png")
+    if len(done) < 4 or len(set(done)) < 2:
+        print("no plot of the hyperparameters' importance: that takes 4 trials of different values")
+        return
+    plots.plot_param_importances(tried.study, evaluator=PedAnovaImportanceEvaluator())
+    save("importance.png")
