@@ -31,6 +31,7 @@ LATE = "has not answered within --env-timeout"
 OVERFLOW = "overflow encountered in (cast|dot)"  # Envs reports it itself, with the environment's number
 CLOSING = "closing the environments"  # for `beside_training`
 CLOSE_SECONDS = 2
+GRACE_SECONDS = 5  # for what the watchdog has interrupted
 
 
 class EnvError(args.Failure):
@@ -326,7 +327,7 @@ class Watchdog:
             since = self.since
             if ticks >= self.TICKS:
                 self._ask()
-                if not self.stop.wait(min(self.timeout, 5)) and self.since == since:
+                if not self.stop.wait(min(self.timeout, GRACE_SECONDS)) and self.since == since:
                     self._end()
                 ticks = 0
 

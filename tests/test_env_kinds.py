@@ -22,7 +22,7 @@ from odd_envs import odd
 from common import args, final_obs, make_envs
 from common.args import beside_training
 from common.envs import import_env_module
-from common.faults import CLOSING, EnvError, Guarded
+from common.faults import CLOSING, EnvError, Guarded, Workers
 from common.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
@@ -493,6 +493,15 @@ class InWorker(odd_envs.Odd):
             sys.exit(0)
 
 
+class SlowToStart(odd_envs.Odd):
+    """Takes half a second to start in a process of its own, and hangs when it is closed."""
+
+    def __init__(self):
+        super().__init__(shut=sleep)
+        if multiprocessing.parent_process():
+            time.sleep(0.5)
+
+
 def registered(kind):
     gym.registry.pop(f"{kind.__name__}-v0", None)
     gym.register(f"{kind.__name__}-v0", kind)
@@ -504,6 +513,18 @@ def test_a_constructor_that_exits_is_exit_5(capfd, kind, async_envs):
     code, (line,) = fails(capfd, registered(kind), async_envs)
     assert code == 5
     assert "cannot be made: environment 0 failed in __init__(): SystemExit: 0 (test_env_kinds.py:" in line
+
+
+def test_the_last_words_of_a_worker_that_has_ended_are_read(capfd, monkeypatch):
+    check = Workers._check_spaces
+
+    def late(self):
+        self.processes[0].join(10)
+        check(self)
+
+    monkeypatch.setattr(Workers, "_check_spaces", late)
+    code, (line,) = fails(capfd, registered(InWorker), async_envs=True)
+    assert (code, "failed in __init__(): SystemExit: 0" in line) == (5, True)
 
 
 def test_an_error_without_words_is_still_named(capfd):
@@ -572,6 +593,7 @@ def test_a_close_that_fails_is_one_warning(capfd, monkeypatch, closing, async_en
         play(envs)
         envs.close()
         envs.close()
+        assert envs.vector.closed  # or gymnasium closes it again
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 failed in close(): ")
     if async_envs:
@@ -605,16 +627,32 @@ def test_all_environments_are_closed_if_the_first_fails():
 
 
 @BOTH
-def test_a_close_that_hangs_ends(capfd, monkeypatch, async_envs):
+def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatch, async_envs):
     monkeypatch.setattr(args, "_warned", set())
     monkeypatch.setattr("common.faults.CLOSE_SECONDS", 0.5)
+    asked = []
+
+    def hang():
+        asked.append(1)
+        sleep()
+
     began = time.monotonic()
-    envs = make_envs(odd(shut=sleep), 3, async_envs, env_timeout=0.5)
+    envs = make_envs(odd(shut=hang), 3, async_envs, env_timeout=0.5)
     play(envs)
     envs.close()
     assert time.monotonic() - began < 5
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {CLOSING} failed, training goes on: environment 0 has not answered within")
+    assert asked == [1]
+
+
+def test_a_run_goes_on_after_a_close_that_hung(monkeypatch):
+    """The look at the spaces ends by an interruption; the workers then have their time to start."""
+    ended = []
+    monkeypatch.setattr("common.faults.Watchdog._end", lambda self: ended.append(1))
+    monkeypatch.setattr("common.faults.GRACE_SECONDS", 0.1)
+    play(make_envs(registered(SlowToStart), 1, async_envs=True, env_timeout=1))
+    assert ended == []
 
 
 def test_a_close_that_hangs_in_a_worker_only_ends(capfd, monkeypatch):
