@@ -1,4 +1,4 @@
-"""What every PlainRL script shares. Each name is loaded when first used, so that tools that need no torch start at once."""
+"""What every PlainRL script shares. Each name is loaded when first used: tools that need no torch start at once."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
