@@ -36,6 +36,8 @@ class Args(common.RunArgs):
     """of no use"""
     target_kl: float | None = None
     """of no use"""
+    offset: float = 0.0
+    """of no use, and may be negative"""
     kind: Literal["plain", "fails", "crashes_once", "refuses"] = "plain"
     """what becomes of the run"""
     pause: float = 0.0

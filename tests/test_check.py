@@ -54,7 +54,7 @@ OWN_N_STEP = """pending.append((obs, actions, rewards))
             del pending[0]
 """
 NO_GAMMA = [
-    ("n_step=args.n_step, gamma=args.gamma, ", ""),
+    ("        n_step=args.n_step,\n        gamma=args.gamma,\n", ""),
     ("metrics: dict[str, Tensor] = {}", "pending = []\n    metrics = {}"),
 ]
 

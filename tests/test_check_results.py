@@ -320,7 +320,8 @@ def test_a_damaged_file_is_one_line(fork, refused, text):
 
 
 STORED = sorted(path.parent for path in ROOT.glob("runs/results/**/runs.json") if "eval_return" in path.read_text())
-ONE_EACH = {row.configs[0]["script"]: row for row in [read_row(folder, folder.parent.name) for folder in STORED]}
+ROWS = [read_row(folder, folder.parent.name) for folder in STORED]
+ONE_EACH = {row.configs[0]["script"]: row for row in reversed(ROWS)}
 
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
@@ -336,9 +337,19 @@ def test_a_reference_row_becomes_the_command_that_made_it(script, tmp_path, caps
     (job, *_) = check_results.make_jobs(row, Args(runs_dir=tmp_path / "runs", level=0.05, seeds="101-119"))
     assert job.script == ROOT / "algos" / f"{script}.py"
     ignored = check_results.NOT_ARGUMENTS | check_results.NOT_REPEATED | {"cuda", "torch_threads"}
+    ignored |= {*check_results.LEFT_DQN, "prioritized_replay_alpha", "prioritized_replay_beta"}
     compared = {key: value for key, value in row.args.items() if key not in ignored}
     assert {key: job.wanted[key] for key in compared} == compared and len(compared) > 15
     assert f"python {job.script}" in capsys.readouterr().out
+
+
+def test_a_row_of_dqn_with_options_is_run_by_the_script_that_has_them_now(tmp_path):
+    (row,) = [row for row in ROWS if "dqn_all" in row.name or row.folder.parent.name == "dqn_all"]
+    (job, *_) = check_results.make_jobs(row, Args(runs_dir=tmp_path / "runs", level=0.05, seeds="101-119"))
+    assert job.script == ROOT / "algos" / "rainbow.py"
+    wanted = {"dueling": True, "n_step": 3, "prioritized_replay": True, "distributional": False, "noisy": False}
+    assert {name: job.wanted[name] for name in wanted} == wanted
+    assert job.wanted["learning_rate"] == row.args["learning_rate"]
 
 
 def test_a_real_script_collected_and_run_again(tmp_path):

@@ -219,7 +219,8 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
     untrained = ppo.Agent(common.make_envs("CartPole-v1", 1), ppo.Args()).state_dict()
     plain = weights(train(tmp_path, **SMALL))
     for name, value in untrained.items():
-        assert value.numel() == 0 or not torch.equal(value, plain[name]), name
+        still = value.numel() == 0 or name in ("action_scale", "action_bias")
+        assert torch.equal(value, plain[name]) == still, name
     for flags in (
         {"anneal_lr": False},
         {"norm_adv": False},
@@ -242,7 +243,7 @@ def test_target_kl_ends_the_updates_of_a_rollout(tmp_path, monkeypatch):
     updates = []
     loss = ppo.ppo_loss
     monkeypatch.setattr(ppo, "ppo_loss", lambda *words: updates.append(1) or loss(*words))
-    train(tmp_path, **SMALL, target_kl=0.0)
+    train(tmp_path, **SMALL, target_kl=1e-12)
     assert len(updates) == 1024 // 128 * 4  # one epoch of each of the eight rollouts
     updates.clear()
     train(tmp_path, **SMALL, target_kl=1e9)

@@ -507,7 +507,7 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
     still = weights(train(tmp_path, **{**SMALL, "learning_starts": 300}))
     plain = weights(train(tmp_path, **SMALL))
     for name in still:
-        assert torch.equal(still[name], plain[name]) == (name in ("scale", "bias")), name
+        assert torch.equal(still[name], plain[name]) == (name in ("action_scale", "action_bias")), name
     for flags in (
         {"learning_starts": 150},
         {"hidden_sizes": (32, 16)},

@@ -61,6 +61,8 @@ NOT_ARGUMENTS = {"script", "device", "threads", "processes", "versions", "git_co
 NOT_ARGUMENTS |= {"folder", "cwd"}
 # Arguments that are not repeated. Films change no score; which module may be imported, the user says.
 NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
+# Options that left dqn.py for rainbow.py, and the values with which they were off.
+LEFT_DQN = {"dueling": False, "n_step": 1, "prioritized_replay": False}
 
 
 @dataclass
@@ -157,11 +159,22 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
     return given
 
 
+def as_today(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of dqn.py and dqn_lightning.py when they had more options, as those of the script that has them now."""
+    if arguments["script"] not in ("dqn", "dqn_lightning"):
+        return arguments
+    if any(arguments.get(name, off) != off for name, off in LEFT_DQN.items()):
+        return {**arguments, "script": "rainbow", "distributional": False, "noisy": False}
+    gone = {*LEFT_DQN, "prioritized_replay_alpha", "prioritized_replay_beta"}
+    return {key: value for key, value in arguments.items() if key not in gone}
+
+
 def make_jobs(row: Row, args: Args) -> list[Job]:
     """The row's command with each seed; code 2 if the script does not take it any more."""
-    script = args.script or ALGOS / f"{component(str(row.args['script']), f'{row.name}: its script')}.py"
+    arguments = as_today(row.args)
+    script = args.script or ALGOS / f"{component(str(arguments['script']), f'{row.name}: its script')}.py"
     has = ask(script, [[]])[1][0].args
-    stored = {key: value for key, value in row.args.items() if key not in NOT_ARGUMENTS | NOT_REPEATED}
+    stored = {key: value for key, value in arguments.items() if key not in NOT_ARGUMENTS | NOT_REPEATED}
     if gone := {key: value for key, value in stored.items() if key not in has}:
         fail(f"{row.name} was run with {shlex.join(as_words(gone))}, which {script.name} does not have any more")
     flags = as_words({key: value for key, value in stored.items() if jsonable(has[key]) != value})
