@@ -417,7 +417,7 @@ class Run:
         self._tell(self.sinks, "flush")
         last_step, last_time = self._last_log
         return {
-            "metrics_size": self._json.position() if self._json is not None and self._json in self.sinks else 0,
+            "metrics_size": self._metrics_size(),
             "step": self.step,
             "evaluated": self.evaluated,
             "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
@@ -428,6 +428,13 @@ class Run:
             "last_log": (last_step, time.monotonic() - last_time),
             "phases": self._since_last_log(),
         }
+
+    def _metrics_size(self) -> int:
+        """Bytes of metrics.jsonl that a resumed run keeps: all, also where the disk took no more of them."""
+        if self._json is not None and self._json in self.sinks:
+            return self._json.position()
+        path = self.dir / "metrics.jsonl"
+        return path.stat().st_size if RANK == 0 and path.exists() else 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -459,11 +466,9 @@ class Run:
             self._close(exit_code=0)
             return
         seconds = self._time()
-        try:
-            write_atomically(self.dir / "finished.json", _json({"global_step": self.step, "time": seconds}))
-        except OSError as error:
-            warn(f"cannot write {self.dir / 'finished.json'}: {error.strerror}")
         self._close(exit_code=0)
+        with beside_training("writing finished.json"):
+            write_atomically(self.dir / "finished.json", _json({"global_step": self.step, "time": seconds}))
         self._console.line(f"done in {seconds:.1f} s: {self.dir}")
         if self.wandb is not None:
             say(self.wandb.where())
@@ -475,13 +480,21 @@ class Run:
         atexit.unregister(self._close)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        if self._policy is not None:
-            self.save_policy(self._policy)
+        unsaved = ""
+        try:
+            self._save_policy()
+        except (OSError, RuntimeError) as error:
+            unsaved = f"cannot write {self.dir / 'policy.pt'}: {error}"
+            exit_code = exit_code or 6
         if self._episodes:  # those since the last row
             self._write({}, self.step)
         self._tell(self.sinks, "close", exit_code)
         if self._lock is not None:
             self._lock.close()
+        if unsaved and exit_code == 6:
+            fail(unsaved, code=6)
+        elif unsaved:  # another error ends the run
+            warn(unsaved)
 
     def _write(self, values: dict[str, float], step: int) -> None:
         row = dict(values)

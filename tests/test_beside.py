@@ -263,3 +263,47 @@ def test_nothing_is_left_behind_by_what_does_not_fit_into_memory(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "--buffer-size" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_that_cannot_be_written_at_the_end_is_exit_6_and_the_run_is_not_finished(
+    tmp_path, monkeypatch, capsys
+):
+    import common.policy
+
+    save, steps = common.policy.save_policy, []
+
+    def full(policy, path):
+        if steps and steps[-1] >= 300:
+            raise OSError(28, "No space left on device")
+        save(policy, path)
+
+    log_episodes = common.Run.log_episodes
+    monkeypatch.setattr(common.Run, "log_episodes", lambda run, i, s: (steps.append(s), log_episodes(run, i, s))[1])
+    monkeypatch.setattr("common.policy.save_policy", full)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, env_id="Steady-v0", eval_episodes=0)
+    assert stop.value.code == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write")
+    assert not (only_run(tmp_path) / "finished.json").exists()
+
+
+def test_metrics_that_the_disk_took_are_kept_by_a_resumed_run(tmp_path, monkeypatch, capsys):
+    """A full disk turns metrics.jsonl off; a checkpoint after that must not say that it was empty."""
+    from common.sinks import JsonLines
+
+    log, rows_written = JsonLines.log, []
+
+    def full(self, row, step, seconds):
+        if step > 150:
+            raise OSError(28, "No space left on device")
+        rows_written.append(step)
+        log(self, row, step, seconds)
+
+    monkeypatch.setattr(JsonLines, "log", full)
+    run_dir = train(tmp_path, env_id="Steady-v0", eval_episodes=0)
+    assert "metrics.jsonl failed" in capsys.readouterr().err
+    saved = common.checkpoint.load_latest(run_dir / "checkpoints")
+    assert saved["step"] == 300
+    assert saved["run"]["metrics_size"] == (run_dir / "metrics.jsonl").stat().st_size
+    assert len(rows(run_dir)) == len(rows_written) > 10
