@@ -67,7 +67,7 @@ def page(tmp_path_factory):
 def browser():
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        pytest.skip("there is no Chromium here")
+        pytest.skip("needs the browser Chromium (Debian's package chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
