@@ -237,6 +237,8 @@ class Run:
         self._recent: collections.deque[float] = collections.deque(maxlen=100)
         self._last_log = (0, time.monotonic())
         self._phases = (stepping.seconds, updating.seconds)  # at the last row
+        self._rows: list[dict[str, float]] = []  # those of the step `_rows_at`, as TensorBoard has them
+        self._rows_at = 0
         self._console = _Console(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs * WORLD_SIZE)
         self.step = 0  # environment steps so far, as log_episodes was told
@@ -420,6 +422,7 @@ class Run:
             "metrics_size": self._metrics_size(),
             "step": self.step,
             "evaluated": self.evaluated,
+            "rows": self._rows if self._rows_at == self.step else [],
             "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
             "episodes": [list(episode) for episode in self._episodes],
             "recent": list(self._recent),
@@ -440,6 +443,10 @@ class Run:
         now = time.monotonic()
         self.step, self.evaluated = state["step"], state["evaluated"]
         self._console.first_step = self.step
+        # TensorBoard drops all that it had from this step on, an evaluation after the checkpoint among it.
+        self._rows, self._rows_at = state["rows"], self.step
+        for row in self._rows:
+            self._tell([sink for sink in self.sinks if isinstance(sink, TensorBoard)], "log", row, self.step, 0.0)
         for row, at in state["wandb_rows"]:
             self._tell([sink for sink in self.sinks if sink is self.wandb], "log", row, at, 0.0)
         self._episodes = [tuple(episode) for episode in state["episodes"]]
@@ -503,6 +510,7 @@ class Run:
             row["charts/episodic_return"] = sum(returns) / len(returns)
             row["charts/episodic_length"] = sum(lengths) / len(lengths)
             self._episodes.clear()
+        self._rows, self._rows_at = [*(self._rows if self._rows_at == step else []), row], step
         for sink in list(self.sinks):
             if mine := values if sink is self._json else row:  # metrics.jsonl has the episodes themselves
                 self._tell([sink], "log", mine, step, self._time())

@@ -84,7 +84,7 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard drops what earlier files hold from purge_step on.
-        self.writer = SummaryWriter(str(path), purge_step=None if resumed_at is None else resumed_at + 1)
+        self.writer = SummaryWriter(str(path), purge_step=None if resumed_at is None else max(resumed_at, 1))
         if resumed_at is None:
             rows = (f"|{key}|{value}|" for key, value in facts.items())
             self.writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))

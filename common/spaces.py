@@ -138,12 +138,18 @@ def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) 
     """
     columns: dict[Any, Any] = {}
     masks = {}
-    for key in {key: None for info in infos.values() for key in info}:
+    if len(infos) == num_envs:  # the most frequent case, in a third of the time: numbers of one type from all
+        rows, all_have_it = [infos[i] for i in range(num_envs)], np.ones(num_envs, np.bool_)
+        for key, value in rows[0].items():
+            kind = type(value)
+            if kind in NUMBERS and (num_envs == 1 or all(type(row.get(key)) is kind for row in rows)):
+                columns[key], masks[f"_{key}"] = np.array([row[key] for row in rows], kind), all_have_it
+    for key in {key: None for info in infos.values() for key in info if key not in columns}:
         values = {i: info[key] for i, info in infos.items() if key in info}
+        kinds = set(map(type, values.values()))
         masks[f"_{key}"] = mask = np.zeros(num_envs, np.bool_)
         for i in values:
             mask[i] = True
-        kinds = set(map(type, values.values()))
         forms = {(kind, ()) for kind in kinds} if kinds <= NUMBERS else set(map(_form, values.values()))
         dtype, shape = forms.pop() if len(forms) == 1 and key != "final_obs" else (object, ())
         if dtype is dict and depth < 8:  # one may hold itself

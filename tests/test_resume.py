@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import clockless, only_run, rows, run_script, same, weights
+from conftest import clockless, load, only_run, rows, run_script, same, train_with, weights
 from fake_wandb import FakeWandb
 
+import common
 from common.sinks import TensorBoard
 
 CHAINED = str(Path(__file__).parent / "chained.py")
@@ -190,10 +191,41 @@ def test_tensorboard_has_each_step_once(tmp_path):
         before.log({"a": float(step)}, step, 0.0)
     before.flush()  # and killed: five of them came after the checkpoint
     after = TensorBoard(tmp_path, {}, resumed_at=5)
-    for step in range(6, 13):
+    for step in range(5, 13):  # the run logs the rows of the checkpoint's step again
         after.log({"a": float(step)}, step, 0.0)
     after.close(0)
     assert tensorboard(tmp_path) == {"a": [(step, float(step)) for step in range(1, 13)]}
+
+
+@pytest.mark.parametrize("log_interval", [50, 70])
+def test_a_kill_after_an_evaluation_leaves_its_row_once_in_tensorboard(log_interval, tmp_path, monkeypatch):
+    """The checkpoint comes before the evaluation, and rows of its step before that."""
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    dqn = load("dqn")
+    flags = {"env_id": "CartPole-v1", "total_timesteps": 300, "learning_starts": 40, "eval_interval": 100}
+    flags |= {"eval_episodes": 2, "capture_video": False, "log_interval": log_interval}
+    whole = train_with(dqn, tmp_path, **flags)
+    log_evaluation = common.Run.log_evaluation
+
+    def killed(self, metrics, step, video):
+        log_evaluation(self, metrics, step, video)
+        self.state_dict()  # all is on the disk
+        if step == 200:
+            raise Killed
+
+    monkeypatch.setattr(common.Run, "log_evaluation", killed)
+    before = set(tmp_path.rglob("checkpoints"))
+    with pytest.raises(Killed):
+        train_with(dqn, tmp_path, **flags)
+    monkeypatch.setattr(common.Run, "log_evaluation", log_evaluation)
+    (stopped,) = (path.parent for path in set(tmp_path.rglob("checkpoints")) - before)
+    (stopped / ".lock").unlink()  # the first run's, which is still in this process
+    dqn.main(dqn.Args(**flags, track=False, cuda=False, runs_dir=str(tmp_path), resume=str(stopped)))
+    assert tensorboard(stopped) == tensorboard(whole)
+    assert same_metrics(stopped, whole)
 
 
 def test_the_same_wandb_run_goes_on(tmp_path):
