@@ -271,7 +271,10 @@ def write_file(path: Path, content: Any) -> None:
         hashed: Any = _Hashed(file)
         torch.save(_plain(content), hashed)
         file.write(MAGIC + hashed.sha256.digest())
-    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(folder)
     finally:

@@ -325,3 +325,20 @@ def test_save_interval_0_writes_nothing(tmp_path):
     saver.save(10**6)
     assert not saver.write(5)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_system_that_opens_no_folder_writes_checkpoints(tmp_path, monkeypatch, capsys):
+    """Windows: os.open of a folder is a PermissionError."""
+    real = os.open
+
+    def as_on_windows(path, flags, *words, **more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *words, **more)
+
+    monkeypatch.setattr(os, "open", as_on_windows)
+    saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), part=Part())
+    saver.start(seed=1)
+    assert saver.write(1) and saver.write(2)
+    assert capsys.readouterr().err == ""
+    assert load_latest(tmp_path / "checkpoints")["step"] == 2
