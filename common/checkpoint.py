@@ -144,10 +144,8 @@ class Checkpoint:
         if names := [name for name, _ in states if name]:
             what = f"{names[0]} is not finite at step {step}; the last checkpoint is kept"
         elif len(set(states)) > 1:
-            what, code = (
-                f"the processes have different weights at step {step}: does each update call common.sync_grads?",
-                1,
-            )
+            code = 1
+            what = f"the processes have different weights at step {step}: does each update call common.sync_grads?"
         if what:
             distributed.on_first(functools.partial(fail, what, code=code))
         path = self.folder / f"step-{step:012d}.pt"

@@ -165,10 +165,8 @@ def _reopened(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, 
     known = {"device", "threads", "versions", "total_timesteps", "script", "wandb_id"} <= facts.keys()
     if not known or not re.fullmatch(r"\w{1,64}", facts["wandb_id"]):
         fail(f"cannot resume {path}: its args.json is not one of a run", code=3)
-    then, total_then = (
-        {"device": facts["device"], "threads": facts["threads"], **facts["versions"]},
-        facts["total_timesteps"],
-    )
+    then = {"device": facts["device"], "threads": facts["threads"], **facts["versions"]}
+    total_then = facts["total_timesteps"]
     if facts["script"] != script.stem:
         fail(f"cannot resume {path}: it is a run of {facts['script']}, not of {script.stem}", code=3)
     now = json.loads(json.dumps(dataclasses.asdict(args)))
@@ -301,9 +299,8 @@ class Run:
         self.step = step
         if "episode" in infos:
             for i in np.flatnonzero(infos["_episode"]):
-                self._episodes.append(
-                    (float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i]), step, self._time())
-                )
+                r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
+                self._episodes.append((r, length, step, self._time()))
                 if WORLD_SIZE == 1:
                     self._note(self._episodes[-1])
         if not self.resumable:

@@ -78,7 +78,7 @@ class OnlyOne(Steady):
 
 
 class Corridor(gym.Env):
-    """Who stays is paid, and stays for ever: there is no time limit."""
+    """Nothing ends it: there is no time limit."""
 
     observation_space = Box(0.0, 1.0, (1,), np.float32)
     action_space = Discrete(2)
@@ -88,7 +88,7 @@ class Corridor(gym.Env):
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> Any:
-        return np.zeros(1, np.float32), 1.0, bool(action), False, {}
+        return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
 class Breaks(Steady):

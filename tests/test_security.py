@@ -260,7 +260,7 @@ def test_a_broken_args_json_is_one_line_for_every_reader(given, content, capsys,
         assert stop.value.code == 3 and error.startswith("error: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["../../evil", "/tmp/evil", "..", "sub/evil", "", "evil\0", ["dqn"]])
+@pytest.mark.parametrize("script", ["../../evil", "/evil", "..", "sub/evil", "", "evil\0", ["dqn"]])
 def test_a_script_outside_source_is_not_run(given, script, capsys):
     (given.parent / "evil.py").write_text("raise SystemExit('it ran')")
     (given / "source" / "sub").mkdir()
