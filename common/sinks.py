@@ -83,6 +83,8 @@ class TensorBoard(Sink):
     def __init__(self, path: Path, facts: dict[str, Any], resumed_at: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if resumed_at is not None:
+            _let_a_second_pass(path)
         # TensorBoard drops what earlier files hold from purge_step on.
         self.writer = SummaryWriter(str(path), purge_step=None if resumed_at is None else max(resumed_at, 1))
         if resumed_at is None:
@@ -98,6 +100,14 @@ class TensorBoard(Sink):
 
     def close(self, exit_code: int) -> None:
         self.writer.close()
+
+
+def _let_a_second_pass(path: Path) -> None:
+    """Files of events are read in the order of their names: the second at which each began, then whatever differs."""
+    seconds = [name.split(".")[3:4] for name in os.listdir(path) if name.startswith("events.out.tfevents.")]
+    now = time.time()
+    if [f"{int(now):010d}"] in seconds:
+        time.sleep(1 - now % 1)
 
 
 def wandb_service() -> Any:

@@ -185,7 +185,13 @@ def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
     check("dqn", flags, tmp_path, numbers, seed=3, least=3, delay=0.5)
 
 
-def test_tensorboard_has_each_step_once(tmp_path):
+@pytest.mark.parametrize("earlier", [0, 9])
+def test_tensorboard_has_each_step_once(earlier, tmp_path, monkeypatch):
+    """Also if a run is resumed within the second in which it began: tensorboard counts the files of a process, and
+    sorts the tenth before the ninth."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(earlier))
     before = TensorBoard(tmp_path, {})
     for step in range(1, 11):
         before.log({"a": float(step)}, step, 0.0)
