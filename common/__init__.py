@@ -8,20 +8,20 @@ if TYPE_CHECKING:
     from common.args import fail as fail
     from common.args import parse as parse
     from common.checkpoint import Checkpoint as Checkpoint
-    from common.compilation import compiled as compiled
-    from common.dataset import ReplayDataset as ReplayDataset
-    from common.distributed import global_mean as global_mean
-    from common.distributed import global_mean_std as global_mean_std
-    from common.distributed import sync_grads as sync_grads
     from common.envs import Envs as Envs
     from common.envs import final_obs as final_obs
     from common.envs import make_envs as make_envs
     from common.envs import training_envs as training_envs
     from common.evaluation import Evaluation as Evaluation
-    from common.health import vitals as vitals
+    from common.internals.speed.compile import compiled as compiled
+    from common.internals.speed.processes import global_mean as global_mean
+    from common.internals.speed.processes import global_mean_std as global_mean_std
+    from common.internals.speed.processes import sync_grads as sync_grads
+    from common.internals.speed.timing import updating as updating
+    from common.internals.storage.dataset import ReplayDataset as ReplayDataset
+    from common.internals.tracking.diagnostics import vitals as vitals
     from common.normalize import RewardScaler as RewardScaler
     from common.normalize import RunningMeanStd as RunningMeanStd
-    from common.phases import updating as updating
     from common.replay import ReplayBuffer as ReplayBuffer
     from common.rollout import RolloutStorage as RolloutStorage
     from common.run import Run as Run
@@ -34,20 +34,20 @@ _HOME = {
     "fail": "args",
     "parse": "args",
     "Checkpoint": "checkpoint",
-    "compiled": "compilation",
-    "ReplayDataset": "dataset",
-    "global_mean": "distributed",
-    "global_mean_std": "distributed",
-    "sync_grads": "distributed",
+    "compiled": "internals.speed.compile",
+    "ReplayDataset": "internals.storage.dataset",
+    "global_mean": "internals.speed.processes",
+    "global_mean_std": "internals.speed.processes",
+    "sync_grads": "internals.speed.processes",
     "Envs": "envs",
     "final_obs": "envs",
     "make_envs": "envs",
     "training_envs": "envs",
     "Evaluation": "evaluation",
-    "vitals": "health",
+    "vitals": "internals.tracking.diagnostics",
     "RewardScaler": "normalize",
     "RunningMeanStd": "normalize",
-    "updating": "phases",
+    "updating": "internals.speed.timing",
     "ReplayBuffer": "replay",
     "RolloutStorage": "rollout",
     "Run": "run",

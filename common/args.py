@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, TextIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from common.files import read_object
+from common.internals.resume.files import read_object
 
 T = TypeVar("T", bound="HasDebug")
 show_tracebacks = False  # --debug

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import distributed
 from common.args import RANK, WORLD_SIZE, beside_training, fail, warn
 from common.envs import Envs
-from common.files import opened_atomically
+from common.internals.resume.files import opened_atomically
+from common.internals.speed import processes as distributed
 from common.run import Run
 from common.schedule import Every
 

@@ -35,11 +35,11 @@ from common.faults import (
     Workers,
     described,
 )
-from common.memory import require_memory
-from common.phases import stepping
-from common.replayed import ReplayedAtari, replayable
-from common.snapshot import restore, snapshot
-from common.spaces import in_columns
+from common.internals.resume.action_log import ReplayedAtari, replayable
+from common.internals.resume.env_state import restore, snapshot
+from common.internals.speed.timing import stepping
+from common.internals.storage.memory import require_memory
+from common.internals.vector.spaces import in_columns
 
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit

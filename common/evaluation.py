@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from common.args import RANK, RunArgs, beside_training, warn
 from common.envs import make_envs
-from common.phases import stepping
+from common.internals.speed.timing import stepping
+from common.internals.tracking.video import Camera, magnified
 from common.run import Run
-from common.video import Camera, magnified
 
 PARALLEL_ENVS = 10
 ADVICE = "--eval-episodes 0 turns it off"

@@ -23,8 +23,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from common import args
-from common.snapshot import large_arrays, restore, snapshot
-from common.spaces import adapted, as_flag, as_info, as_number, in_columns, observer, shown
+from common.internals.resume.env_state import large_arrays, restore, snapshot
+from common.internals.vector.spaces import adapted, as_flag, as_info, as_number, in_columns, observer, shown
 
 INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
 LATE = "has not answered within --env-timeout"

@@ -7,7 +7,7 @@ Neither changes its statistics but in `update`, which training calls and evaluat
 import torch
 from torch import Tensor, nn
 
-from common import distributed
+from common.internals.speed import processes as distributed
 
 
 class RunningMeanStd(nn.Module):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.frames import FrameStacks
-from common.memory import require_memory
-from common.priorities import Priorities, SumTree
+from common.internals.storage.frames import FrameStacks
+from common.internals.storage.memory import require_memory
+from common.internals.storage.sum_tree import Priorities, SumTree
 
 AT_THE_END = ("next_obs", "terminations", "truncations")  # of a return; other fields are those of its first step
 

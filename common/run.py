@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import distributed
 from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, read_facts, say, warn
-from common.files import finished_step, require_no_links, write_atomically
-from common.health import Alarms
-from common.phases import stepping, updating
-from common.provenance import is_saved_source, keep_source, places, versions
-from common.redact import REDACTED, redact
+from common.internals.resume.files import finished_step, require_no_links, write_atomically
+from common.internals.speed import processes as distributed
+from common.internals.speed.timing import stepping, updating
+from common.internals.tracking.diagnostics import Alarms
+from common.internals.tracking.provenance import is_saved_source, keep_source, places, versions
+from common.internals.tracking.redact import REDACTED, redact
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
@@ -52,7 +52,7 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
     if WORLD_SIZE > 1 and not torchrun:
         fail("this script trains in one process: start it with python, not torchrun")
     if args.compile:
-        from common.compilation import require_compiler
+        from common.internals.speed.compile import require_compiler
 
         require_compiler()
     seed = args.seed
@@ -373,7 +373,7 @@ class Run:
             self._save_policy()
 
     def _save_policy(self) -> None:
-        from common.policy import save_policy
+        from common.internals.tracking.policy import save_policy
 
         # Until the networks of a resumed run are restored, policy.pt is better than they are.
         if self._policy is not None and self.saved is None and RANK == 0:

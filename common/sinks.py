@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import RunArgs, say
-from common.redact import redact
+from common.internals.tracking.redact import redact
 
 
 class Sink:

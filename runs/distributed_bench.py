@@ -34,7 +34,7 @@ def worker(folder: Path, cores: list[int], seconds: float, flags: list[str]) -> 
     import importlib.util
 
     import common
-    from common import distributed
+    from common.internals.speed import processes as distributed
 
     spec = importlib.util.spec_from_file_location("ppo", ALGO)
     assert spec is not None and spec.loader is not None

@@ -92,7 +92,7 @@ def train_with(module, tmp_path: Path, **flags) -> Path:
 
 def network_of(run_dir: Path):
     """The trained network of a run."""
-    from common.policy import load_policy
+    from common.internals.tracking.policy import load_policy
 
     return load_policy(run_dir)[0].__self__
 

@@ -5,7 +5,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from common.replayed import ReplayedAtari
+from common.internals.resume.action_log import ReplayedAtari
 
 LINE = Box(-10.0, 10.0, (1,), np.float32)
 

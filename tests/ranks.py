@@ -18,8 +18,8 @@ import torch
 
 import common
 import common.checkpoint
-from common import distributed
 from common.args import RANK, WORLD_SIZE
+from common.internals.speed import processes as distributed
 from common.run import RUN_DIR_KEY
 
 HALVES = [RANK] if WORLD_SIZE > 1 else [0, 1]

@@ -128,7 +128,7 @@ def test_a_checkpoint_comes_before_every_evaluation(script, tmp_path, monkeypatc
 
 
 def test_a_policy_that_cannot_be_written_at_an_evaluation_is_one_warning(tmp_path, monkeypatch, capsys):
-    import common.policy
+    import common.internals.tracking.policy
 
     calls = []
 
@@ -138,8 +138,8 @@ def test_a_policy_that_cannot_be_written_at_an_evaluation_is_one_warning(tmp_pat
             raise OSError(28, "No space left on device")
         return save(*words)
 
-    save = common.policy.save_policy
-    monkeypatch.setattr("common.policy.save_policy", full)
+    save = common.internals.tracking.policy.save_policy
+    monkeypatch.setattr("common.internals.tracking.policy.save_policy", full)
     run_dir = train(tmp_path, env_id="Steady-v0")
     (line,) = capsys.readouterr().err.splitlines()
     assert "policy.pt failed" in line
@@ -266,9 +266,9 @@ def test_nothing_is_left_behind_by_what_does_not_fit_into_memory(tmp_path):
 def test_a_policy_that_cannot_be_written_at_the_end_is_exit_6_and_the_run_is_not_finished(
     tmp_path, monkeypatch, capsys
 ):
-    import common.policy
+    import common.internals.tracking.policy
 
-    save, steps = common.policy.save_policy, []
+    save, steps = common.internals.tracking.policy.save_policy, []
 
     def full(policy, path):
         if steps and steps[-1] >= 300:
@@ -277,7 +277,7 @@ def test_a_policy_that_cannot_be_written_at_the_end_is_exit_6_and_the_run_is_not
 
     log_episodes = common.Run.log_episodes
     monkeypatch.setattr(common.Run, "log_episodes", lambda run, i, s: (steps.append(s), log_episodes(run, i, s))[1])
-    monkeypatch.setattr("common.policy.save_policy", full)
+    monkeypatch.setattr("common.internals.tracking.policy.save_policy", full)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, env_id="Steady-v0", eval_episodes=0)
     assert stop.value.code == 6

@@ -11,7 +11,7 @@ import torch
 from conftest import load, network_of, rows, run_script, train_with
 
 import common
-from common.compilation import _TracedAdam
+from common.internals.speed.compile import _TracedAdam
 
 compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, compilers)), reason="no C++ compiler to make graphs with")

@@ -16,7 +16,7 @@ import torch
 from conftest import clockless, only_run, rows, run_script, same, weights
 
 import common
-import common.memory
+import common.internals.storage.memory
 import common.run
 
 HERE = Path(__file__).parent
@@ -184,13 +184,13 @@ def test_fewer_gpus_than_processes_are_one_line(monkeypatch, capsys):
 
 
 def test_processes_share_the_memory_of_their_machine(monkeypatch, capsys):
-    monkeypatch.setattr("common.memory.available_memory", lambda: 100)
-    common.memory.require_memory(60, "a replay")
-    monkeypatch.setattr("common.memory.WORLD_SIZE", 4)
+    monkeypatch.setattr("common.internals.storage.memory.available_memory", lambda: 100)
+    common.internals.storage.memory.require_memory(60, "a replay")
+    monkeypatch.setattr("common.internals.storage.memory.WORLD_SIZE", 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    common.memory.require_memory(50, "a replay")
+    common.internals.storage.memory.require_memory(50, "a replay")
     with pytest.raises(SystemExit) as stop:
-        common.memory.require_memory(51, "a replay")
+        common.internals.storage.memory.require_memory(51, "a replay")
     assert stop.value.code == 2
 
 

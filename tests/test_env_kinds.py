@@ -23,7 +23,7 @@ from common import args, final_obs, make_envs
 from common.args import beside_training
 from common.envs import import_env_module
 from common.faults import CLOSING, EnvError, Guarded, Workers
-from common.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
+from common.internals.vector.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
 IMAGE = Box(0, 255, (3, 40, 44), np.uint8)

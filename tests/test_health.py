@@ -11,7 +11,7 @@ from conftest import ROOT, load, only_run, rows, weights
 from torch import nn
 
 import common
-from common.health import Alarms, dead_units, grad_norm, vitals
+from common.internals.tracking.diagnostics import Alarms, dead_units, grad_norm, vitals
 
 SHORT = {
     "dqn": {"learning_starts": 200, "total_timesteps": 900},
@@ -88,7 +88,7 @@ def test_the_gradient_norm_is_that_of_the_gradients_adam_saw(compile):
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
     optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.8), fused=True)
     if compile:  # the optimizer of a graph keeps its moments in the same place; called here without one
-        from common.compilation import _TracedAdam
+        from common.internals.speed.compile import _TracedAdam
 
         _TracedAdam(optimizer).read_lr()
     assert math.isnan(grad_norm(optimizer))

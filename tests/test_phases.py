@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 import common
-from common import phases
+from common.internals.speed import timing as phases
 
 KEYS = ("health/time_env", "health/time_update", "health/time_other")
 SHARES = pytest.approx((0.3, 0.5, 0.2))

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, only_run, run_script
 from test_run import of_kind, wandb_records
 
-from common import provenance
-from common.provenance import PARENTS, is_saved_source, keep_source, parent_of
+from common.internals.tracking import provenance
+from common.internals.tracking.provenance import PARENTS, is_saved_source, keep_source, parent_of
 
 ALGOS = ROOT / "algos"
 
@@ -53,7 +53,7 @@ def test_the_parent_is_the_script_that_was_copied(name, share, tmp_path):
 def test_a_fork_beside_its_parent_is_a_fork(tmp_path, monkeypatch):
     for name in PARENTS:
         shutil.copy(ALGOS / name, tmp_path)
-    monkeypatch.setattr("common.provenance.ALGOS", tmp_path)
+    monkeypatch.setattr("common.internals.tracking.provenance.ALGOS", tmp_path)
     (tmp_path / "my_sac.py").write_text(edited("sac.py", 0.1))
     assert parent_of(tmp_path / "my_sac.py") == tmp_path / "sac.py"
     assert parent_of(tmp_path / "dqn.py") is None
@@ -66,7 +66,9 @@ def test_a_script_like_none_of_ours_has_no_parent(tmp_path, monkeypatch):
     facts = keep_source(script, tmp_path / "source")
     assert facts["parent"] is None
     assert not (tmp_path / "source" / "parent.diff").exists()
-    monkeypatch.setattr("common.provenance.ALGOS", tmp_path / "nowhere")  # installed without the repository
+    monkeypatch.setattr(
+        "common.internals.tracking.provenance.ALGOS", tmp_path / "nowhere"
+    )  # installed without the repository
     script.write_text(edited("ppo.py", 0))
     assert parent_of(script) is None
 

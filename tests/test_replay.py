@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import common
 from common import ReplayBuffer
-from common.priorities import EPSILON, SumTree
+from common.internals.storage.sum_tree import EPSILON, SumTree
 
 
 def step_of(t, num_envs):
@@ -413,9 +413,9 @@ def test_the_memory_asked_for_is_the_memory_taken(stack, alpha, monkeypatch, cap
     if alpha:
         arrays += replay.priorities.tree.levels
     needed = sum(array.nbytes for array in arrays)
-    monkeypatch.setattr("common.memory.available_memory", lambda: needed)
+    monkeypatch.setattr("common.internals.storage.memory.available_memory", lambda: needed)
     make()
-    monkeypatch.setattr("common.memory.available_memory", lambda: needed - 1)
+    monkeypatch.setattr("common.internals.storage.memory.available_memory", lambda: needed - 1)
     with pytest.raises(SystemExit) as stop:
         make()
     assert stop.value.code == 2
@@ -428,7 +428,7 @@ def test_frames_set_aside_are_asked_for_too(monkeypatch, capsys):
     replay = ReplayBuffer(1000, 1, frame_stack=2)
     story = Story(np.random.default_rng(0), 1, 2)
     replay.add(**story.step())
-    monkeypatch.setattr("common.memory.available_memory", lambda: 10)
+    monkeypatch.setattr("common.internals.storage.memory.available_memory", lambda: 10)
     with pytest.raises(SystemExit):
         for _ in range(200):
             replay.add(**story.step())

@@ -194,7 +194,7 @@ def test_films_show_the_first_episode_whole(main_run):
     assert len(set(frames)) > 3
 
     from common.evaluation import play
-    from common.policy import load_policy
+    from common.internals.tracking.policy import load_policy
 
     policy, facts = load_policy(run_dir)
     _, lengths = play(policy, "CartPole-v1", 3, 1)
@@ -215,7 +215,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
     assert film.stat().st_size > 1000
 
     code = (
-        "import sys, torch; from pathlib import Path; from common.policy import load_policy\n"
+        "import sys, torch; from pathlib import Path; from common.internals.tracking.policy import load_policy\n"
         "policy, _ = load_policy(Path(sys.argv[1])); torch.manual_seed(0); obs = torch.randn(1000, 4)\n"
         "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
     )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 import common
-from common.policy import load_policy
+from common.internals.tracking.policy import load_policy
 
 sac = load("sac")
 train = functools.partial(train_with, sac)

@@ -13,8 +13,15 @@ import pytest
 from conftest import ROOT, load, only_run, run_script, train_with
 
 from common import run as runs
-from common.files import data_file, finished_step, read_file, read_json, require_no_links, write_atomically
-from common.redact import redact
+from common.internals.resume.files import (
+    data_file,
+    finished_step,
+    read_file,
+    read_json,
+    require_no_links,
+    write_atomically,
+)
+from common.internals.tracking.redact import redact
 from common.tools import evaluate
 from common.tools.compare import compare
 

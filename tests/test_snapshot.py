@@ -25,8 +25,8 @@ from conftest import ROOT, load, same, train_with, weights
 from gymnasium import wrappers
 
 from common import Envs, args, final_obs, make_envs
-from common.replayed import ReplayedAtari, replayable
-from common.snapshot import restore, snapshot
+from common.internals.resume.action_log import ReplayedAtari, replayable
+from common.internals.resume.env_state import restore, snapshot
 
 EXTRAS = {"box2d": "Box2D", "mujoco": "mujoco", "atari": "ale_py"}
 MUJOCO = (

@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from common.evaluation import play
-from common.video import Camera, as_rgb
+from common.internals.tracking.video import Camera, as_rgb
 
 ORANGE = (200, 100, 0)
 HEIGHT, WIDTH = 32, 48
@@ -338,7 +338,7 @@ def shoot(path, frames=3, size=256):
 )
 @pytest.mark.parametrize("size", [2, 256])  # a frame that a buffer holds, and one that no pipe does
 def test_an_ffmpeg_that_fails_or_hangs_is_one_warning(script, reason, size, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("common.video.PATIENCE", 0.5)
+    monkeypatch.setattr("common.internals.tracking.video.PATIENCE", 0.5)
     fake_ffmpeg(monkeypatch, tmp_path, script)
     path = tmp_path / "videos" / "film.mp4"
     began = time.monotonic()

@@ -127,7 +127,7 @@ def modules_of_their_own() -> Iterator[None]:
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """The returns of one run's policy and what they come to; seconds do not count making the network."""
     from common.evaluation import play
-    from common.policy import load_policy
+    from common.internals.tracking.policy import load_policy
 
     policy, run = load_policy(path, args.allow_env_import)
     name = path.resolve().name

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from common.args import fail, warn
-from common.files import finished_step, open_file, read_json, read_object
+from common.internals.resume.files import finished_step, open_file, read_json, read_object
 from common.sinks import wandb_service
 
 LINE = 1_000_000  # bytes; a longer line of metrics is none

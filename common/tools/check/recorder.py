@@ -26,7 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-PRELOAD = ["common.checkpoint", "common.compilation", "common.evaluation", "common.replay", "common.rollout"]
+PRELOAD = [
+    "common.checkpoint",
+    "common.internals.speed.compile",
+    "common.evaluation",
+    "common.replay",
+    "common.rollout",
+]
 PRELOAD += ["common.normalize", "common.tools.check.recorder", "common.tools.check.probe_envs", "imageio_ffmpeg"]
 PRELOAD += ["torch._dynamo", "torch.utils.tensorboard", "tyro", "typeguard"]  # torch._dynamo: Adam's 2 s
 REPORT = "recorded.pt"  # what a run leaves behind, unless it was killed

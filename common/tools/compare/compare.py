@@ -26,7 +26,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.redact import redact
+from common.internals.tracking.redact import redact
 from common.tools import stats
 from common.tools.compare import figure, page, tables
 from common.tools.compare.groups import group

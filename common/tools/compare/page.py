@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.files import data_file, read_file
+from common.internals.resume.files import data_file, read_file
 from common.tools.compare.figure import style
 from common.tools.compare.tables import Table, number
 from common.tools.find_runs import Run

@@ -23,9 +23,9 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.files import read_object
-from common.provenance import is_saved_source
-from common.redact import REDACTED, redact
+from common.internals.resume.files import read_object
+from common.internals.tracking.provenance import is_saved_source
+from common.internals.tracking.redact import REDACTED, redact
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
 from common.tools.launch.jobs import Job, Pool, Screen, clock, locked, make_folder, make_job, stop, write_file
 

@@ -34,8 +34,8 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.files import read_json, read_object
-from common.provenance import ALGOS, versions
+from common.internals.resume.files import read_json, read_object
+from common.internals.tracking.provenance import ALGOS, versions
 from common.tools.compare.tables import Table, number, text
 from common.tools.find_runs import read_lines
 from common.tools.launch.benchmark import run_all

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.args import fail
-from common.redact import redact
+from common.internals.tracking.redact import redact
 
 # What a tool sets itself for each run.
 OWN_FLAGS = {"seed", "runs_dir", "wandb_group", "wandb_tags", "resume"}

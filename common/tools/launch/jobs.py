@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.args import fail
-from common.files import finished_step, open_file, read_object, write_atomically
-from common.redact import REDACTED, redact
-from common.redact import __file__ as redaction
+from common.internals.resume.files import finished_step, open_file, read_object, write_atomically
+from common.internals.tracking.redact import REDACTED, redact
+from common.internals.tracking.redact import __file__ as redaction
 from common.tools.find_runs import NO_ROW
 from common.tools.launch.cli import INCIDENTAL, again, as_words, jsonable, sanitized
 

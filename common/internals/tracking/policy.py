@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.args import fail
 from common.envs import make_envs
-from common.files import data_file, open_file, read_object, write_atomically
+from common.internals.resume.files import data_file, open_file, read_object, write_atomically
 
 
 def save_policy(policy: Callable[[Tensor], Tensor], path: Path) -> None:

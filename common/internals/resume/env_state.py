@@ -10,7 +10,7 @@ class names stays that object. docs/faults.md lists what is exact, refused, and 
 Environments with `get_state()` and `set_state(state)`: these two, the random generator and the spaces.
 MuJoCo: all of MjData. The state vectors of `mj_getState`, even mjSTATE_INTEGRATION, leave out derived quantities
     of the last step that Ant and Humanoid observe and reward. MjModel must be as it was made.
-Box2D of gymnasium, and ALE's vector environment: the running episode is played again: see `common.replayed`.
+Box2D of gymnasium, and ALE's vector environment: the running episode is played again: see action_log.
 Atari: ALE's system state, its random generator included; no games with sticky actions, as it leaves out the action
     that may be repeated (in 7 of 40 trials the restored game went another way).
 Windows, fonts, loggers: output only, so they stay what they are in the environment restored to.
@@ -42,7 +42,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from common.replayed import Replayed
+from common.internals.resume.action_log import Replayed
 
 LARGE = 1 << 16  # bytes of an array that is saved by its hash
 _MISSING: Any = object()

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.args import warn
-from common.files import read_file
-from common.redact import redact
+from common.internals.resume.files import read_file
+from common.internals.tracking.redact import redact
 
-ALGOS = Path(__file__).parent.parent / "algos"  # of an editable installation, which the README's is
+ALGOS = Path(__file__).parents[3] / "algos"  # of an editable installation, which the README's is
 PARENTS = ("dqn.py", "dqn_lightning.py", "ppo.py", "rainbow.py", "reinforce_rollout.py", "sac.py")
 GIT_TIMEOUT = 5  # seconds
 MOST_CHANGES = 5_000_000  # bytes of uncommitted.diff

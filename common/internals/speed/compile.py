@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from common.args import RunArgs, fail
-from common.phases import updating
+from common.internals.speed.timing import updating
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from common.memory import require_memory
+from common.internals.storage.memory import require_memory
 
 BLACK = 0  # the place in `aside` of the all-zero frame, with which Atari stacks begin
 
