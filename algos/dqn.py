@@ -7,11 +7,12 @@ Differs from the paper:
 2. Adam instead of RMSProp, its learning rate annealed to zero (`--no-anneal-lr` keeps it), and the squared error.
 3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
 4. Rewards are clipped with `--clip-rewards` only. In Atari games a lost life is a termination, and the game goes on.
+
 Dueling networks, n-step returns, prioritized replay, C51 and NoisyNet are in rainbow.py.
 
 Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
 charts/learning_rate, charts/SPS; charts/episodic_return and charts/episodic_length, means since the last row;
-eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval; health/*: docs/health.md
+eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval; health/*: docs/health.md.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -40,9 +41,9 @@ class Args(common.RunArgs):
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers (flat observations)"""
     learning_rate: float = 2.3e-3
-    """Adam step size at the start"""
+    """learning rate of Adam at the start"""
     anneal_lr: bool = True
-    """let the step size fall linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero at total_timesteps"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -61,6 +62,8 @@ class Args(common.RunArgs):
     """share of total_timesteps over which the exploration rate falls"""
     double: bool = True
     """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    terminal_on_life_loss: bool = True
+    """in Atari games, learn from a lost life as from a termination; the game goes on"""
     clip_rewards: bool = False
     """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
     log_interval: int = 500
@@ -120,19 +123,17 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.training_envs(args, life_loss=True)
+    envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
 
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    frame_stack = envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0
-    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device, frame_stack=frame_stack)
-    metrics: dict[str, Tensor] = {}
-    learnt = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
+    replay = common.ReplayBuffer(args.buffer_size, envs.num_envs, device, frame_stack=envs.frame_stack)
     run = common.track(args, device)
-    checkpoint = common.Checkpoint(run, envs, **learnt, metrics=metrics)
+    parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
+    checkpoint = common.Checkpoint(run, envs, **parts)
     run.save_policy(q_network.greedy)
     evaluation = common.Evaluation(run, q_network.greedy)
 
@@ -144,7 +145,7 @@ def main(args: Args) -> None:
             actions = torch.where(explore, actions, q_network.greedy(obs.to(device)).cpu())
         return actions
 
-    @common.compiled(args, optimizer)
+    @common.compile_update(args, optimizer)
     def update(batch: SimpleNamespace) -> dict[str, Tensor]:
         loss, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
@@ -153,7 +154,8 @@ def main(args: Args) -> None:
         optimizer.step()
         return metrics
 
-    obs, global_step = checkpoint.start(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.restore(obs)
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
     target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=global_step)
     log_due = common.Every(args.log_interval, now=global_step)
@@ -163,7 +165,7 @@ def main(args: Args) -> None:
         epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        global_step += args.num_envs * run.world_size
+        global_step += args.num_envs
         run.log_episodes(infos, global_step)
         rewards = rewards.sign() if args.clip_rewards else rewards
         final_obs = common.final_obs(next_obs, infos)
@@ -174,13 +176,13 @@ def main(args: Args) -> None:
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
         for _ in range(train_due(global_step)):
-            metrics |= update(replay.sample(args.batch_size))
+            run.note(update(replay.sample(args.batch_size)))
         for _ in range(target_due(global_step)):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
-            health = common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
+            health = common.diagnostics(q_network, replay.spread(256).obs, global_step, optimizer)
             health["health/replay_age"] = replay.mean_age()
-            run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
+            run.log({**health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         checkpoint.save(global_step)
 
     envs.close()

@@ -46,9 +46,9 @@ class Args(common.RunArgs):
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers"""
     learning_rate: float = 2.3e-3
-    """Adam step size at the start"""
+    """learning rate of Adam at the start"""
     anneal_lr: bool = True
-    """let the step size fall linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero at total_timesteps"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -133,9 +133,8 @@ class DQN(lightning.LightningModule):
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
         self.to(device)  # Lightning would do so in fit(), which is after the first steps
         self.optimizer = torch.optim.Adam(self.q_network.parameters(), lr=args.learning_rate, fused=True)
-        self.replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
+        self.replay = common.ReplayBuffer(args.buffer_size, envs.num_envs, device)
         self.data = common.ReplayDataset(self.replay, args.batch_size)
-        self.metrics: dict[str, Tensor] = {}
         self.checkpoint = common.Checkpoint(
             run,
             envs,
@@ -143,7 +142,6 @@ class DQN(lightning.LightningModule):
             target_network=self.target_network,
             optimizer=self.optimizer,
             replay=self.replay,
-            metrics=self.metrics,
         )
         run.save_policy(self.q_network.greedy)
         self.evaluation = common.Evaluation(run, self.q_network.greedy)
@@ -163,7 +161,7 @@ class DQN(lightning.LightningModule):
 
     def training_step(self, batch: SimpleNamespace, batch_idx: int) -> Tensor:
         loss, metrics = dqn_loss(self.q_network, self.target_network, batch, self.args)
-        self.metrics |= metrics
+        self.run.note(metrics)
         return loss
 
     def on_train_batch_end(self, outputs: object, batch: SimpleNamespace, batch_idx: int) -> None:
@@ -180,7 +178,8 @@ class DQN(lightning.LightningModule):
     def play(self) -> Iterator[None]:
         """The loop of dqn.py; where an update is due, it waits for one."""
         args, run, envs = self.args, self.run, self.envs
-        obs, self.env_step = self.checkpoint.start(args.seed)
+        obs, _ = envs.reset(seed=args.seed)
+        obs, self.env_step = self.checkpoint.restore(obs)
         train_due = common.Every(args.train_frequency, start=args.learning_starts, now=self.env_step)
         target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=self.env_step)
         log_due = common.Every(args.log_interval, now=self.env_step)
@@ -204,21 +203,21 @@ class DQN(lightning.LightningModule):
             lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, self.env_step)
             self.optimizer.param_groups[0]["lr"] = lr
             for _ in range(train_due(self.env_step)):
-                with common.updating:
+                with common.update_timer:
                     yield
             for _ in range(target_due(self.env_step)):
                 polyak_update(self.q_network, self.target_network, args.tau)
             if log_due(self.env_step):
-                health = common.vitals(self.q_network, self.replay.spread(256).obs, self.env_step, self.optimizer)
+                health = common.diagnostics(self.q_network, self.replay.spread(256).obs, self.env_step, self.optimizer)
                 health["health/replay_age"] = self.replay.mean_age()
                 charts = {"charts/epsilon": epsilon, "charts/learning_rate": lr}
-                run.log({**self.metrics, **health, **charts}, self.env_step)
+                run.log({**health, **charts}, self.env_step)
             self.checkpoint.save(self.env_step)
 
 
 def main(args: Args) -> None:
     device = common.setup(args, torchrun=False)
-    envs = common.training_envs(args)
+    envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:

@@ -49,13 +49,13 @@ class Args(common.RunArgs):
     logstd_init: float = 0.0
     """logarithm of the standard deviation that Box actions are first drawn with"""
     num_envs: int = 8
-    """parallel environments"""
+    """parallel environments in total, over all processes of torchrun"""
     num_steps: int = 32
     """steps of each environment per rollout"""
     learning_rate: float = 1e-3
-    """Adam step size at the start"""
+    """learning rate of Adam at the start"""
     anneal_lr: bool = True
-    """let the step size fall linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero at total_timesteps"""
     gamma: float = 0.98
     """discount factor"""
     gae_lambda: float = 0.8
@@ -67,7 +67,7 @@ class Args(common.RunArgs):
     norm_adv: bool = True
     """bring the advantages of a minibatch to mean 0 and standard deviation 1"""
     clip_coef: float = 0.2
-    """how far the probability ratio may pay to leave 1"""
+    """clip range of the probability ratio"""
     clip_vloss: bool = False
     """clip the change of the value by clip_coef as well"""
     ent_coef: float = 0.0
@@ -80,6 +80,8 @@ class Args(common.RunArgs):
     """bring flat observations to mean 0 and standard deviation 1 by running statistics, kept in policy.pt"""
     norm_reward: bool = False
     """divide rewards by the running standard deviation of their discounted sum; the true score is logged"""
+    terminal_on_life_loss: bool = True
+    """in Atari games, learn from a lost life as from a termination; the game goes on"""
     clip_rewards: bool = False
     """learn from the sign of each reward (usual for Atari games); the true score is logged"""
     target_kl: float | None = None
@@ -235,24 +237,24 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.training_envs(args, life_loss=True)
+    envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:
         common.fail("--norm-obs is for flat observations; images are divided by 255 as it is")
-    if args.num_steps * args.num_envs < 2 * args.num_minibatches:
+    if args.num_steps * envs.num_envs < 2 * args.num_minibatches:
         common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
 
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
-    reward_scaler = common.RewardScaler(args.num_envs, args.gamma).to(device)
+    rollout = common.RolloutStorage(args.num_steps, envs.num_envs, device)
+    reward_scaler = common.RewardScaler(envs.num_envs, args.gamma).to(device)
     run = common.track(args, device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler)
     run.save_policy(agent.greedy)
     evaluation = common.Evaluation(run, agent.greedy)
 
-    @common.compiled(args, optimizer)
+    @common.compile_update(args, optimizer)
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
         loss, metrics = ppo_loss(agent, mb, args)
         optimizer.zero_grad()
@@ -263,9 +265,9 @@ def main(args: Args) -> None:
         return metrics
 
     last_lr = 0.0 if args.anneal_lr else args.learning_rate
-    metrics: dict[str, Tensor] = {}
 
-    obs, global_step = checkpoint.start(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.restore(obs)
     obs = obs.to(device)
     log_due = common.Every(args.log_interval, now=global_step)
     while global_step < args.total_timesteps:
@@ -277,7 +279,7 @@ def main(args: Args) -> None:
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
                 next_obs, rewards, terminations, truncations, infos = envs.step(agent.in_env_units(actions))
-                global_step += args.num_envs * run.world_size
+                global_step += args.num_envs
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)
                 rollout.add(
@@ -301,9 +303,9 @@ def main(args: Args) -> None:
             advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
             returns = advantages + values
 
-        more = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
+        targets = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
         for _ in range(args.update_epochs):
-            for mb in rollout.minibatches(args.num_minibatches, **more):
+            for mb in rollout.minibatches(args.num_minibatches, **targets):
                 metrics = update(mb)
             if args.target_kl is not None and common.global_mean(metrics["losses/approx_kl"]) > args.target_kl:
                 break
@@ -313,9 +315,9 @@ def main(args: Args) -> None:
 
         if log_due(global_step):
             explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
-            whole = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
-            health = common.vitals(agent, mb.obs, global_step, optimizer)
-            run.log({**metrics, **whole, **health, "charts/learning_rate": lr}, global_step)
+            rollout_metrics = {"losses/explained_variance": explained_variance, "losses/values": values.mean()}
+            health = common.diagnostics(agent, mb.obs, global_step, optimizer)
+            run.log({**metrics, **rollout_metrics, **health, "charts/learning_rate": lr}, global_step)
         checkpoint.save(global_step)
 
     envs.close()

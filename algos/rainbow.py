@@ -20,7 +20,7 @@ Logged: losses/td_loss (the mean KL divergence, or squared TD error) and losses/
 of the last update; losses/clipped_return, by how much targets were moved into the support, on average and in units of
 the return: above 0 the support is too narrow; charts/epsilon, charts/learning_rate, charts/SPS; charts/episodic_return
 and charts/episodic_length, means since the last row; eval/episodic_return, eval/episodic_return_std,
-eval/episodic_length, videos/eval; health/*: docs/health.md
+eval/episodic_length, videos/eval; health/*: docs/health.md.
 Reference scores and the commands that made them: runs/README.md
 """
 
@@ -49,9 +49,9 @@ class Args(common.RunArgs):
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers (flat observations)"""
     learning_rate: float = 2e-3
-    """Adam step size at the start"""
+    """learning rate of Adam at the start"""
     anneal_lr: bool = True
-    """let the step size fall linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero at total_timesteps"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -90,6 +90,8 @@ class Args(common.RunArgs):
     """atoms of the distribution"""
     noisy: bool = True
     """noisy layers, from the last hidden one on, and no epsilon"""
+    terminal_on_life_loss: bool = True
+    """in Atari games, learn from a lost life as from a termination; the game goes on"""
     clip_rewards: bool = False
     """learn from the sign of each reward (DQN's Atari setting); the true score is logged"""
     log_interval: int = 500
@@ -240,7 +242,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.training_envs(args, life_loss=True)
+    envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"Rainbow needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if args.dueling and not args.hidden_sizes:
@@ -251,21 +253,19 @@ def main(args: Args) -> None:
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    frame_stack = envs.single_observation_space.shape[0] if args.env_id.startswith("ALE/") else 0
     alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
     replay = common.ReplayBuffer(
         args.buffer_size,
-        args.num_envs,
+        envs.num_envs,
         device,
         n_step=args.n_step,
         gamma=args.gamma,
-        frame_stack=frame_stack,
+        frame_stack=envs.frame_stack,
         alpha=alpha,
     )
-    metrics: dict[str, Tensor] = {}
-    learnt = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
     run = common.track(args, device)
-    checkpoint = common.Checkpoint(run, envs, **learnt, metrics=metrics)
+    parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
+    checkpoint = common.Checkpoint(run, envs, **parts)
     run.save_policy(q_network.greedy)
     evaluation = common.Evaluation(run, q_network.greedy)
 
@@ -278,7 +278,7 @@ def main(args: Args) -> None:
             actions = torch.where(explore, actions, torch.cat([q_network.greedy(group) for group in groups]).cpu())
         return actions
 
-    @common.compiled(args, optimizer)
+    @common.compile_update(args, optimizer)
     def update(batch: SimpleNamespace) -> tuple[Tensor, dict[str, Tensor]]:
         loss, priorities, metrics = rainbow_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
@@ -287,7 +287,8 @@ def main(args: Args) -> None:
         optimizer.step()
         return priorities, metrics
 
-    obs, global_step = checkpoint.start(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.restore(obs)
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
     target_due = common.Every(args.target_network_frequency, start=args.learning_starts, now=global_step)
     log_due = common.Every(args.log_interval, now=global_step)
@@ -297,7 +298,7 @@ def main(args: Args) -> None:
         epsilon = 0.0 if args.noisy else linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        global_step += args.num_envs * run.world_size
+        global_step += args.num_envs
         run.log_episodes(infos, global_step)
         replay.add(
             obs=obs,
@@ -315,17 +316,17 @@ def main(args: Args) -> None:
         beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, global_step)
         for _ in range(train_due(global_step)):
             batch = replay.sample(args.batch_size, beta)
-            priorities, losses = update(batch)
-            metrics |= losses
+            priorities, metrics = update(batch)
+            run.note(metrics)
             if args.prioritized_replay:
                 replay.update_priorities(batch.indices, priorities)
         for _ in range(target_due(global_step)):
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
-            health = common.vitals(q_network.eval(), replay.spread(256).obs, global_step, optimizer)
+            health = common.diagnostics(q_network.eval(), replay.spread(256).obs, global_step, optimizer)
             q_network.train()  # noise would have drawn from the generator of training
             health["health/replay_age"] = replay.mean_age()
-            run.log({**metrics, **health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
+            run.log({**health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         checkpoint.save(global_step)
 
     envs.close()

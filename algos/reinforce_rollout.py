@@ -42,9 +42,9 @@ class Args(common.RunArgs):
     num_steps: int = 128
     """steps of each environment per rollout"""
     learning_rate: float = 2e-3
-    """Adam step size at the start"""
+    """learning rate of Adam at the start"""
     anneal_lr: bool = True
-    """let the step size fall linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero at total_timesteps"""
     gamma: float = 0.99
     """discount factor"""
     baseline: bool = True
@@ -170,23 +170,23 @@ def reinforce_loss(
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.training_envs(args)
+    envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete | Box):
         common.fail(f"REINFORCE takes Discrete or Box actions here; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) != 1:
         common.fail(f"REINFORCE takes flat observations here; {args.env_id} has {envs.single_observation_space}")
-    if args.num_steps * args.num_envs < 2:
+    if args.num_steps * envs.num_envs < 2:
         common.fail("--num-steps times --num-envs must be at least 2: one sample has no standard deviation")
 
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    rollout = common.RolloutStorage(args.num_steps, args.num_envs, device)
+    rollout = common.RolloutStorage(args.num_steps, envs.num_envs, device)
     run = common.track(args, device)
     checkpoint = common.Checkpoint(run, envs, agent=agent, optimizer=optimizer)
     run.save_policy(agent.greedy)
     evaluation = common.Evaluation(run, agent.greedy)
 
-    @common.compiled(args, optimizer)
+    @common.compile_update(args, optimizer)
     def update(returns: Tensor) -> dict[str, Tensor]:
         loss, metrics = reinforce_loss(agent, rollout.obs, rollout.actions, returns, args)
         optimizer.zero_grad()
@@ -198,7 +198,8 @@ def main(args: Args) -> None:
 
     last_lr = 0.0 if args.anneal_lr else args.learning_rate
 
-    obs, global_step = checkpoint.start(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.restore(obs)
     obs = obs.to(device)
     log_due = common.Every(args.log_interval, now=global_step)
     while global_step < args.total_timesteps:
@@ -210,7 +211,7 @@ def main(args: Args) -> None:
             for _ in range(args.num_steps):
                 actions = agent.sample(obs)
                 next_obs, rewards, terminations, truncations, infos = envs.step(agent.in_env_units(actions))
-                global_step += args.num_envs * run.world_size
+                global_step += args.num_envs
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)
                 rollout.add(
@@ -229,7 +230,7 @@ def main(args: Args) -> None:
 
         metrics = update(returns)
         if log_due(global_step):
-            health = common.vitals(agent.actor, rollout.obs.flatten(0, 1), global_step, optimizer)
+            health = common.diagnostics(agent.actor, rollout.obs.flatten(0, 1), global_step, optimizer)
             run.log({**metrics, **health, "charts/learning_rate": lr}, global_step)
         rollout.clear()
         checkpoint.save(global_step)

@@ -203,7 +203,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.training_envs(args)
+    envs = common.make_envs(args)
     space = envs.single_action_space
     if not (isinstance(space, Box) and envs.bounded_actions):
         common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")
@@ -218,22 +218,11 @@ def main(args: Args) -> None:
     actor_optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, fused=True)
     alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, fused=True)
-    replay = common.ReplayBuffer(args.buffer_size, args.num_envs, device)
-    metrics: dict[str, Tensor] = {}
+    replay = common.ReplayBuffer(args.buffer_size, envs.num_envs, device)
     run = common.track(args, device)
-    checkpoint = common.Checkpoint(
-        run,
-        envs,
-        actor=actor,
-        critic=critic,
-        critic_target=critic_target,
-        temperature=temperature,
-        actor_optimizer=actor_optimizer,
-        critic_optimizer=critic_optimizer,
-        alpha_optimizer=alpha_optimizer,
-        replay=replay,
-        metrics=metrics,
-    )
+    networks = {"actor": actor, "critic": critic, "critic_target": critic_target, "temperature": temperature}
+    optimizers = {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    checkpoint = common.Checkpoint(run, envs, **networks, **optimizers, alpha_optimizer=alpha_optimizer, replay=replay)
     run.save_policy(actor.greedy)
     evaluation = common.Evaluation(run, actor.greedy)
     action_dim = math.prod(space.shape)
@@ -245,7 +234,7 @@ def main(args: Args) -> None:
             return 2 * torch.rand(len(obs), action_dim, device=device) - 1
         return actor.sample(obs.to(device))[0]
 
-    @common.compiled(args, critic_optimizer)
+    @common.compile_update(args, critic_optimizer)
     def update_critic(batch: SimpleNamespace) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
@@ -255,7 +244,7 @@ def main(args: Args) -> None:
         critic_optimizer.step()
         return metrics
 
-    @common.compiled(args, actor_optimizer, alpha_optimizer)
+    @common.compile_update(args, actor_optimizer, alpha_optimizer)
     def update_actor(batch: SimpleNamespace) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             actions, log_prob = actor.sample(batch.obs)
@@ -273,7 +262,8 @@ def main(args: Args) -> None:
             metrics |= alpha_metrics
         return metrics
 
-    obs, global_step = checkpoint.start(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    obs, global_step = checkpoint.restore(obs)
     train_due = common.Every(args.train_frequency, start=args.learning_starts, now=global_step)
     num_updates = train_due.passed
     policy_due = common.Every(args.policy_frequency, now=num_updates)
@@ -283,7 +273,7 @@ def main(args: Args) -> None:
         evaluation(global_step)
         actions = act(obs, explore=global_step < args.learning_starts)
         next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
-        global_step += args.num_envs * run.world_size
+        global_step += args.num_envs
         run.log_episodes(infos, global_step)
         replay.add(
             obs=obs,
@@ -299,20 +289,20 @@ def main(args: Args) -> None:
         critic_optimizer.param_groups[0]["lr"] = alpha_optimizer.param_groups[0]["lr"] = lr_left * args.q_lr
         for _ in range(train_due(global_step)):
             batch = replay.sample(args.batch_size)
-            metrics |= update_critic(batch)
+            run.note(update_critic(batch))
             num_updates += 1
             if policy_due(num_updates):
                 for _ in range(args.policy_frequency):
-                    metrics |= update_actor(batch)
+                    run.note(update_actor(batch))
             if target_due(num_updates):
                 polyak_update(critic, critic_target, args.tau)
         if log_due(global_step):
             sample, newest = replay.spread(256), replay.newest(256)
             inputs = sample.obs, sample.actions
-            health = common.vitals(critic, inputs, global_step, critic_optimizer, actor_optimizer, alpha_optimizer)
+            health = common.diagnostics(critic, inputs, global_step, critic_optimizer, actor_optimizer, alpha_optimizer)
             health["health/replay_age"] = replay.mean_age()
             health["health/action_saturation"] = (newest.actions.abs() > 0.99).float().mean().item()
-            run.log({**metrics, **health, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
+            run.log({**health, "charts/learning_rate": lr_left * args.policy_lr}, global_step)
         checkpoint.save(global_step)
 
     envs.close()

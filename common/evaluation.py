@@ -3,9 +3,8 @@
 import contextlib
 import functools
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from common.args import RANK, RunArgs, beside_training, warn
-from common.envs import make_envs
-from common.internals.speed.timing import stepping
+from common.envs import Envs
+from common.internals.resume.random_state import isolated_rng
+from common.internals.speed.timing import env_timer
 from common.internals.tracking.video import Camera, magnified
+from common.internals.vector.make import make_vector
 from common.run import Run
 
 PARALLEL_ENVS = 10
@@ -51,7 +52,7 @@ class Evaluation:
             # Some environments exist only once: a robot, a simulator behind a port. Better said now than hours later.
             # They are evaluated at the end, when training has closed its own.
             with isolated_rng(run.args.seed), beside_training("evaluation", ADVICE):
-                make_envs(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
+                make_vector(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
                 self.has_envs = True
 
     def __call__(self, step: int) -> None:
@@ -60,7 +61,7 @@ class Evaluation:
         if not run.evaluation_due(step):
             return
         run.write_policy()
-        began, stepped = time.monotonic(), stepping.seconds
+        began, stepped = time.monotonic(), env_timer.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
         if video is not None:  # one of a run that was killed after it
             with beside_training("removing an old film"):
@@ -85,7 +86,7 @@ class Evaluation:
                     "eval/episodic_return_std": float(returns.std()),
                     "eval/episodic_length": float(lengths.mean()),
                 }
-        stepping.seconds = stepped
+        env_timer.seconds = stepped
         run.leave_out(time.monotonic() - began)
         if run.must_stop(now=True):
             run.stop(step)
@@ -116,7 +117,7 @@ def play(
     Args:
         max_steps: an episode is cut after so many steps, with a warning; its return so far counts. 0: no limit.
     """
-    name = env_id.rpartition(":")[2]  # make_envs imports the module of module:Env-v0
+    name = env_id.rpartition(":")[2]  # make_vector imports the module of module:Env-v0
     num_envs = 1 if human else min(episodes, num_envs)
     share = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
@@ -131,9 +132,10 @@ def play(
         elif video is not None:
             first = functools.partial(camera.film, name)
         limits: dict[str, Any] = {"env_timeout": env_timeout, "max_steps": max_steps}
-        envs = make_envs(env_id, num_envs, async_envs, allow_import, first=first, **limits)
+        vector = make_vector(env_id, num_envs, async_envs, allow_import, first=first, **limits)
+        envs = Envs(vector, env_timeout=env_timeout)
         with contextlib.closing(envs):
-            obs, _ = envs.reset(seed=seed, role=1)
+            obs, _ = envs.reset(seed=seed, evaluation=True)
             while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
                 if env_id.startswith("ALE/") and not played[0] and camera.due():
                     camera.take(magnified(obs[0, -1].numpy()))
@@ -151,24 +153,3 @@ def play(
     order = [played[i % num_envs][i // num_envs] for i in range(episodes) if i // num_envs < len(played[i % num_envs])]
     returns, lengths = zip(*order, strict=True) if order else ((math.nan,), (0,))
     return np.array(returns), np.array(lengths)
-
-
-@contextlib.contextmanager
-def isolated_rng(seed: int, network: Any = None) -> Iterator[None]:
-    """Puts random generators and the network's training modes back afterwards; inside, draws depend on `seed` alone."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    modules = list(network.modules()) if isinstance(network, nn.Module) else []
-    modes = [module.training for module in modules]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        for module in modules:
-            module.training = False
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
-            for module, training in zip(modules, modes, strict=True):  # train() would wake up layers a fork has frozen
-                module.training = training

@@ -7,7 +7,7 @@ Neither changes its statistics but in `update`, which training calls and evaluat
 import torch
 from torch import Tensor, nn
 
-from common.internals.speed import processes as distributed
+from common.internals.speed.processes import all_gather
 
 
 class RunningMeanStd(nn.Module):
@@ -36,7 +36,7 @@ class RunningMeanStd(nn.Module):
         Under torchrun each process has as many, and all of them end with the same statistics of them all.
         """
         x = x.double().reshape(-1, *self.mean.shape)
-        for mean, var in distributed.of_all(torch.stack([x.mean(dim=0), x.var(dim=0, correction=0)])):
+        for mean, var in all_gather(torch.stack([x.mean(dim=0), x.var(dim=0, correction=0)])):
             total = self.count + len(x)
             delta = mean - self.mean
             squares = self.var * self.count + var * len(x) + delta**2 * self.count * len(x) / total

@@ -34,14 +34,14 @@ def worker(folder: Path, cores: list[int], seconds: float, flags: list[str]) -> 
     import importlib.util
 
     import common
-    from common.internals.speed import processes as distributed
+    from common.internals.speed import processes
 
     spec = importlib.util.spec_from_file_location("ppo", ALGO)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     sys.modules["ppo"] = script
     spec.loader.exec_module(script)
-    reduce, log = distributed._all_reduce, common.Run.log
+    reduce, log = processes._all_reduce, common.Run.log
     reducing, marks = [0.0], []
 
     def timed(x):
@@ -52,14 +52,14 @@ def worker(folder: Path, cores: list[int], seconds: float, flags: list[str]) -> 
     def marked(run, metrics, step):
         log(run, metrics, step)
         marks.append((step, time.perf_counter(), time.process_time(), reducing[0]))
-        if len(marks) > 2 and distributed.gather(marks[-1][1] - marks[1][1])[0] > seconds:
+        if len(marks) > 2 and processes.all_gather_object(marks[-1][1] - marks[1][1])[0] > seconds:
             first, last = marks[1], marks[-1]
             names = ("steps", "wall", "cpu", "reducing")
             measured = {name: b - a for name, a, b in zip(names, first, last, strict=True)}
             (folder / f"{rank}.json").write_text(json.dumps(measured))
             raise SystemExit(0)
 
-    distributed._all_reduce, common.Run.log = timed, marked
+    processes._all_reduce, common.Run.log = timed, marked
     script.main(common.parse(script.Args, argv=[*FLAGS, *flags, "--runs-dir", str(folder / "runs")]))
 
 

@@ -90,9 +90,19 @@ def train_with(module, tmp_path: Path, **flags) -> Path:
     return only_run(folder)
 
 
+def envs_of(env_id, num_envs, async_envs=False, allow_import=False, *, terminal_on_life_loss=False, **more):
+    """Environments by id, without the arguments of a run."""
+    from common.envs import Envs
+    from common.internals.vector.make import make_vector
+
+    more.setdefault("env_timeout", 600.0)
+    vector = make_vector(env_id, num_envs, async_envs, allow_import, **more)
+    return Envs(vector, terminal_on_life_loss, env_timeout=more["env_timeout"])
+
+
 def network_of(run_dir: Path):
     """The trained network of a run."""
-    from common.internals.tracking.policy import load_policy
+    from common.tools.load_policy import load_policy
 
     return load_policy(run_dir)[0].__self__
 

@@ -19,12 +19,12 @@ import torch
 import common
 import common.checkpoint
 from common.args import RANK, WORLD_SIZE
-from common.internals.speed import processes as distributed
-from common.run import RUN_DIR_KEY
+from common.internals.speed import processes
+from common.internals.tracking.run_dir import RUN_DIR_KEY
 
 HALVES = [RANK] if WORLD_SIZE > 1 else [0, 1]
 ENVS = 4 // WORLD_SIZE
-QUIET = {"track": False, "cuda": False, "eval_episodes": 0, "num_envs": ENVS, "log_interval": 100}
+QUIET = {"track": False, "cuda": False, "eval_episodes": 0, "num_envs": 4, "log_interval": 100}
 PENDULUM = {"env_id": "Pendulum-v1", "learning_rate": 1e-2, "norm_obs": True, "norm_reward": True}
 TRAINED = {
     "ppo": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 4, "update_epochs": 5},
@@ -101,7 +101,7 @@ def train(script, folder, patch=lambda module: None, **flags):
     common.Checkpoint = Kept
     module.main(module.Args(**{**QUIET, "runs_dir": str(folder), **flags}))
     if WORLD_SIZE > 1:  # the next is another run, not this one started anew
-        distributed.on_first(lambda: distributed.launcher_store().delete_key(RUN_DIR_KEY))
+        processes.on_rank_zero(lambda: processes.launcher_store().delete_key(RUN_DIR_KEY))
     return kept[0]
 
 
@@ -176,7 +176,7 @@ def statistics(folder):
 
 def ended(folder):
     try:
-        distributed.on_first(lambda: common.fail("all of them", code=6))
+        processes.on_rank_zero(lambda: common.fail("all of them", code=6))
     except SystemExit as stop:
         return stop.code
 
@@ -191,7 +191,7 @@ def different_weights(folder):
         return stop.code
     finally:
         common.sync_grads = real
-        distributed.on_first(lambda: distributed.launcher_store().delete_key(RUN_DIR_KEY))
+        processes.on_rank_zero(lambda: processes.launcher_store().delete_key(RUN_DIR_KEY))
 
 
 def loaded(folder):
@@ -202,12 +202,12 @@ def loaded(folder):
     names = [f"step-{step:012d}" for step in (1, 2, 3, 4)]
     for step, name in enumerate(names, 1):
         common.checkpoint.write_file(own / f"{name}.pt", {"step": step, "segments": {}})
-        distributed.on_first(lambda name=name: (checkpoints / f"{name}.commit").write_bytes(b""))
+        processes.on_rank_zero(lambda name=name: (checkpoints / f"{name}.commit").write_bytes(b""))
     steps, renamed = [], []
     rename = Path.rename
 
     def load():
-        distributed.gather(None)
+        processes.all_gather_object(None)
         Path.rename = lambda path, target: (renamed.append(path), rename(path, target))[1]
         try:
             steps.append(common.checkpoint.load_latest(checkpoints)["step"])
@@ -215,7 +215,7 @@ def loaded(folder):
             Path.rename = rename
 
     load()
-    distributed.on_first(lambda: (checkpoints / f"{names[3]}.commit").unlink())
+    processes.on_rank_zero(lambda: (checkpoints / f"{names[3]}.commit").unlink())
     load()
     if RANK == 1:
         (own / f"{names[2]}.pt").write_bytes(b"cut short")
@@ -223,7 +223,7 @@ def loaded(folder):
     if RANK == 0:
         (own / f"{names[1]}.pt").unlink()
     load()
-    distributed.gather(None)
+    processes.all_gather_object(None)
     others = [path.name for path in renamed if path.parent != own]
     return {"steps": steps, "files": sorted(path.name for path in own.iterdir()), "renamed others": others}
 

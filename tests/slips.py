@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from common.envs import env_seeds
+from common.internals.vector.make import env_seeds
 
 
 class Steady(gym.Env):
@@ -36,7 +36,7 @@ class InEvaluation(Steady):
 
     def __init__(self, slip: str, seed: int = 1) -> None:
         self.slip = slip
-        self.seeds = env_seeds(seed, 10, role=1)
+        self.seeds = env_seeds(seed, 10, evaluation=True)
         self.evaluating = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:

@@ -14,7 +14,9 @@ from conftest import ROOT, load, run_script
 
 import common
 from common import args as arguments
-from common.args import RunArgs, parse, read_facts, say
+from common.args import RunArgs, say
+from common.internals.console import checks
+from common.internals.console.cli import parse, read_config
 
 SCRIPTS = ["dqn", "ppo", "sac", "reinforce_rollout", "dqn_lightning"]
 WORDS = ["-1", "0", "nan", "inf", "-inf", "1e30", "1e400", "99999999999999999999", "", "x"]
@@ -38,7 +40,7 @@ def test_whatever_a_flag_is_given_has_a_meaning_or_is_one_line(script, tmp_path,
     args_class = load(script).Args
     monkeypatch.chdir(tmp_path)
     hook = sys.excepthook
-    kinds = arguments._hints(args_class)
+    kinds = checks.type_hints(args_class)
     for name in kinds if script == "dqn" else args_class.__annotations__:  # those of RunArgs once
         kind = kinds[name]
         for word in WORDS:
@@ -230,7 +232,7 @@ def test_whether_a_module_is_imported_is_never_taken_from_args_json(tmp_path):
     (tmp_path / "args.json").write_text(json.dumps({**FACTS, "env_id": "evil:X-v0", "allow_env_import": True}))
     assert parse(RunArgs, argv=["--resume", str(tmp_path)]).allow_env_import is False
     assert parse(RunArgs, argv=["--resume", str(tmp_path), "--allow-env-import"]).allow_env_import is True
-    assert read_facts(str(tmp_path))["env_id"] == "evil:X-v0"
+    assert read_config(str(tmp_path))["env_id"] == "evil:X-v0"
 
 
 def test_what_an_args_json_lacks_is_the_default(tmp_path):

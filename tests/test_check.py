@@ -75,7 +75,7 @@ MEMORY = """class Memory:
 
 
 def main("""
-HEALTH = """common.vitals(q_network, replay.spread(256).obs, global_step, optimizer)
+HEALTH = """common.diagnostics(q_network, replay.spread(256).obs, global_step, optimizer)
             health["health/replay_age"] = replay.mean_age()"""
 OWN_STORAGE = [
     ("common.ReplayBuffer(", "Memory("),
@@ -140,7 +140,7 @@ BUGS = {
     ),
     "target network never updated": (DQN, [("in range(target_due(global_step)):", "in range(0):")], "parameters"),
     "one critic never updated": (SAC, [("return qf1_loss + qf2_loss, {", "return qf1_loss, {")], "parameters"),
-    "environments not seeded": (DQN, [("checkpoint.start(args.seed)", "checkpoint.start(1)")], "seed"),
+    "environments not seeded": (DQN, [("envs.reset(seed=args.seed)", "envs.reset(seed=1)")], "seed"),
     "networks not seeded": (
         PPO,
         [("device = common.setup(args)", "device = common.setup(args)\n    torch.manual_seed(0)")],

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import FORMAT, Checkpoint, load_latest, read_file, write_file
+from common.checkpoint import Checkpoint
+from common.internals.resume.checkpoint_files import FORMAT, load_latest, read_file, write_file
 
 EVERYTHING = {
     "tensor": torch.arange(6, dtype=torch.float64).reshape(2, 3),
@@ -92,7 +93,7 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         load_latest(tmp_path)
     assert stop.value.code == 3
-    assert "checkpoint format 1, and this version reads 2" in capsys.readouterr().err
+    assert "checkpoint format 1, and this version reads 3" in capsys.readouterr().err
 
 
 def test_if_all_are_broken_the_run_does_not_begin_again(tmp_path, capsys):
@@ -134,7 +135,7 @@ def test_a_pickle_is_never_run(how, tmp_path, capsys):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from common.checkpoint import FORMAT, write_file
+from common.internals.resume.checkpoint_files import FORMAT, write_file
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 state = torch.randn(2_000_000)
 print("ready", flush=True)
@@ -232,14 +233,14 @@ class FakeEnvs:
 def test_rings_come_back_from_what_was_new_in_each_checkpoint(stride, tmp_path):
     part = Part()
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), part=part)
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     for step in range(1, 12):
         for _ in range(stride):
             part.add()
         assert saver.write(step)
         restored = Part()
         run = FakeRun(tmp_path, saved=load_latest(tmp_path / "checkpoints"))
-        _, at = Checkpoint(run, FakeEnvs(), part=restored).start(seed=1)
+        _, at = Checkpoint(run, FakeEnvs(), part=restored).restore(torch.zeros(1))
         assert at == step
         assert np.array_equal(part.ring, restored.ring)
         # The older checkpoint is whole as well.
@@ -256,14 +257,14 @@ def test_rings_come_back_from_what_was_new_in_each_checkpoint(stride, tmp_path):
 def test_a_resumed_run_goes_on_with_its_segments(tmp_path):
     part = Part()
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), part=part)
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     for step in range(1, 8):
         for _ in range(4):
             part.add()
         saver.write(step)
         part = Part()
         saver = Checkpoint(FakeRun(tmp_path, saved=load_latest(tmp_path / "checkpoints")), FakeEnvs(), part=part)
-        assert saver.start(seed=1)[1] == step
+        assert saver.restore(torch.zeros(1))[1] == step
         assert part.ring.max() == 4 * step - 1
         assert sorted(part.ring[:, 0].tolist())[-min(10, 4 * step) :] == list(range(max(0, 4 * step - 10), 4 * step))
 
@@ -271,7 +272,7 @@ def test_a_resumed_run_goes_on_with_its_segments(tmp_path):
 def test_weights_that_are_not_finite_are_not_written(tmp_path, capsys):
     net = torch.nn.Linear(2, 2)
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), net=net)
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     saver.write(1)
     with torch.no_grad():
         net.weight[0, 0] = float("nan")
@@ -285,7 +286,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, capsys):
 def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stays(tmp_path, capsys):
     net = torch.nn.Linear(200, 200)
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), net=net)
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     assert saver.write(1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -304,7 +305,7 @@ def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stays(tmp_path, capsys
 
 def test_other_parts_than_the_script_s_are_one_line(tmp_path, capsys):
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), net=torch.nn.Linear(2, 2))
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     saver.write(1)
     for parts, says in (
         ({"net": torch.nn.Linear(2, 3)}, "net of the checkpoint at step 1 does not fit"),
@@ -312,7 +313,7 @@ def test_other_parts_than_the_script_s_are_one_line(tmp_path, capsys):
     ):
         run = FakeRun(tmp_path, saved=load_latest(tmp_path / "checkpoints"))
         with pytest.raises(SystemExit) as stop:
-            Checkpoint(run, FakeEnvs(), **parts).start(seed=1)
+            Checkpoint(run, FakeEnvs(), **parts).restore(torch.zeros(1))
         assert stop.value.code == 3
         err = capsys.readouterr().err
         assert says in err
@@ -321,7 +322,7 @@ def test_other_parts_than_the_script_s_are_one_line(tmp_path, capsys):
 
 def test_save_interval_0_writes_nothing(tmp_path):
     saver = Checkpoint(FakeRun(tmp_path, save_interval=0), FakeEnvs(), net=torch.nn.Linear(2, 2))
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     saver.save(10**6)
     assert not saver.write(5)
     assert not (tmp_path / "checkpoints").exists()
@@ -338,7 +339,7 @@ def test_a_system_that_opens_no_folder_writes_checkpoints(tmp_path, monkeypatch,
 
     monkeypatch.setattr(os, "open", as_on_windows)
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), part=Part())
-    saver.start(seed=1)
+    saver.restore(torch.zeros(1))
     assert saver.write(1) and saver.write(2)
     assert capsys.readouterr().err == ""
     assert load_latest(tmp_path / "checkpoints")["step"] == 2

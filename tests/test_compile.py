@@ -126,7 +126,7 @@ def check(script, name, make, rel, tmp_path, monkeypatch, **flags):
         torch.manual_seed(2)
         first = [p.detach().clone() for p in parameters(update)]
         batches = [make(update) for _ in range(4)]
-        graph = common.compiled(COMPILE, *optimizers)(update) if compile_it else update
+        graph = common.compile_update(COMPILE, *optimizers)(update) if compile_it else update
         results.append((learn(graph, optimizers, lambda i, batches=batches: batches[i % 4]), parameters(update), first))
     (logged, eager, first), (logged_compiled, compiled, _) = results
     for row, other in zip(logged, logged_compiled, strict=True):
@@ -172,7 +172,7 @@ def test_a_compiled_update_in_bfloat16_is_the_update_within_its_rounding(tmp_pat
         batches = [sac_batch() for _ in range(4)]
         for batch in batches:
             vars(batch).update({name: x.float() for name, x in vars(batch).items() if x.is_floating_point()})
-        graph = common.compiled(COMPILE, *optimizers)(update) if compile_it else update
+        graph = common.compile_update(COMPILE, *optimizers)(update) if compile_it else update
         rows = learn(graph, optimizers, lambda i, batches=batches: batches[i % 4])
         curves.append(torch.tensor([row["losses/qf1_loss"] for row in rows]))
     eager, compiled, exact = curves
@@ -198,7 +198,7 @@ def test_a_run_makes_its_graph_once_though_the_step_size_falls(tmp_path):
 
 @needs_compiler
 def test_draws_in_a_graph_are_those_without_and_new_at_each_call():
-    @common.compiled(COMPILE)
+    @common.compile_update(COMPILE)
     def draw(mean, log_std):
         return mean + log_std.exp() * torch.randn_like(mean)
 
@@ -274,7 +274,7 @@ def test_without_the_flag_nothing_is_touched():
     def update():
         return net
 
-    timed = common.compiled(SimpleNamespace(compile=False), optimizer)(update)
+    timed = common.compile_update(SimpleNamespace(compile=False), optimizer)(update)
     assert timed() is net
     assert (timed.__name__, timed.__wrapped__) == ("update", update)
     assert "step" not in vars(optimizer)
@@ -284,7 +284,7 @@ def test_without_the_flag_nothing_is_touched():
 def test_an_adam_that_is_not_the_plain_one_is_refused(change, capsys):
     p = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(SystemExit) as stop:
-        common.compiled(COMPILE, torch.optim.Adam([p], **change))(lambda: None)
+        common.compile_update(COMPILE, torch.optim.Adam([p], **change))(lambda: None)
     assert stop.value.code == 2
     assert "--compile knows torch.optim.Adam without" in capsys.readouterr().err
 
@@ -293,20 +293,20 @@ def test_a_float64_scalar_is_refused(capsys):
     """torch 2.13 loses what a graph writes to one."""
     p = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
     with pytest.raises(SystemExit) as stop:
-        common.compiled(COMPILE, torch.optim.Adam([p]))(lambda: None)
+        common.compile_update(COMPILE, torch.optim.Adam([p]))(lambda: None)
     assert stop.value.code == 2
     assert "float64" in capsys.readouterr().err
 
 
 def test_another_optimizer_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
-        common.compiled(COMPILE, torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))(lambda: None)
+        common.compile_update(COMPILE, torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))(lambda: None)
     assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("what", ["item", "fail"])
 def test_an_update_that_is_no_graph_is_one_line(what, capsys):
-    @common.compiled(COMPILE)
+    @common.compile_update(COMPILE)
     def update(x):
         if x.sum().item() > 0 if what == "item" else common.fail("no"):
             return x

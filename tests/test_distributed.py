@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clockless, only_run, rows, run_script, same, weights
+from conftest import clockless, envs_of, only_run, rows, run_script, same, weights
 
 import common
 import common.internals.storage.memory
@@ -157,7 +157,7 @@ def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_thei
     for rank in (0, 1, 2):
         monkeypatch.setattr("common.envs.RANK", rank)
         monkeypatch.setattr("common.envs.WORLD_SIZE", 3)
-        envs = common.make_envs("CartPole-v1", 50)
+        envs = envs_of("CartPole-v1", 50)
         envs.reset(seed=1)
         seeds += envs._seeds
         envs.load_state_dict({**envs.state_dict(), "snapshots": None, "steps": 7})
@@ -167,12 +167,12 @@ def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_thei
     assert len(set(seeds)) == len(seeds) == 300
 
 
-def test_more_environments_than_there_are_seeds_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr("common.envs.WORLD_SIZE", 3)
+def test_environments_that_the_processes_cannot_share_equally_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("common.args.WORLD_SIZE", 3)
     with pytest.raises(SystemExit) as stop:
-        common.make_envs("CartPole-v1", 1366)
+        common.RunArgs(num_envs=4)
     assert stop.value.code == 2
-    assert "at most 4096 environments, not 4098" in capsys.readouterr().err
+    assert "--num-envs 4 cannot be shared equally by 3 processes" in capsys.readouterr().err
 
 
 def test_fewer_gpus_than_processes_are_one_line(monkeypatch, capsys):
@@ -239,7 +239,7 @@ def wait_for(condition, process):
         time.sleep(0.02)
 
 
-QUIET = ["--no-track", "--no-capture-video", "--eval-episodes", 2, "--log-interval", 700, "--num-envs", 2]
+QUIET = ["--no-track", "--no-capture-video", "--eval-episodes", 2, "--log-interval", 700, "--num-envs", 4]
 PPO = ["ppo", *QUIET, "--norm-obs", "--norm-reward", "--eval-interval", 2000, "--save-interval", 256]
 RAINBOW = ["rainbow", *QUIET, "--learning-starts", 400, "--buffer-size", 700, "--save-interval", 200]
 CHAINED = HERE / "chained.py"
@@ -339,9 +339,9 @@ def test_a_signal_to_torchrun_is_a_checkpoint_at_one_step_and_resume_changes_not
 def test_a_compiled_update_averages_too(script, tmp_path):
     flags = ["--no-track", "--eval-episodes", 0, "--save-interval", 100]
     if script == "sac":  # 100 updates: after some hundred more, rounding errors grow into other weights
-        flags += ["--env-id", "Pendulum-v1", "--learning-starts", 100, "--total-timesteps", 200]
+        flags += ["--env-id", "Pendulum-v1", "--num-envs", 2, "--learning-starts", 100, "--total-timesteps", 200]
     else:
-        flags += ["--env-id", "CartPole-v1", "--num-envs", 2, "--total-timesteps", 600]
+        flags += ["--env-id", "CartPole-v1", "--num-envs", 4, "--total-timesteps", 600]
     final = []
     for more in ([], ["--compile"]):
         folder = tmp_path / f"runs{len(more)}"

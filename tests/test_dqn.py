@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import load, network_of, only_run, rows, same, train_with, weights
+from conftest import envs_of, load, network_of, only_run, rows, same, train_with, weights
 from torch import nn
 
 import common
@@ -299,7 +299,7 @@ def test_parameters_move_and_only_after_learning_starts(tmp_path):
     for name in still:
         assert not torch.equal(still[name], moved[name]), name
     torch.manual_seed(1)
-    envs = common.make_envs("CartPole-v1", 1)
+    envs = envs_of("CartPole-v1", 1)
     initial = dqn.QNetwork(envs, dqn.Args()).state_dict()
     assert same(still, initial)
 

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, clockless, load, network_of, only_run, rows, run_script, same, train_with, weights
+from conftest import ROOT, clockless, envs_of, load, network_of, only_run, rows, run_script, same, train_with, weights
 
 import common
 
@@ -95,7 +95,7 @@ def test_budget_updates_and_targets_follow_environment_steps(learning_starts, nu
 
 def test_the_networks_are_on_the_device_before_the_first_steps(tmp_path):
     """Lightning moves a module only in fit(); a device that no machine lacks stands for the GPU."""
-    envs = common.make_envs("CartPole-v1", 1)
+    envs = envs_of("CartPole-v1", 1)
     args = script.Args(track=False, runs_dir=str(tmp_path))
     run = common.track(args, torch.device("cpu"))
     run.save_policy = lambda policy: None  # it has no numbers there
@@ -203,7 +203,7 @@ def test_a_signal_ends_the_run_by_our_rules_and_keeps_what_was_learnt(when, numb
     assert stop.value.code == 128 + number
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and f"stopped by {number.name}" in errors[0]
-    envs = common.make_envs("CartPole-v1", 1)
+    envs = envs_of("CartPole-v1", 1)
     torch.manual_seed(1)
     untrained = script.QNetwork(envs, script.Args()).state_dict()
     envs.close()

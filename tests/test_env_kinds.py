@@ -15,11 +15,12 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
+from conftest import envs_of
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from odd_envs import odd
 
-from common import args, final_obs, make_envs
+from common import args, final_obs
 from common.args import beside_training
 from common.envs import import_env_module
 from common.faults import CLOSING, EnvError, Guarded, Workers
@@ -44,7 +45,7 @@ def fails(capfd, env_id, async_envs=False, num_envs=2, steps=6, **more):
     """The exit code and the lines on stderr of a run of the environment."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
-        play(make_envs(env_id, num_envs, async_envs, **more), steps)
+        play(envs_of(env_id, num_envs, async_envs, **more), steps)
     return stop.value.code, capfd.readouterr().err.splitlines()
 
 
@@ -55,7 +56,7 @@ def fails(capfd, env_id, async_envs=False, num_envs=2, steps=6, **more):
 @pytest.mark.parametrize("key", sorted(RESERVED))
 def test_an_environments_own_keys_are_never_taken_for_the_librarys(key, async_envs):
     value = {"final_obs": np.full(1, 77, np.float32), "episode": {"r": 1000.0, "l": 7}}.get(key, 5)
-    envs = make_envs(odd(info={key: value, "mine": 3}), 2, async_envs)
+    envs = envs_of(odd(info={key: value, "mine": 3}), 2, async_envs)
     _, infos = envs.reset(seed=1)
     assert infos.keys() == {"mine", "_mine"}
     for t in range(1, 9):
@@ -74,7 +75,7 @@ def test_an_environments_own_keys_are_never_taken_for_the_librarys(key, async_en
 
 
 def test_lives_are_no_terminations_but_in_ale():
-    envs = make_envs("Lives-v0", 1, life_loss=True)
+    envs = envs_of("Lives-v0", 1, terminal_on_life_loss=True)
     envs.reset(seed=1)
     ends = [bool(envs.step(torch.zeros(1, dtype=torch.int64))[2]) for _ in range(12)]
     assert ends == [False] * 11 + [True]
@@ -140,7 +141,7 @@ def test_columns_of_one_type_are_those_of_gymnasium():
 @BOTH
 @pytest.mark.parametrize("info", [None, [("a", 1)], "text", np.arange(3), 5])
 def test_an_info_that_is_no_dict_is_an_empty_one(info, async_envs):
-    envs = make_envs(odd(info=lambda t: info), 2, async_envs)
+    envs = envs_of(odd(info=lambda t: info), 2, async_envs)
     assert envs.reset(seed=1)[1] == {}
     assert envs.step(torch.zeros(2, dtype=torch.int64))[4] == {}
     envs.close()
@@ -148,7 +149,7 @@ def test_an_info_that_is_no_dict_is_an_empty_one(info, async_envs):
 
 
 def test_an_info_that_a_worker_cannot_send_is_left_out_after_one_warning(capfd):
-    envs = make_envs(odd(info=lambda t: {"lock": threading.Lock(), "t": t, "nested": {"x": [1]}}), 1, True)
+    envs = envs_of(odd(info=lambda t: {"lock": threading.Lock(), "t": t, "nested": {"x": [1]}}), 1, True)
     envs.reset(seed=1)
     for _ in range(3):
         infos = envs.step(torch.zeros(1, dtype=torch.int64))[4]
@@ -200,7 +201,7 @@ def test_the_space_that_scripts_see(space, shape, dtype):
 def test_training_sees_the_adapted_space_and_the_values_are_not_rescaled(async_envs):
     values = {"u8": box((2,), np.uint8, 0, 255), "scalar": box((), np.int64, 0, 9), "last": box((36, 40, 3), np.uint8)}
     for space in values.values():
-        envs = make_envs(odd(space=space), 2, async_envs)
+        envs = envs_of(odd(space=space), 2, async_envs)
         obs, _ = envs.reset(seed=1)
         assert obs.shape == (2, *envs.single_observation_space.shape)
         assert obs.dtype == (torch.uint8 if len(space.shape) == 3 else torch.float32)
@@ -216,7 +217,7 @@ def test_training_sees_the_adapted_space_and_the_values_are_not_rescaled(async_e
 def test_reset_and_step_may_differ_in_type(async_envs):
     kinds = [np.zeros(2), [0, 0], [0.5, 1], np.array([1, 2], np.int8), (0, True), torch.tensor([0.25, 3])]
     kinds.append(torch.tensor([2.0, 1.0], requires_grad=True))
-    envs = make_envs(odd(obs=lambda t: kinds[t % len(kinds)], space=box((2,), np.float32, -9, 9)), 1, async_envs)
+    envs = envs_of(odd(obs=lambda t: kinds[t % len(kinds)], space=box((2,), np.float32, -9, 9)), 1, async_envs)
     seen = [envs.reset(seed=1)[0]]
     for _ in range(3):
         seen.append(envs.step(torch.zeros(1, dtype=torch.int64))[0])
@@ -289,7 +290,7 @@ ONES += [torch.ones(1, requires_grad=True), np.bool_(True), np.ones(1, np.float1
 def test_an_array_of_one_number_is_that_number(async_envs):
     rewards = ONES[:4] if async_envs else ONES
     for one in rewards:
-        envs = make_envs(odd(reward=one, end=lambda t, one=one: one if t == 2 else np.zeros(1)), 2, async_envs)
+        envs = envs_of(odd(reward=one, end=lambda t, one=one: one if t == 2 else np.zeros(1)), 2, async_envs)
         envs.reset(seed=1)
         for t in (1, 2):
             _, reward, terminations, truncations, infos = envs.step(torch.zeros(2, dtype=torch.int64))
@@ -357,7 +358,7 @@ def test_a_step_of_another_form_is_exit_5(capfd, parts, says, async_envs):
 
 def sent(space, actions, async_envs=False):
     """What arrives in an environment with this action space."""
-    envs = make_envs(odd(actions=space), len(actions), async_envs)
+    envs = envs_of(odd(actions=space), len(actions), async_envs)
     envs.reset(seed=1)
     envs.step(torch.as_tensor(actions))
     arrived = [env.unwrapped.actions[0] for env in envs.vector.envs]
@@ -428,7 +429,7 @@ def test_workers_work_with_every_start_method(capfd, monkeypatch, tmp_path, meth
     monkeypatch.chdir(tmp_path)
     (tmp_path / "beside_me.py").write_text(MODULE)
     env_id = "beside_me:Beside-v0" if method == "spawn" else odd(reward=lambda t: 2.5 if t < 3 else None, info={"x": 1})
-    envs = make_envs(env_id, 1, async_envs=True, allow_import=True)
+    envs = envs_of(env_id, 1, async_envs=True, allow_import=True)
     _, rewards, _, _, infos = play(envs, 2)
     assert rewards.tolist() == [2.5] and infos["x"].tolist() == [1]
     capfd.readouterr()
@@ -460,7 +461,7 @@ def test_modules_are_found_in_the_current_folder_beside_the_script_and_where_tol
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit) as stop:
-        make_envs("kinds_current:Lacks-v0", 1, allow_import=True)
+        envs_of("kinds_current:Lacks-v0", 1, allow_import=True)
     assert stop.value.code == 2
     assert "Lacks" in capsys.readouterr().err
 
@@ -575,7 +576,7 @@ def test_a_worker_that_the_signal_does_not_reach_is_killed(capfd, monkeypatch):
 
 def test_a_hang_beside_training_is_a_warning(capfd):
     with beside_training("evaluation"):
-        play(make_envs(odd(reward=sleep), 1, env_timeout=0.5))
+        play(envs_of(odd(reward=sleep), 1, env_timeout=0.5))
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: evaluation failed, training goes on: environment 0 has not answered within")
 
@@ -589,7 +590,7 @@ def shut():
 def test_a_close_that_fails_is_one_warning(capfd, monkeypatch, closing, async_envs):
     monkeypatch.setattr(args, "_warned", set())
     for _ in range(2):
-        envs = make_envs(odd(shut=closing), 3, async_envs)
+        envs = envs_of(odd(shut=closing), 3, async_envs)
         play(envs)
         envs.close()
         envs.close()
@@ -606,7 +607,7 @@ def test_a_close_that_fails_in_a_worker_only_is_one_warning(capfd, monkeypatch):
             raise OSError
 
     monkeypatch.setattr(args, "_warned", set())
-    envs = make_envs(odd(shut=in_worker), 3, async_envs=True)
+    envs = envs_of(odd(shut=in_worker), 3, async_envs=True)
     play(envs)
     envs.close()
     (line,) = capfd.readouterr().err.splitlines()
@@ -622,7 +623,7 @@ def test_all_environments_are_closed_if_the_first_fails():
         closed.append(1)
         raise OSError
 
-    make_envs(odd(shut=first), 3).close()
+    envs_of(odd(shut=first), 3).close()
     assert closed == [1, 1, 1]
 
 
@@ -637,7 +638,7 @@ def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatc
         sleep()
 
     began = time.monotonic()
-    envs = make_envs(odd(shut=hang), 3, async_envs, env_timeout=0.5)
+    envs = envs_of(odd(shut=hang), 3, async_envs, env_timeout=0.5)
     play(envs)
     envs.close()
     assert time.monotonic() - began < 5
@@ -651,14 +652,14 @@ def test_a_run_goes_on_after_a_close_that_hung(monkeypatch):
     ended = []
     monkeypatch.setattr("common.faults.Watchdog._end", lambda self: ended.append(1))
     monkeypatch.setattr("common.faults.GRACE_SECONDS", 0.1)
-    play(make_envs(registered(SlowToStart), 1, async_envs=True, env_timeout=1))
+    play(envs_of(registered(SlowToStart), 1, async_envs=True, env_timeout=1))
     assert ended == []
 
 
 def test_a_close_that_hangs_in_a_worker_only_ends(capfd, monkeypatch):
     monkeypatch.setattr(args, "_warned", set())
     monkeypatch.setattr("common.faults.CLOSE_SECONDS", 0.5)
-    envs = make_envs(odd(shut=lambda: multiprocessing.parent_process() and sleep()), 2, async_envs=True)
+    envs = envs_of(odd(shut=lambda: multiprocessing.parent_process() and sleep()), 2, async_envs=True)
     play(envs)
     envs.close()
     (line,) = capfd.readouterr().err.splitlines()
@@ -672,7 +673,7 @@ def test_what_is_saved_after_a_failure_is_the_last_completed_step():
             raise OSError
         return 1.0
 
-    envs = make_envs(odd(reward=third), 1)
+    envs = envs_of(odd(reward=third), 1)
     states = []
     envs.on_failure = lambda: states.append(envs.state_dict(snapshots=False))
     with pytest.raises(SystemExit) as stop:

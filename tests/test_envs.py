@@ -5,10 +5,12 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
+from conftest import envs_of
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from common import RunArgs, final_obs, make_envs, training_envs
-from common.envs import MAX_ENVS, Envs, InTurn, NativeCartPole, env_seeds
+from common import RunArgs, final_obs, make_envs
+from common.envs import Envs
+from common.internals.vector.make import MAX_ENVS, InTurn, NativeCartPole, env_seeds
 
 IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
@@ -36,7 +38,7 @@ def play(envs, steps):
     + [("Mixed-v0", 3, True), ("Reusing-v0", 2, True), ("Truncating-v0", 1, True), ("Mixed64-v0", 2, True)],
 )
 def test_every_transition_is_a_true_one(env_id, num_envs, async_envs):
-    envs = make_envs(env_id, num_envs, async_envs)
+    envs = envs_of(env_id, num_envs, async_envs)
     transitions, episodes = play(envs, 60)
     envs.close()
     assert len(transitions) == 60 * num_envs
@@ -108,7 +110,7 @@ def test_next_step_autoreset_is_refused():
 
 
 def test_observations_are_copies_in_the_right_dtype():
-    envs = make_envs("Mixed64-v0", 2)
+    envs = envs_of("Mixed64-v0", 2)
     obs, _ = envs.reset(seed=1)
     assert obs.dtype == torch.float32
     before = obs.clone()
@@ -120,26 +122,26 @@ def test_observations_are_copies_in_the_right_dtype():
     envs.step(torch.zeros(2, dtype=torch.int64))
     assert torch.equal(rewards, kept[0])
     assert torch.equal(terminations, kept[1])
-    assert make_envs("Pixels-v0", 1).reset(seed=1)[0].dtype == torch.uint8
+    assert envs_of("Pixels-v0", 1).reset(seed=1)[0].dtype == torch.uint8
 
 
 def test_box_actions_are_clipped_to_the_bounds_of_their_dimension():
-    envs = make_envs("Reach-v0", 2)
+    envs = envs_of("Reach-v0", 2)
     envs.reset(seed=1)
     obs, *_ = envs.step(torch.tensor([[5.0, 5.0], [-0.5, -5.0]]))
     assert obs.tolist() == [[1.0, 2.0], [-0.5, -2.0]]
 
 
 def test_discrete_actions_count_from_zero_whatever_the_space_starts_at():
-    envs = make_envs("Shifted-v0", 2)
+    envs = envs_of("Shifted-v0", 2)
     envs.reset(seed=1)
     obs, *_ = envs.step(torch.tensor([0, 1]))
     assert obs.flatten().tolist() == [3.0, 4.0]
 
 
 def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
-    for life_loss in (True, False):
-        envs = Envs(odd_envs.game("Lives-v0"), life_loss=life_loss)
+    for terminal_on_life_loss in (True, False):
+        envs = Envs(odd_envs.game("Lives-v0"), terminal_on_life_loss=terminal_on_life_loss)
         obs, _ = envs.reset(seed=1)
         seen, episodes = [], []
         for _ in range(24):
@@ -148,7 +150,7 @@ def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
             if "episode" in infos:
                 episodes.append((infos["episode"]["r"][0], infos["episode"]["l"][0]))
             obs = next_obs
-        every = 4 if life_loss else 12
+        every = 4 if terminal_on_life_loss else 12
         assert seen == [(t % 12, t % 12 + 1, (t + 1) % every == 0) for t in range(24)]
         assert episodes == [(12.0, 12), (12.0, 12)]
 
@@ -156,7 +158,7 @@ def test_a_lost_life_terminates_for_the_learner_and_the_game_goes_on():
 @pytest.mark.parametrize("num_envs", [1, 5])
 def test_native_cartpole_is_cartpole_with_true_endings(num_envs):
     """Each transition, one by one, against gymnasium's single environment put into the state before it."""
-    envs, single = make_envs("CartPole-v1", num_envs, native=True), gym.make("CartPole-v1").unwrapped
+    envs, single = envs_of("CartPole-v1", num_envs, native=True), gym.make("CartPole-v1").unwrapped
     single.reset()
     obs, _ = envs.reset(seed=1)
     ages, ends, generator = [0] * num_envs, [], torch.Generator().manual_seed(1)
@@ -192,7 +194,7 @@ def test_native_cartpole_is_cartpole_with_true_endings(num_envs):
 )
 def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, async_envs, capsys):
     with pytest.raises(SystemExit) as stop:
-        make_envs(env_id, 2, async_envs, native=True)
+        envs_of(env_id, 2, async_envs, native=True)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -200,23 +202,23 @@ def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, asyn
 def test_the_flags_of_a_run_reach_its_environments(capsys):
     kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): AsyncVectorEnv}
     for flags, kind in kinds.items():
-        envs = training_envs(RunArgs(num_envs=3, env_timeout=7.0, **dict.fromkeys(flags, True)))
-        assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.life_loss
+        envs = make_envs(RunArgs(num_envs=3, env_timeout=7.0, **dict.fromkeys(flags, True)))
+        assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.terminal_on_life_loss
         assert envs._watchdog.timeout == 7
         envs.close()
-    assert training_envs(RunArgs(env_timeout=0.0), life_loss=True).life_loss
+    assert make_envs(RunArgs(env_timeout=0.0), terminal_on_life_loss=True).terminal_on_life_loss
     for allowed, says in ((False, "--allow-env-import"), (True, "nothing_of_this_name")):
         with pytest.raises(SystemExit):
-            training_envs(RunArgs(env_id="nothing_of_this_name:Env-v0", allow_env_import=allowed))
+            make_envs(RunArgs(env_id="nothing_of_this_name:Env-v0", allow_env_import=allowed))
         assert says in (line := capsys.readouterr().err) and (allowed or "No module" not in line)
 
 
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_seeds_decide_the_episodes(num_envs, native):
-    def observations(seed, async_envs=False, role=0):
-        envs = make_envs("CartPole-v1", num_envs, async_envs, native=native)
-        obs = [envs.reset(seed=seed, role=role)[0]]
+    def observations(seed, async_envs=False, evaluation=False):
+        envs = envs_of("CartPole-v1", num_envs, async_envs, native=native)
+        obs = [envs.reset(seed=seed, evaluation=evaluation)[0]]
         for t in range(60):
             obs.append(envs.step(torch.full((num_envs,), t % 2))[0])
         envs.close()
@@ -226,7 +228,7 @@ def test_seeds_decide_the_episodes(num_envs, native):
     if not native:
         assert torch.equal(observations(3), observations(3, async_envs=True))
     assert not torch.equal(observations(3), observations(4))
-    assert not torch.equal(observations(3), observations(3, role=1))
+    assert not torch.equal(observations(3), observations(3, evaluation=True))
 
 
 def test_seeds_of_environments_never_overlap():
@@ -249,7 +251,7 @@ def test_seeds_of_environments_never_overlap():
 )
 def test_an_environment_that_cannot_be_had_is_one_line(env_id, says, capsys):
     with pytest.raises(SystemExit) as stop:
-        make_envs(env_id, 1)
+        envs_of(env_id, 1)
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert says in line
@@ -263,14 +265,14 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, module, None)  # the import fails as if it were not installed
         with pytest.raises(SystemExit) as stop:
-            make_envs(env_id, 1)
+            envs_of(env_id, 1)
         assert stop.value.code == 2
         assert f'pip install -e ".[{extra}]"' in capsys.readouterr().err
 
 
 def test_atari_is_native_and_keeps_the_true_score():
     pytest.importorskip("ale_py")
-    envs = make_envs("ALE/Breakout-v5", 2, life_loss=True)
+    envs = envs_of("ALE/Breakout-v5", 2, terminal_on_life_loss=True)
     obs, infos = envs.reset(seed=1)
     assert obs.shape == (2, 4, 84, 84)
     assert obs.dtype == torch.uint8

@@ -5,10 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import load, only_run, rows
+from conftest import envs_of, load, only_run, rows
 from torch import nn
 
-import common
 from common.evaluation import PARALLEL_ENVS, play
 
 
@@ -64,7 +63,7 @@ def test_its_environments_are_not_those_of_training():
             return super().zeros(obs)
 
     play(Recorder().zeros, "CartPole-v1", 3, seed=1)
-    training, _ = common.make_envs("CartPole-v1", 3).reset(seed=1)
+    training, _ = envs_of("CartPole-v1", 3).reset(seed=1)
     assert not (seen[0].unsqueeze(0) == training.unsqueeze(1)).all(dim=2).any()
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import worlds
+from conftest import envs_of
 
-from common import args, make_envs
+from common import args
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
 
@@ -25,7 +26,7 @@ def play(envs, steps=8):
 
 def fails(capfd, env_id, async_envs, num_envs=3, **more):
     """Code, the one line on stderr (the processes' own too), and seconds to the end of a run."""
-    envs = make_envs(env_id, num_envs, async_envs, **more)
+    envs = envs_of(env_id, num_envs, async_envs, **more)
     capfd.readouterr()
     began = time.monotonic()
     with pytest.raises(SystemExit) as stop:
@@ -57,7 +58,7 @@ def test_an_environment_that_raises_is_named_and_its_line_too(capfd, async_envs)
 @BOTH
 def test_debug_shows_where_an_environment_raised(capfd, monkeypatch, async_envs):
     monkeypatch.setattr(args, "show_tracebacks", True)
-    envs = make_envs("Faulty-raises-v0", 2, async_envs)
+    envs = envs_of("Faulty-raises-v0", 2, async_envs)
     with pytest.raises(SystemExit):
         play(envs)
     envs.close()
@@ -85,7 +86,7 @@ def test_a_number_that_is_not_finite_is_exit_4(capfd, kind, says, async_envs):
 
 @BOTH
 def test_large_numbers_are_no_fault(async_envs):
-    envs = make_envs("Faulty-large-v0", 3, async_envs)
+    envs = envs_of("Faulty-large-v0", 3, async_envs)
     play(envs)
     envs.close()
 
@@ -105,7 +106,7 @@ def test_a_worker_that_dies_is_named(capfd, kind, how):
 
 
 def test_a_worker_killed_between_two_steps_is_named(capfd):
-    envs = make_envs("Mixed-v0", 4, async_envs=True)
+    envs = envs_of("Mixed-v0", 4, async_envs=True)
     play(envs)
     os.kill(envs.vector.processes[3].pid, signal.SIGKILL)
     time.sleep(0.2)
@@ -120,7 +121,7 @@ def test_a_worker_killed_between_two_steps_is_named(capfd):
 
 
 def test_workers_ignore_the_signals_that_ask_a_run_to_stop():
-    envs = make_envs("Mixed-v0", 2, async_envs=True)
+    envs = envs_of("Mixed-v0", 2, async_envs=True)
     envs.reset(seed=1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         assert signal.getsignal(number) is not signal.SIG_IGN, "the trainer itself must not"
@@ -147,12 +148,11 @@ def test_a_worker_that_hangs_is_named(capfd):
 
 RUN = """
 import multiprocessing, sys, time, torch, worlds
-from common import make_envs
 
 multiprocessing.set_start_method(sys.argv[5])
 
 env_id, num_envs, async_envs, timeout = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "async", float(sys.argv[4])
-envs = make_envs(env_id, num_envs, async_envs, env_timeout=timeout)
+envs = envs_of(env_id, num_envs, async_envs, env_timeout=timeout)
 envs.reset(seed=1)
 if async_envs:
     print(*(process.pid for process in envs.vector.processes), flush=True)
@@ -185,7 +185,7 @@ def test_an_environment_that_hangs_in_the_trainers_own_process_is_named():
 
 @BOTH
 def test_a_slow_environment_does_not_hang(async_envs):
-    envs = make_envs("Slow-v0", 2, async_envs, env_timeout=0.6)
+    envs = envs_of("Slow-v0", 2, async_envs, env_timeout=0.6)
     play(envs, 6)  # a second in all
     time.sleep(0.8)  # between two steps it is the learner that takes its time
     envs.step(torch.zeros(2, dtype=torch.int64))

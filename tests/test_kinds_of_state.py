@@ -5,11 +5,11 @@ import io
 import kinds_of_state
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, envs_of
 from kinds_of_state import EXACT, NAMED, number
 from test_snapshot import through_a_file
 
-from common import args, make_envs
+from common import args
 
 # A worker walks through its environment as the trainer does; what differs is the process that names are looked up in.
 IN_WORKERS = ("NumPy generator", "object as a key", "one of a module's objects", "closure", "class attribute")
@@ -29,7 +29,7 @@ def play(vector, steps):
 
 
 def begun(name, async_envs):
-    vector = make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
+    vector = envs_of(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     vector.reset(seed=1)
     vector.check_snapshots()
     play(vector, 11)  # in the middle of the second episode
@@ -38,7 +38,7 @@ def begun(name, async_envs):
 
 @pytest.mark.parametrize(("name", "async_envs"), [*((name, False) for name in EXACT), *((n, True) for n in IN_WORKERS)])
 def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
-    vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
+    vector, other = begun(name, async_envs), envs_of(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
         state = through_a_file(vector.state_dict())
         if name == "class attribute" and not async_envs:
@@ -60,7 +60,7 @@ def test_known_state_goes_on_to_the_bit(name, async_envs, capfd):
 
 @pytest.mark.parametrize(("name", "async_envs"), [*((name, False) for name in NAMED), ("Python generator", True)])
 def test_unknown_state_is_one_warning_with_attribute_and_type(name, async_envs, capfd):
-    vector, other = begun(name, async_envs), make_envs(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
+    vector, other = begun(name, async_envs), envs_of(f"Kind{number(name)}-v0", 1 if async_envs else 2, async_envs)
     try:
         state = through_a_file(vector.state_dict())
         vector.state_dict()
@@ -77,7 +77,7 @@ def test_unknown_state_is_one_warning_with_attribute_and_type(name, async_envs, 
 
 
 def pair(env_id, num_envs, async_envs, steps=11):
-    vector, other = (make_envs(env_id, num_envs, async_envs) for _ in range(2))
+    vector, other = (envs_of(env_id, num_envs, async_envs) for _ in range(2))
     vector.reset(seed=1)
     play(vector, steps)
     return vector, other

@@ -44,5 +44,5 @@ def test_a_checkpoint_of_an_earlier_format_is_refused_in_one_line_and_nothing_ch
     done = run_script("--resume", copy, "--total-timesteps", 10_000, script="ppo", check=3)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "checkpoint format 1, and this version reads 2" in errors[0]
+    assert "checkpoint format 1, and this version reads 3" in errors[0]
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"} == before

@@ -4,12 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import load, only_run, rows
+from conftest import envs_of, load, only_run, rows
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 import common
-from common.internals.speed import timing as phases
+from common.internals.speed import timing
 
 KEYS = ("health/time_env", "health/time_update", "health/time_other")
 SHARES = pytest.approx((0.3, 0.5, 0.2))
@@ -54,11 +54,11 @@ class Training:
         self.args = common.RunArgs(env_id="Ticking-v0", runs_dir=str(tmp_path), track=False, capture_video=False)
         self.args.eval_episodes, self.args.eval_interval, self.args.compile = 1, 1, compile_it
         self.run = common.track(self.args, torch.device("cpu"))
-        self.envs = common.make_envs("Ticking-v0", 1)
+        self.envs = envs_of("Ticking-v0", 1)
         self.checkpoint = common.Checkpoint(self.run, self.envs)
         self.network = nn.Linear(1, 1)
         self.evaluation = common.Evaluation(self.run, self.policy)
-        self.update = common.compiled(self.args)(self._update)
+        self.update = common.compile_update(self.args)(self._update)
         self.step = 0
 
     def begin(self):
@@ -75,7 +75,7 @@ class Training:
             _, _, _, _, infos = self.envs.step(torch.zeros(1))
             self.run.log_episodes(infos, self.step)
             self.update(4)
-            with common.updating:  # as a script does that has an update of its own, here around another one
+            with common.update_timer:  # as a script does that has an update of its own, here around another one
                 self.clock[0] += 0.75
                 self.update(seconds=0.25)
             self.clock[0] += 2
@@ -123,7 +123,7 @@ def test_shares_go_on_where_a_checkpoint_was_made(clock, tmp_path, monkeypatch):
     training.run.finish()
 
     clock[0] += 10_000  # in another process, whose clocks stand elsewhere
-    phases.stepping.seconds, phases.updating.seconds = 777.0, 0.25
+    timing.env_timer.seconds, timing.update_timer.seconds = 777.0, 0.25
     resumed = Training(clock, tmp_path / "b")
     resumed.begin()
     resumed.run.load_state_dict(state)
@@ -151,22 +151,22 @@ def test_an_evaluation_that_a_signal_ends_is_no_part_of_training(clock, tmp_path
     assert training.run.evaluation_due(training.step)  # in the resumed run
     training.run.finish()
     assert states[0]["last_log"] == (0, 20.0)
-    assert states[0]["phases"] == (6.0, 10.0)
+    assert states[0]["timers"] == (6.0, 10.0)
     assert states[0]["evaluated"] == 0
 
 
 def test_an_update_that_fails_stops_its_clock():
-    before = phases.updating.seconds
+    before = timing.update_timer.seconds
 
     def update():
         raise ValueError
 
     with pytest.raises(ValueError):
-        common.compiled(common.RunArgs())(update)()
-    with phases.updating:
+        common.compile_update(common.RunArgs())(update)()
+    with timing.update_timer:
         pass
-    assert phases.updating.seconds > before
-    assert phases.updating._depth == 0
+    assert timing.update_timer.seconds > before
+    assert timing.update_timer._depth == 0
 
 
 @pytest.mark.parametrize("script", ["dqn", "ppo", "reinforce_rollout", "sac"])

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import load, network_of, rows, same, train_with, weights
+from conftest import envs_of, load, network_of, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,7 +216,7 @@ def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_pa
 
 def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(tmp_path):
     torch.manual_seed(1)
-    untrained = ppo.Agent(common.make_envs("CartPole-v1", 1), ppo.Args()).state_dict()
+    untrained = ppo.Agent(envs_of("CartPole-v1", 1), ppo.Args()).state_dict()
     plain = weights(train(tmp_path, **SMALL))
     for name, value in untrained.items():
         still = value.numel() == 0 or name in ("action_scale", "action_bias")
@@ -268,7 +268,7 @@ def test_box_actions_run_and_every_metric_is_logged(tmp_path):
 
 def test_box_actions_begin_with_the_deviation_asked_for():
     torch.manual_seed(0)
-    agent = ppo.Agent(common.make_envs("Sheet-v0", 1), ppo.Args(logstd_init=-1.5))
+    agent = ppo.Agent(envs_of("Sheet-v0", 1), ppo.Args(logstd_init=-1.5))
     drawn = agent.sample(torch.zeros(20_000, 2, 3))
     assert torch.allclose(drawn.std(0), torch.full((6,), math.exp(-1.5)), rtol=0.03)
 
@@ -295,7 +295,7 @@ def flat_logits(agent, obs):
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Dials-v0", "Board-v0", "Reach-v0", "Sheet-v0"])
 def test_log_probabilities_and_entropies_are_those_of_the_distributions_library_in_float64(env_id):
-    envs = common.make_envs(env_id, 1)
+    envs = envs_of(env_id, 1)
     space = envs.single_action_space
     torch.manual_seed(0)
     agent = ppo.Agent(envs, ppo.Args())
@@ -328,7 +328,7 @@ def test_log_probabilities_and_entropies_are_those_of_the_distributions_library_
 
 
 def test_sampled_choices_have_their_probabilities_and_absent_ones_are_never_drawn():
-    envs = common.make_envs("Dials-v0", 1)
+    envs = envs_of("Dials-v0", 1)
     torch.manual_seed(0)
     agent = ppo.Agent(envs, ppo.Args())
     with torch.no_grad():
@@ -417,13 +417,13 @@ def test_a_normalised_policy_comes_back_to_the_bit_in_a_new_process_and_evaluati
     torch.save(obs, tmp_path / "obs.pt")
     code = (
         "import sys, torch, worlds; from pathlib import Path\n"
-        "from common.internals.tracking.policy import load_policy\n"
+        "from common.tools.load_policy import load_policy\n"
         "policy, _ = load_policy(Path(sys.argv[1])); torch.set_grad_enabled(False)\n"
         "torch.save(policy(torch.load(sys.argv[2])), sys.argv[3])"
     )
     words = [str(plain), str(tmp_path / "obs.pt"), str(tmp_path / "actions.pt")]
     subprocess.run([sys.executable, "-c", code, *words], check=True)
-    agent = ppo.Agent(common.make_envs("Sheet-v0", 1), ppo.Args(norm_obs=True))
+    agent = ppo.Agent(envs_of("Sheet-v0", 1), ppo.Args(norm_obs=True))
     agent.load_state_dict(weights(plain))
     with torch.no_grad():
         assert torch.equal(agent.greedy(obs), torch.load(tmp_path / "actions.pt"))
@@ -484,7 +484,7 @@ def test_box_actions_are_stretched_from_minus_one_and_one_to_the_bounds(script, 
             return np.zeros(1, np.float32), 0.0, False, False, {}
 
     monkeypatch.setitem(gym.registry, "Told-v0", gym.envs.registration.EnvSpec("Told-v0", Told))
-    envs = common.make_envs("Told-v0", 1)
+    envs = envs_of("Told-v0", 1)
     envs.reset(seed=1)
     agent = module.Agent(envs, module.Args())
     out = torch.tensor([[0.5, -0.25]])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import load, network_of, only_run, rows, same, train_with, weights
+from conftest import envs_of, load, network_of, only_run, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dqn import PROBES
@@ -222,7 +222,7 @@ def test_a_dueling_head_is_value_plus_centred_advantages_of_each_atom(num_atoms)
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pixels-v0"])
 @pytest.mark.parametrize(("flags", "num_atoms"), [({}, 51), ({"distributional": False}, 1), ({"num_atoms": 7}, 7)])
 def test_the_last_hidden_layer_is_the_one_that_splits(flags, num_atoms, env_id):
-    envs = common.make_envs(env_id, 1)
+    envs = envs_of(env_id, 1)
     base = {"hidden_sizes": (24, 48), **flags}
     plain, dueling = (rainbow.QNetwork(envs, rainbow.Args(**base, dueling=on)) for on in (False, True))
     envs.close()
@@ -399,7 +399,7 @@ def test_every_combination_runs_and_moves_every_parameter(on, tmp_path):
     flags = {name: off for (name, off), is_on in zip(PARTS.items(), on, strict=True) if not is_on}
     moved = weights(train(tmp_path, **TINY, **flags))
     torch.manual_seed(1)
-    envs = common.make_envs("CartPole-v1", 1)
+    envs = envs_of("CartPole-v1", 1)
     initial = rainbow.QNetwork(envs, rainbow.Args(**TINY, **flags)).state_dict()
     envs.close()
     assert moved.keys() == initial.keys()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import load, network_of, rows, same, train_with, weights
+from conftest import envs_of, load, network_of, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def test_returns_are_the_sums_of_each_hand_cut_episode(num_steps, num_envs, seed
 @pytest.mark.parametrize("baseline", [True, False])
 @pytest.mark.parametrize("norm_adv", [True, False])
 def test_loss_against_a_hand_computation(baseline, norm_adv):
-    envs = common.make_envs("CartPole-v1", 1)
+    envs = envs_of("CartPole-v1", 1)
     torch.manual_seed(3)
     args = reinforce.Args(baseline=baseline, norm_adv=norm_adv, ent_coef=0.3, vf_coef=0.7)
     agent = reinforce.Agent(envs, args).double()
@@ -79,14 +79,14 @@ def test_loss_against_a_hand_computation(baseline, norm_adv):
 
 def test_actions_are_drawn_from_the_policy_they_are_scored_by():
     torch.manual_seed(0)
-    discrete = reinforce.Agent(common.make_envs("Acrobot-v1", 1), reinforce.Args())
+    discrete = reinforce.Agent(envs_of("Acrobot-v1", 1), reinforce.Args())
     with torch.no_grad():
         discrete.actor[-1].bias.copy_(torch.tensor([0.0, 1.0, -2.0]))
         obs = torch.randn(1, 6).repeat(60_000, 1)
         p = discrete.policy(obs[0]).probs.numpy()
         counts = np.bincount(discrete.sample(obs).numpy(), minlength=3)
         assert ((counts - 60_000 * p) ** 2 / (60_000 * p)).sum() < 13.8  # 99.9 % of chi-square, 2 degrees of freedom
-        box = reinforce.Agent(common.make_envs("Reach-v0", 1), reinforce.Args())
+        box = reinforce.Agent(envs_of("Reach-v0", 1), reinforce.Args())
         box.actor_logstd.copy_(torch.tensor([-1.0, 0.5]))
         obs = torch.randn(1, 2).repeat(60_000, 1)
         actions = box.sample(obs)
@@ -98,7 +98,7 @@ def test_actions_are_drawn_from_the_policy_they_are_scored_by():
 def test_log_probabilities_against_float64():
     torch.manual_seed(0)
     for env_id in ("Acrobot-v1", "Reach-v0"):
-        agent = reinforce.Agent(common.make_envs(env_id, 1), reinforce.Args())
+        agent = reinforce.Agent(envs_of(env_id, 1), reinforce.Args())
         dims = agent.actor[0].in_features
         obs = torch.randn(50, dims)
         with torch.no_grad():
@@ -197,7 +197,7 @@ def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_pa
 
 def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(tmp_path):
     torch.manual_seed(1)
-    untrained = reinforce.Agent(common.make_envs("CartPole-v1", 1), reinforce.Args()).state_dict()
+    untrained = reinforce.Agent(envs_of("CartPole-v1", 1), reinforce.Args()).state_dict()
     plain = weights(train(tmp_path, **SMALL))
     for name, value in untrained.items():
         still = value.numel() == 0 or name in ("action_scale", "action_bias")
@@ -216,7 +216,7 @@ def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(
 
 def test_without_a_baseline_no_value_is_learnt(tmp_path):
     torch.manual_seed(1)
-    untrained = reinforce.Agent(common.make_envs("CartPole-v1", 1), reinforce.Args()).state_dict()
+    untrained = reinforce.Agent(envs_of("CartPole-v1", 1), reinforce.Args()).state_dict()
     trained = weights(train(tmp_path, **SMALL, baseline=False))
     for name in untrained:
         if name.startswith("critic"):

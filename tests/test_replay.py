@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import envs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -553,7 +554,7 @@ def test_no_leaf_of_weight_zero_is_found_at_any_edge(size, seed, filled, scale):
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_stacks_of_a_real_atari_stream(n_step):
     num_envs, rows, gamma = 2, 150, 0.5
-    envs = common.make_envs("ALE/Breakout-v5", num_envs, life_loss=True)
+    envs = envs_of("ALE/Breakout-v5", num_envs, terminal_on_life_loss=True)
     replay = ReplayBuffer(rows * num_envs, num_envs, n_step=n_step, gamma=gamma, frame_stack=4, alpha=0.5)
     story = Story(np.random.default_rng(0), num_envs, 4)
     torch.manual_seed(0)

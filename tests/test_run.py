@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load, only_run, rows, run_script, weights
+from conftest import ROOT, envs_of, load, only_run, rows, run_script, weights
 from fake_wandb import FakeWandb
 
 import common
-from common.run import _Console
+from common.internals.console.progress import Progress
 
 SMALL = ["--env-id", "CartPole-v1", "--total-timesteps", 1500, "--learning-starts", 200, "--eval-episodes", 3]
 KEYS = {
@@ -194,7 +194,7 @@ def test_films_show_the_first_episode_whole(main_run):
     assert len(set(frames)) > 3
 
     from common.evaluation import play
-    from common.internals.tracking.policy import load_policy
+    from common.tools.load_policy import load_policy
 
     policy, facts = load_policy(run_dir)
     _, lengths = play(policy, "CartPole-v1", 3, 1)
@@ -215,7 +215,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
     assert film.stat().st_size > 1000
 
     code = (
-        "import sys, torch; from pathlib import Path; from common.internals.tracking.policy import load_policy\n"
+        "import sys, torch; from pathlib import Path; from common.tools.load_policy import load_policy\n"
         "policy, _ = load_policy(Path(sys.argv[1])); torch.manual_seed(0); obs = torch.randn(1000, 4)\n"
         "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
     )
@@ -226,7 +226,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
     assert torch.equal(q, q_again)
     # ... and as the network that was trained, made here from the weights alone.
     dqn = load("dqn")
-    network = dqn.QNetwork(common.make_envs("CartPole-v1", 1), dqn.Args())
+    network = dqn.QNetwork(envs_of("CartPole-v1", 1), dqn.Args())
     network.load_state_dict(weights(run_dir))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -386,7 +386,7 @@ STOP_IT = """if True:
         os.kill(service.pid, signal.SIGSTOP)
     for step in range(2, 2 + rows):
         run.log({f"losses/{i}": 1.0 for i in range(100)}, step)
-        if run.wandb not in run.sinks:
+        if run.wandb not in run.loggers.active:
             print("off")
             break
     run.finish()
@@ -436,7 +436,7 @@ def test_a_full_disk_is_one_warning_a_sink(tmp_path):
 def test_a_sink_that_fails_leaves_the_others(tmp_path, capsys):
     args = common.RunArgs(runs_dir=str(tmp_path), track=False, total_timesteps=10)
     run = common.track(args, torch.device("cpu"))
-    run.sinks[1].log = lambda *words: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    run.loggers.active[1].log = lambda *words: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     for step in (1, 2, 3):
         run.log({"charts/x": step}, step)
     run.finish()
@@ -467,7 +467,7 @@ def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, async_envs
     assert of_kind(records, "exit")[0]["exit_code"] == 128 + number
     initial = load("dqn")
     torch.manual_seed(1)
-    untrained = initial.QNetwork(common.make_envs("CartPole-v1", 1), initial.Args()).state_dict()
+    untrained = initial.QNetwork(envs_of("CartPole-v1", 1), initial.Args()).state_dict()
     assert any(not torch.equal(untrained[name], value) for name, value in weights(run_dir).items())
 
 
@@ -534,7 +534,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(flags, says, tmp_path):
 
 
 def test_integers_may_be_written_as_people_write_them(tmp_path):
-    from common.args import parse
+    from common.internals.console.cli import parse
 
     for text in ("2e3", "2000", "2_000", "2000.0"):
         assert parse(common.RunArgs, argv=["--total-timesteps", text]).total_timesteps == 2000
@@ -631,7 +631,7 @@ def test_nobody_reading_ends_no_run(flags, tmp_path):
 
 
 def test_async_is_a_process_an_environment(monkeypatch):
-    envs = common.make_envs("CartPole-v1", 2, async_envs=True)
+    envs = envs_of("CartPole-v1", 2, async_envs=True)
     children = [p for p in envs.vector.processes if p.is_alive() and p.pid != os.getpid()]
     assert len(children) == 2
     envs.close()
@@ -711,11 +711,11 @@ def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
 
 
 def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):
-    console = _Console(1000)
+    console = Progress(1000)
     console.first_step, console.started = 500, time.monotonic() - 10  # 100 steps in 10 s
-    console.progress(600, 10.0, None)
+    console.show(600, 10.0, None)
     assert "0:00:40 left" in capsys.readouterr().out
-    console.progress(1007, 10.0, None)
+    console.show(1007, 10.0, None)
     assert "0:00:00 left" in capsys.readouterr().out
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import worlds
-from conftest import load, network_of, rows, same, train_with, weights
+from conftest import envs_of, load, network_of, rows, same, train_with, weights
 from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 import common
-from common.internals.tracking.policy import load_policy
+from common.tools.load_policy import load_policy
 
 sac = load("sac")
 train = functools.partial(train_with, sac)
@@ -71,7 +71,7 @@ def test_saturated_actions_keep_an_exact_density_and_a_living_gradient(x, dtype)
 
 def make(env_id, **flags):
     torch.manual_seed(0)
-    envs, args = common.make_envs(env_id, 1), sac.Args(env_id=env_id, **flags)
+    envs, args = envs_of(env_id, 1), sac.Args(env_id=env_id, **flags)
     return sac.Actor(envs, args), sac.Critic(envs, args)
 
 
@@ -221,7 +221,7 @@ def test_actor_loss_and_its_gradient_in_the_policy_against_finite_differences():
 
 def test_in_bfloat16_are_the_products_of_hidden_layers_alone():
     torch.manual_seed(0)
-    critic = sac.Critic(common.make_envs("Pendulum-v1", 1), sac.Args(hidden_sizes=(64, 32)))
+    critic = sac.Critic(envs_of("Pendulum-v1", 1), sac.Args(hidden_sizes=(64, 32)))
     obs, actions = torch.randn(128, 3), torch.rand(128, 1) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         qf1, _ = critic(obs, actions)

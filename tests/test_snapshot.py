@@ -21,10 +21,10 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
-from conftest import ROOT, load, same, train_with, weights
+from conftest import ROOT, envs_of, load, same, train_with, weights
 from gymnasium import wrappers
 
-from common import Envs, args, final_obs, make_envs
+from common import Envs, args, final_obs
 from common.internals.resume.action_log import ReplayedAtari, replayable
 from common.internals.resume.env_state import restore, snapshot
 
@@ -95,8 +95,12 @@ def continued(folder):
     answers = {}
     for path in sorted(Path(folder).glob("*.pt")):
         case = json.loads(path.with_suffix(".json").read_text())
-        vector = make_envs(
-            case["id"], case["num_envs"], case["way"] == "async", native=case["way"] == "native", life_loss=True
+        vector = envs_of(
+            case["id"],
+            case["num_envs"],
+            case["way"] == "async",
+            native=case["way"] == "native",
+            terminal_on_life_loss=True,
         )
         vector.load_state_dict(torch.load(path, weights_only=True))
         obs = hashlib.sha256(vector.obs.numpy().tobytes()).hexdigest()
@@ -110,7 +114,7 @@ def goes_on(cases, tmp_path):
     truth = {}
     cases = [case for case in cases if there(case[1])]
     for number, (env_id, _, steps, num_envs, way) in enumerate(cases):
-        vector = make_envs(env_id, num_envs, way == "async", native=way == "native", life_loss=True)
+        vector = envs_of(env_id, num_envs, way == "async", native=way == "native", terminal_on_life_loss=True)
         vector.reset(seed=number)
         vector.vector.action_space.seed(number)
         before = play(vector, steps)
@@ -249,7 +253,7 @@ def test_a_box2d_environment_of_ones_own_is_refused_by_name():
 def test_bipedal_walker_does_not_depend_on_what_was_played_before():
     pytest.importorskip("Box2D")
     for seed in range(8):
-        old, new = (make_envs("BipedalWalker-v3", 1) for _ in range(2))
+        old, new = (envs_of("BipedalWalker-v3", 1) for _ in range(2))
         old.reset(seed=100 + seed)
         old.vector.action_space.seed(0)
         play(old, 150)
@@ -290,7 +294,7 @@ def test_atari_with_sticky_actions_is_refused():
 def test_atari_games_seeded_anew(monkeypatch):
     pytest.importorskip("ale_py")
     monkeypatch.setattr(ReplayedAtari, "EPISODES_PER_SEED", 2)
-    vector, other = (make_envs("ALE/Breakout-v5", 2, life_loss=True) for _ in range(2))
+    vector, other = (envs_of("ALE/Breakout-v5", 2, terminal_on_life_loss=True) for _ in range(2))
     vector.reset(seed=1)
     seeds = list(vector.vector.seeds)
     vector.vector.action_space.seed(1)
@@ -308,7 +312,7 @@ def test_atari_games_seeded_anew(monkeypatch):
 def test_statistics_and_the_observation_go_on():
     # Counter knows its truth: episode k of "Uneven" is 1, 30 or 4 steps long, and its return is 1 + 2 + ... + length.
     for async_envs in (False, True):
-        vector, other = (make_envs("Uneven-v0", 2, async_envs) for _ in range(2))
+        vector, other = (envs_of("Uneven-v0", 2, async_envs) for _ in range(2))
         vector.reset(seed=1)
         for _ in range(20):
             vector.step(torch.zeros(2, dtype=torch.int64))
@@ -323,7 +327,7 @@ def test_statistics_and_the_observation_go_on():
 
 
 def test_a_life_lost_before_the_snapshot_is_not_lost_again():
-    vector, other = (Envs(odd_envs.game("Lives-v0"), life_loss=True) for _ in range(2))
+    vector, other = (Envs(odd_envs.game("Lives-v0"), terminal_on_life_loss=True) for _ in range(2))
     vector.reset(seed=1)
     for _ in range(5):  # a life goes with every fourth step
         vector.step(torch.zeros(1, dtype=torch.int64))
@@ -339,7 +343,7 @@ def test_taking_a_snapshot_changes_nothing(env_id):
 
     def run(saving):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)  # noqa: NPY002
-        vector = make_envs(env_id, 2)
+        vector = envs_of(env_id, 2)
         vector.reset(seed=1)
         vector.vector.action_space.seed(1)
         lines = []
@@ -354,7 +358,7 @@ def test_taking_a_snapshot_changes_nothing(env_id):
 
 
 def test_the_check_is_silent_quick_and_steps_nothing(capfd):
-    vector = make_envs("CartPole-v1", 2)
+    vector = envs_of("CartPole-v1", 2)
     vector.reset(seed=1)
     before = [list(env.unwrapped.state) for env in vector.vector.envs]
     began = time.monotonic()
@@ -366,7 +370,7 @@ def test_the_check_is_silent_quick_and_steps_nothing(capfd):
 
 @pytest.mark.parametrize("async_envs", [False, True])
 def test_hidden_state_is_found_out_and_new_episodes_begin(capfd, async_envs):
-    vector, other, again = (make_envs("Hidden-v0", 3, async_envs) for _ in range(3))
+    vector, other, again = (envs_of("Hidden-v0", 3, async_envs) for _ in range(3))
     first, _ = vector.reset(seed=1)
     for _ in range(30):
         vector.step(torch.zeros(3, dtype=torch.int64))
@@ -412,10 +416,10 @@ def test_the_self_test_and_snapshots_leave_training_as_it_was(script, env_id, tm
 
 @pytest.mark.parametrize(("env_id", "num_envs"), [("CartPole-v1", 3), ("Pendulum-v1", 2), ("Acrobot-v1", 2)])
 def test_the_snapshot_of_another_environment_is_exit_3(capfd, env_id, num_envs):
-    vector = make_envs("CartPole-v1", 2)
+    vector = envs_of("CartPole-v1", 2)
     vector.reset(seed=1)
     with pytest.raises(SystemExit) as stop:
-        make_envs(env_id, num_envs).load_state_dict(vector.state_dict())
+        envs_of(env_id, num_envs).load_state_dict(vector.state_dict())
     assert stop.value.code == 3
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: the ")
@@ -582,7 +586,7 @@ def test_a_snapshot_is_plain_data():
     assert set(kinds(snapshot(zoo))) <= plain
     names = ["CartPole-v1"] + ["LunarLander-v3"] * there("box2d") + ["Ant-v5"] * there("mujoco")
     for env_id in names + ["ALE/Pong-v5"] * there("atari"):
-        vector = make_envs(env_id, 2)
+        vector = envs_of(env_id, 2)
         vector.reset(seed=1)
         state = vector.state_dict()
         assert set(kinds(state["snapshots"])) | set(kinds(state["spaces"])) <= plain

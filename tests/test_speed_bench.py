@@ -331,7 +331,7 @@ def test_functions_that_phases_are_told_by_exist():
     """A renamed function would silently become a part of the loop, or of the update."""
     from common import envs, replay, rollout, run
 
-    assert envs.Envs.step and replay.ReplayBuffer.sample and replay.ReplayBuffer.spread and common.vitals
+    assert envs.Envs.step and replay.ReplayBuffer.sample and replay.ReplayBuffer.spread and common.diagnostics
     assert rollout.RolloutStorage.minibatches and run.Run.log_episodes and replay.ReplayBuffer.mean_age
     for script in ("dqn", "sac"):
         assert "    def act(" in (ROOT / "algos" / f"{script}.py").read_text()

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from common.args import RunArgs, fail, parse
+from common.args import RunArgs, fail
+from common.internals.console.cli import parse
 from common.tools.launch.cli import at_least
 from common.tools.stats import iqm
 
@@ -57,7 +58,7 @@ HEADER = ("episodes", "mean", "std", "IQM", "min", "max", "length", "seconds")
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common evaluate")
-    from common.envs import has_screen
+    from common.internals.vector.make import has_screen
 
     if not args.run_dirs:
         fail("which run? python -m common evaluate RUN_DIR")
@@ -127,7 +128,7 @@ def modules_of_their_own() -> Iterator[None]:
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """The returns of one run's policy and what they come to; seconds do not count making the network."""
     from common.evaluation import play
-    from common.internals.tracking.policy import load_policy
+    from common.tools.load_policy import load_policy
 
     policy, run = load_policy(path, args.allow_env_import)
     name = path.resolve().name

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.optim import Adam
 
 from common.args import RunArgs, fail
-from common.internals.speed.timing import updating
+from common.internals.speed.timing import update_timer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def compile_update(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes one graph of an update, where `--compile` asks for it; its time is that of health/time_update either way.
 
-        @common.compiled(args, optimizer)
+        @common.compile_update(args, optimizer)
         def update(batch):
             loss, metrics = some_loss(network, batch)
             optimizer.zero_grad()
@@ -42,7 +42,7 @@ def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Cal
 
             @functools.wraps(update)
             def timed(*words: P.args, **named: P.kwargs) -> R:
-                with updating:
+                with update_timer:
                     return update(*words, **named)
 
             return timed
@@ -60,7 +60,7 @@ def compiled(args: RunArgs, *optimizers: Adam) -> Callable[[Callable[P, R]], Cal
             for adam in traced:
                 adam.read_lr()
             try:
-                with updating:
+                with update_timer:
                     return graph(*words, **named)
             except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
                 reason = str(error).strip().partition("\n")[0]

@@ -29,7 +29,7 @@ TIMEOUT = timedelta(hours=2)
 START_TIMEOUT = timedelta(minutes=10)
 
 
-def join(device: torch.device) -> None:
+def init(device: torch.device) -> None:
     """Meets the other processes; for each of the functions below all of them have to call it."""
     if WORLD_SIZE == 1 or dist.is_initialized():
         return
@@ -42,6 +42,15 @@ def join(device: torch.device) -> None:
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this process; ends with code 2 if there are fewer than processes."""
+    index, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if (found := torch.cuda.device_count()) < count:
+        fail(f"{count} processes need a GPU each, and there are {found}: lower --nproc-per-node, or --no-cuda")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def sync_grads(params: Iterable[Tensor]) -> None:
@@ -61,7 +70,7 @@ def global_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
     if WORLD_SIZE == 1:
         return x.mean(), x.std()
     var, mean = torch.var_mean(x.double(), correction=0)
-    parts = of_all(torch.stack([mean, var]))
+    parts = all_gather(torch.stack([mean, var]))
     mean, within = parts.mean(dim=0)
     size = WORLD_SIZE * x.numel()
     var = (within + parts[:, 0].var(correction=0)) * (size / (size - 1))
@@ -70,10 +79,10 @@ def global_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def global_mean(x: Tensor) -> Tensor:
     """Of a number that each process has its own of; what is decided by it is decided everywhere alike."""
-    return x if WORLD_SIZE == 1 else of_all(x.double()).mean(dim=0).to(x.dtype)
+    return x if WORLD_SIZE == 1 else all_gather(x.double()).mean(dim=0).to(x.dtype)
 
 
-def of_all(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """[processes, *x.shape]: the `x` of each, to the bit, as sums with zeros."""
     if WORLD_SIZE == 1:
         return x.unsqueeze(0)
@@ -83,7 +92,7 @@ def of_all(x: Tensor) -> Tensor:
     return rows
 
 
-def gather(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """The `value` of each process, in all of them; none goes on before all are here."""
     values: list[Any] = [value] * WORLD_SIZE
     if WORLD_SIZE > 1:
@@ -92,7 +101,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def on_first(function: Callable[[], T]) -> T:
+def on_rank_zero(function: Callable[[], T]) -> T:
     """What `function` returns, called by the first process alone; where that ends the process, it ends them all."""
     if WORLD_SIZE == 1:
         return function()
@@ -102,7 +111,7 @@ def on_first(function: Callable[[], T]) -> T:
             result = function()
         except SystemExit as reason:
             code, stop = reason.code or 0, reason
-    result, code = gather((result, code))[0]
+    result, code = all_gather_object((result, code))[0]
     if code is not None:
         raise stop or SystemExit(code)
     return result  # type: ignore[return-value]

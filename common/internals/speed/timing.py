@@ -3,8 +3,8 @@
 import time
 
 
-class Stopwatch:
-    """Seconds that this process has spent inside `with stopwatch:`; what is nested counts once."""
+class Timer:
+    """Seconds that this process has spent inside `with timer:`; what is nested counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -22,5 +22,5 @@ class Stopwatch:
             self.seconds += time.monotonic() - self._began
 
 
-stepping = Stopwatch()  # environments: in `Envs.step`, evaluation left out
-updating = Stopwatch()  # updates: in what `common.compiled` decorates
+env_timer = Timer()  # in `Envs.step`, without evaluation
+update_timer = Timer()  # in what `common.compile_update` decorates

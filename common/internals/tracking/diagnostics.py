@@ -14,7 +14,7 @@ SQUASHED = (nn.Tanh, nn.Sigmoid)  # gradient next to 0 at both ends
 SATURATED = 0.99
 
 
-def vitals(
+def diagnostics(
     network: nn.Module, inputs: Tensor | tuple[Tensor, ...], step: int, *optimizers: Optimizer
 ) -> dict[str, float]:
     """health/grad_norm, health/dead_units and health/updates_per_step, as docs/health.md describes them.

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import fail
+from common.internals.console.cli import parse
 from common.tools.check.harness import GAMMA, RATES, Failed, Harness, Skipped, Trace, fail_if, skip_if
 from common.tools.check.probe_envs import PlannedEpisodes
 from common.tools.launch.cli import as_words

@@ -154,7 +154,7 @@ class Recording:
         self.parts: dict[str, Any] = {}  # of the checkpoint
         self.first: dict[str, dict[str, Any]] = {}  # its parameters at the start
         split: dict[int, int] = {}  # storage: how many steps it had had when it was split up last
-        minibatches, start = RolloutStorage.minibatches, Checkpoint.start
+        minibatches, restore = RolloutStorage.minibatches, Checkpoint.restore
 
         def recorded(add: Any) -> Any:
             def record_add(storage: Any, **step: Any) -> None:
@@ -170,15 +170,15 @@ class Recording:
                 self.minibatches.append(copies({**storage.fields, **more}))
             return minibatches(storage, num_minibatches, **more)
 
-        def record_start(checkpoint: Any, seed: int) -> Any:
-            result = start(checkpoint, seed)
+        def record_restore(checkpoint: Any, obs: torch.Tensor) -> Any:
+            result = restore(checkpoint, obs)
             self.parts, self.first = checkpoint.parts, parameters(checkpoint.parts)
             return result
 
         ReplayBuffer.add = recorded(ReplayBuffer.add)  # type: ignore[method-assign]
         RolloutStorage.add = recorded(RolloutStorage.add)  # type: ignore[method-assign]
         RolloutStorage.minibatches = record_minibatches  # type: ignore[method-assign, assignment]
-        Checkpoint.start = record_start  # type: ignore[method-assign, assignment]
+        Checkpoint.restore = record_restore  # type: ignore[method-assign, assignment]
 
     def write(self) -> None:
         from common.tools.check.probe_envs import Recorder

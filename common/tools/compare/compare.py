@@ -25,7 +25,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import fail
+from common.internals.console.cli import parse
 from common.internals.tracking.redact import redact
 from common.tools import stats
 from common.tools.compare import figure, page, tables

@@ -22,7 +22,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import fail
+from common.internals.console.cli import parse
 from common.internals.resume.files import read_object
 from common.internals.tracking.provenance import is_saved_source
 from common.internals.tracking.redact import REDACTED, redact

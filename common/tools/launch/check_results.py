@@ -33,7 +33,8 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import fail
+from common.internals.console.cli import parse
 from common.internals.resume.files import read_json, read_object
 from common.internals.tracking.provenance import ALGOS, versions
 from common.tools.compare.tables import Table, number, text

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from common.args import fail, parse
+from common.args import fail
+from common.internals.console.cli import parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
