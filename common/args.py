@@ -88,8 +88,6 @@ class RunArgs:
             check_arguments(self)
         except ValueError as error:
             fail(str(error))
-        if self.num_envs % WORLD_SIZE:
-            fail(f"--num-envs {self.num_envs} cannot be shared equally by {WORLD_SIZE} processes")
         learning_starts = getattr(self, "learning_starts", 0)
         if isinstance(learning_starts, int) and learning_starts >= self.total_timesteps:
             warn(f"nothing will be learnt: --learning-starts is not below --total-timesteps {self.total_timesteps}")

@@ -295,6 +295,8 @@ def make_envs(args: RunArgs) -> Envs:
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported, or if there
     is no memory for a replay of `args.buffer_size` transitions.
     """
+    if args.num_envs % WORLD_SIZE:
+        fail(f"--num-envs {args.num_envs} cannot be shared equally by {WORLD_SIZE} processes")
     vector = make_vector(
         args.env_id,
         args.num_envs // WORLD_SIZE,

@@ -19,6 +19,7 @@ import torch
 import common
 import common.checkpoint
 from common.args import RANK, WORLD_SIZE
+from common.internals.resume import checkpoint_files, signals
 from common.internals.speed import processes
 from common.internals.tracking.run_dir import RUN_DIR_KEY
 
@@ -201,7 +202,7 @@ def loaded(folder):
     own.mkdir(parents=True, exist_ok=True)
     names = [f"step-{step:012d}" for step in (1, 2, 3, 4)]
     for step, name in enumerate(names, 1):
-        common.checkpoint.write_file(own / f"{name}.pt", {"step": step, "segments": {}})
+        checkpoint_files.write_file(own / f"{name}.pt", {"step": step, "segments": {}})
         processes.on_rank_zero(lambda name=name: (checkpoints / f"{name}.commit").write_bytes(b""))
     steps, renamed = [], []
     rename = Path.rename
@@ -210,7 +211,7 @@ def loaded(folder):
         processes.all_gather_object(None)
         Path.rename = lambda path, target: (renamed.append(path), rename(path, target))[1]
         try:
-            steps.append(common.checkpoint.load_latest(checkpoints)["step"])
+            steps.append(checkpoint_files.load_latest(checkpoints)["step"])
         finally:
             Path.rename = rename
 
@@ -229,16 +230,16 @@ def loaded(folder):
 
 
 def signalled(folder):
-    """At which call of must_stop a process learns that the other was asked to stop."""
-    run = common.Run.__new__(common.Run)
-    run._signal, run._asked, run._ask_after = 0, (0, 0.0), 1
+    """At which call of `agreed` a process learns that the other was asked to stop."""
+    asked = signals.StopSignals()
     heard = []
     for call in range(1000):
         if call == 300 and RANK == 1:
-            run._signal = 15
-        if run.must_stop():
-            heard = [call, run._signal]
+            asked.number = 15
+        if asked.agreed():
+            heard = [call, asked.number]
             break
+    asked.restore_handlers()
     return heard
 
 

@@ -168,9 +168,9 @@ def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_thei
 
 
 def test_environments_that_the_processes_cannot_share_equally_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr("common.args.WORLD_SIZE", 3)
+    monkeypatch.setattr("common.envs.WORLD_SIZE", 3)
     with pytest.raises(SystemExit) as stop:
-        common.RunArgs(num_envs=4)
+        common.make_envs(common.RunArgs(num_envs=4))
     assert stop.value.code == 2
     assert "--num-envs 4 cannot be shared equally by 3 processes" in capsys.readouterr().err
 
@@ -178,7 +178,7 @@ def test_environments_that_the_processes_cannot_share_equally_are_refused(monkey
 def test_fewer_gpus_than_processes_are_one_line(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with pytest.raises(SystemExit) as stop:
-        common.run._own_gpu(1, 4)
+        common.internals.speed.processes.own_gpu(1, 4)
     assert stop.value.code == 2
     assert "4 processes need a GPU each, and there are 3" in capsys.readouterr().err
 
