@@ -1,9 +1,7 @@
 """A run: its seeds and device, its directory, and everything that is logged."""
 
 import atexit
-import collections
 import functools
-import itertools
 import math
 import random
 import signal
@@ -19,18 +17,16 @@ from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, say, warn
 from common.internals.console.progress import Progress
-from common.internals.resume.checkpoint_files import load_latest
 from common.internals.resume.signals import StopSignals
 from common.internals.speed import processes
 from common.internals.speed.compile import require_compiler
 from common.internals.speed.timing import env_timer, update_timer
 from common.internals.tracking import run_dir
 from common.internals.tracking.diagnostics import Alarms
+from common.internals.tracking.episodes import Episode, Episodes
 from common.internals.tracking.loggers import Loggers
 from common.internals.tracking.policy import save_policy
-from common.sinks import JsonLines, TensorBoard, Wandb, quiet_threads
-
-Episode = tuple[float, int, int, float]  # return, length, and the step and the time of its end
+from common.sinks import JsonLines
 
 
 def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
@@ -66,43 +62,19 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
-    """Makes the run directory, `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, and opens the loggers.
+    """Makes or reopens the run directory, `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, with its loggers.
 
     Ends the process with code 6 if the directory cannot be written, and with code 3 if `args.resume` names no run that
     can be resumed.
     """
     script = Path(sys.modules[type(args).__module__].__file__ or "interactive.py").resolve()
-    lock = None
-    if WORLD_SIZE > 1:
-        args.resume = processes.on_rank_zero(run_dir.begun_by_this_launch) or args.resume
-
-    def begin() -> tuple[Path, dict[str, Any]]:
-        nonlocal lock
-        path, config, lock = (run_dir.create if args.resume is None else run_dir.reopen)(args, device, script)
-        return path, config
-
-    path, config = processes.on_rank_zero(begin)
-    if args.resume is None:
-        return Run(path, args, config, lock)
-    saved = load_latest(path / "checkpoints")
-    if saved is None:
-        warn(f"{path} has no checkpoint yet: it starts again from step 0")
-
-    def write() -> None:
-        try:
-            run_dir.write_json(path / "args.json", config)
-            (path / "finished.json").unlink(missing_ok=True)
-        except OSError as error:
-            fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
-
-    processes.on_rank_zero(write)
-    return Run(path, args, config, lock, saved)
+    return Run(args, *run_dir.begin(args, device, script))
 
 
 class Run:
     """One run's directory and its log. A logger that fails costs one warning, never the training."""
 
-    def __init__(self, path: Path, args: RunArgs, config: dict[str, Any], lock: Any = None, saved: Any = None) -> None:
+    def __init__(self, args: RunArgs, path: Path, config: dict[str, Any], lock: Any = None, saved: Any = None) -> None:
         self.dir = path
         self.args = args
         self.saved = saved  # the checkpoint to go on from, until a Checkpoint has taken it
@@ -111,22 +83,13 @@ class Run:
         self.evaluated = 0  # step of the last evaluation
         self.step = 0  # environment steps so far, as of the last log_episodes
         self.started = time.monotonic()
-        self.loggers = Loggers()
-        self.wandb: Wandb | None = None
+        self.loggers = Loggers(path, args, config, saved)
         self._lock = lock
-        if RANK == 0:
-            quiet_threads()
-            self.loggers.open(JsonLines, path / "metrics.jsonl", saved["run"]["metrics_size"] if saved else 0)
-            self.loggers.open(TensorBoard, path, config, (saved["step"] if saved else 0) if args.resume else None)
-            self.wandb = self.loggers.open(Wandb, path, args, config) if args.track else None
         self._policy: Callable[[Tensor], Tensor] | None = None
         self._noted: dict[str, float | Tensor] = {}  # metrics for the next row
-        self._episodes: list[Episode] = []  # since the last row
-        self._recent: collections.deque[float] = collections.deque(maxlen=100)
+        self._episodes = Episodes()  # since the last row
         self._last_log = (0, time.monotonic())
         self._timers = (env_timer.seconds, update_timer.seconds)  # at the last row
-        self._rows: list[dict[str, float]] = []  # those of the step `_rows_at`, as TensorBoard has them
-        self._rows_at = 0
         self._progress = Progress(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs)
         self._signals = StopSignals()
@@ -165,13 +128,13 @@ class Run:
         values["health/time_update"] = in_updates / seconds
         values["health/time_other"] = 1 - (in_envs + in_updates) / seconds
         self._last_log, self._timers = (step, now), (env_timer.seconds, update_timer.seconds)
-        self._write(values, step)
+        self.loggers.log(values, self._episodes.take_means(), step, self._time())
         if RANK == 0:
             for line in self._alarms.look(values, step):
                 self._progress.line("")
                 warn(line)
-            mean_return = sum(self._recent) / len(self._recent) if self._recent else None
-            self._progress.show(step, values["charts/SPS"], mean_return)
+            recent = self._episodes.recent
+            self._progress.show(step, values["charts/SPS"], sum(recent) / len(recent) if recent else None)
 
     def _timers_since_last_log(self) -> tuple[float, float]:
         """Seconds in environments and in updates."""
@@ -185,12 +148,8 @@ class Run:
         A run without a Checkpoint stops here when Ctrl-C or a signal asks it to; one that has one, when that saves.
         """
         self.step = step
-        if "episode" in infos:
-            for i in np.flatnonzero(infos["_episode"]):
-                r, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
-                self._episodes.append((r, length, step, self._time()))
-                if WORLD_SIZE == 1:
-                    self._log_episode(self._episodes[-1])
+        for episode in self._episodes.add(infos, step, self._time()):
+            self._log_episode(episode)
         if not self.resumable:
             if WORLD_SIZE > 1:
                 fail("torchrun needs common.Checkpoint in the script: by it all processes begin with the same weights")
@@ -199,25 +158,17 @@ class Run:
 
     def _log_episode(self, episode: Episode) -> None:
         r, length, step, seconds = episode
-        self._recent.append(r)
+        self._episodes.recent.append(r)
         self._alarms.note(r)
         row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
         self.loggers.call("log", row, step, seconds, only=JsonLines)
 
     def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        """The means of `values` over all processes; the first one has the episodes of all afterwards."""
-        if WORLD_SIZE == 1:
-            return values
-        everyone = processes.all_gather_object((values, self._episodes))
-        self._episodes = []
-        if RANK == 0:
-            episodes = itertools.chain(*(theirs for _, theirs in everyone))
-            self._episodes = sorted(episodes, key=lambda episode: episode[2])
-            for episode in self._episodes:
-                self._log_episode(episode)
-        # What one process cannot measure has no mean.
-        shared = [key for key in values if all(key in theirs for theirs, _ in everyone)]
-        return {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in shared}
+        """The means of `values` over all processes; the first one logs the episodes of all."""
+        means, episodes = self._episodes.mean_over_processes(values)
+        for episode in episodes:
+            self._log_episode(episode)
+        return means
 
     def evaluation_due(self, step: int) -> bool:
         """Whether a multiple of eval_interval, or the end, has been reached since the last evaluation."""
@@ -232,7 +183,7 @@ class Run:
         self._mean_over_processes({})
         if RANK > 0 or not metrics:
             return
-        self._write(dict(metrics), step)
+        self.loggers.log(dict(metrics), self._episodes.take_means(), step, self._time())
         if video is not None:
             self.loggers.call("video", video, step)
         mean, std = metrics["eval/episodic_return"], metrics["eval/episodic_return_std"]
@@ -271,7 +222,7 @@ class Run:
         number = self._signals.number
         resumable = self.checkpointed == step
         if resumable:
-            self._episodes.clear()  # the checkpoint has them, and the next row will
+            self._episodes.ended.clear()  # the checkpoint has them, and the next row will
         self._mean_over_processes({})
 
         def end() -> None:
@@ -291,43 +242,27 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
-        self.loggers.call("flush")
         last_step, last_time = self._last_log
         return {
-            "metrics_size": self._metrics_size(),
             "step": self.step,
             "evaluated": self.evaluated,
+            "loggers": self.loggers.state_dict(self.step),
             "noted": self._noted,
-            "rows": self._rows if self._rows_at == self.step else [],
-            "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
-            "episodes": [list(episode) for episode in self._episodes],
-            "recent": list(self._recent),
+            "episodes": self._episodes.ended,
+            "recent": list(self._episodes.recent),
             "alarms": self._alarms.state_dict(),
             "seconds": self._time(),
             "last_log": (last_step, time.monotonic() - last_time),
             "timers": self._timers_since_last_log(),
         }
 
-    def _metrics_size(self) -> int:
-        """Bytes of metrics.jsonl that a resumed run keeps: all, also where the disk took no more of them."""
-        for logger in self.loggers.active:
-            if isinstance(logger, JsonLines):
-                return logger.position()
-        path = self.dir / "metrics.jsonl"
-        return path.stat().st_size if RANK == 0 and path.exists() else 0
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = time.monotonic()
         self.step, self.evaluated, self._noted = state["step"], state["evaluated"], state["noted"]
         self._progress.first_step = self.step
-        # TensorBoard drops all that it had from this step on, an evaluation after the checkpoint among it.
-        self._rows, self._rows_at = state["rows"], self.step
-        for row in self._rows:
-            self.loggers.call("log", row, self.step, 0.0, only=TensorBoard)
-        for row, at in state["wandb_rows"]:
-            self.loggers.call("log", row, at, 0.0, only=Wandb)
-        self._episodes = [tuple(episode) for episode in state["episodes"]]
-        self._recent.extend(state["recent"])
+        self.loggers.load_state_dict(state["loggers"], self.step)
+        self._episodes.ended = state["episodes"]
+        self._episodes.recent.extend(state["recent"])
         self._alarms.load_state_dict(state["alarms"])
         self.started = now - state["seconds"]
         last_step, ago = state["last_log"]
@@ -349,8 +284,8 @@ class Run:
         with beside_training("writing finished.json"):
             run_dir.write_json(self.dir / "finished.json", {"global_step": self.step, "time": seconds})
         self._progress.line(f"done in {seconds:.1f} s: {self.dir}")
-        if self.wandb is not None:
-            say(self.wandb.where())
+        if self.loggers.wandb is not None:
+            say(self.loggers.wandb.where())
 
     def _close(self, exit_code: int) -> None:
         if self._finished:
@@ -364,8 +299,8 @@ class Run:
         except (OSError, RuntimeError) as error:
             unsaved = f"cannot write {self.dir / 'policy.pt'}: {error}"
             exit_code = exit_code or 6
-        if self._episodes:  # those since the last row
-            self._write({}, self.step)
+        if self._episodes.ended:
+            self.loggers.log({}, self._episodes.take_means(), self.step, self._time())
         self.loggers.call("close", exit_code)
         if self._lock is not None:
             self._lock.close()
@@ -373,19 +308,6 @@ class Run:
             fail(unsaved, code=6)
         elif unsaved:  # another error ends the run
             warn(unsaved)
-
-    def _write(self, values: dict[str, float], step: int) -> None:
-        row = dict(values)
-        if self._episodes:
-            returns, lengths, _, _ = zip(*self._episodes, strict=True)
-            row["charts/episodic_return"] = sum(returns) / len(returns)
-            row["charts/episodic_length"] = sum(lengths) / len(lengths)
-            self._episodes.clear()
-        self._rows, self._rows_at = [*(self._rows if self._rows_at == step else []), row], step
-        if values:
-            self.loggers.call("log", values, step, self._time(), only=JsonLines)  # it has each episode already
-        if row:
-            self.loggers.call("log", row, step, self._time(), but=JsonLines)
 
     def _time(self) -> float:
         return time.monotonic() - self.started

@@ -177,8 +177,10 @@ def test_environments_that_the_processes_cannot_share_equally_are_refused(monkey
 
 def test_fewer_gpus_than_processes_are_one_line(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(SystemExit) as stop:
-        common.internals.speed.processes.own_gpu(1, 4)
+        common.internals.speed.processes.own_gpu()
     assert stop.value.code == 2
     assert "4 processes need a GPU each, and there are 3" in capsys.readouterr().err
 
@@ -321,7 +323,7 @@ def test_a_signal_to_torchrun_is_a_checkpoint_at_one_step_and_resume_changes_not
     _, err = finish(process, check=None)
     (line,) = errors(err)
     run_dir = only_run(folder)
-    step = int(re.search(r"stopped by SIGTERM at step (\d+); go on with --resume", line).group(1))
+    step = int(re.search(r"stopped by SIGTERM at step (\d+); continue with --resume", line).group(1))
     assert f"step-{step:012d}.commit" in commits(folder)
     # A newer one that is not committed is as if it were not there.
     newest = run_dir / "checkpoints" / f"step-{step:012d}.commit"

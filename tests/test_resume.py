@@ -310,10 +310,10 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--gamma", 0.5], "gamma was 0.99, now 0.5"),
-        (["--seed", 7], "seed was 1, now 7"),
-        (["--env-id", "Acrobot-v1"], "env_id was 'CartPole-v1', now 'Acrobot-v1'"),
-        (["--num-envs", 2, "--batch-size", 32], "num_envs was 1, now 2, batch_size was 64, now 32"),
+        (["--gamma", 0.5], "gamma was 0.99, is now 0.5"),
+        (["--seed", 7], "seed was 1, is now 7"),
+        (["--env-id", "Acrobot-v1"], "env_id was 'CartPole-v1', is now 'Acrobot-v1'"),
+        (["--num-envs", 2, "--batch-size", 32], "num_envs was 1, is now 2, batch_size was 64, is now 32"),
     ],
 )
 def test_another_run_cannot_be_made_of_it(flags, says, tmp_path):

@@ -386,7 +386,7 @@ STOP_IT = """if True:
         os.kill(service.pid, signal.SIGSTOP)
     for step in range(2, 2 + rows):
         run.log({f"losses/{i}": 1.0 for i in range(100)}, step)
-        if run.wandb not in run.loggers.active:
+        if run.loggers.wandb not in run.loggers.active:
             print("off")
             break
     run.finish()

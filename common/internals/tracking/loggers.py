@@ -1,15 +1,31 @@
 """The loggers of a run, together: one that fails is one warning, and is dropped."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from common.args import warn
-from common.sinks import Sink
+from common.args import RANK, RunArgs, warn
+from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
 
 
 class Loggers:
-    def __init__(self) -> None:
+    """metrics.jsonl, TensorBoard and, with `args.track`, W&B; none in processes of torchrun but the first.
+
+    Args:
+        saved: the checkpoint that a resumed run goes on from.
+    """
+
+    def __init__(self, path: Path, args: RunArgs, config: dict[str, Any], saved: Any = None) -> None:
         self.active: list[Sink] = []
+        self.metrics = path / "metrics.jsonl"
+        self.wandb: Wandb | None = None
+        self.rows: list[dict[str, float]] = []  # those of `rows_at`, the newest step
+        self.rows_at = 0
+        if RANK == 0:
+            quiet_threads()
+            self.open(JsonLines, self.metrics, saved["run"]["loggers"]["metrics_size"] if saved else 0)
+            self.open(TensorBoard, path, config, (saved["step"] if saved else 0) if args.resume else None)
+            self.wandb = self.open(Wandb, path, args, config) if args.track else None
 
     def open(self, kind: Callable[..., Any], *arguments: Any) -> Any:
         """Adds `kind(*arguments)`, and returns it; None and a warning if that fails."""
@@ -30,3 +46,36 @@ class Loggers:
                 self.active.remove(logger)
                 logger.drop()
                 warn(f"{logger.name} failed and is off for the rest of the run: {type(error).__name__}: {error}")
+
+    def log(self, row: dict[str, float], episodes: dict[str, float], step: int, seconds: float) -> None:
+        """Logs a row; the mean of the episodes goes with it where each of them was not logged already."""
+        whole = {**row, **episodes}
+        self.rows, self.rows_at = [*(self.rows if self.rows_at == step else []), whole], step
+        if row:
+            self.call("log", row, step, seconds, only=JsonLines)
+        if whole:
+            self.call("log", whole, step, seconds, but=JsonLines)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What a resumed run logs again; everything logged so far is on the disk afterwards."""
+        self.call("flush")
+        return {
+            "metrics_size": self._metrics_size(),
+            "rows": self.rows if self.rows_at == step else [],
+            "wandb_rows": [] if self.wandb is None else [(row, at) for _, row, at in self.wandb.recent],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        # TensorBoard drops all that it had from this step on, an evaluation after the checkpoint among it.
+        self.rows, self.rows_at = state["rows"], step
+        for row in self.rows:
+            self.call("log", row, step, 0.0, only=TensorBoard)
+        for row, at in state["wandb_rows"]:
+            self.call("log", row, at, 0.0, only=Wandb)
+
+    def _metrics_size(self) -> int:
+        """Bytes of metrics.jsonl that a resumed run keeps: all, also where the disk took no more of them."""
+        for logger in self.active:
+            if isinstance(logger, JsonLines):
+                return logger.position()
+        return self.metrics.stat().st_size if RANK == 0 and self.metrics.exists() else 0

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import errno
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 
 from common.args import WORLD_SIZE, RunArgs, fail, say, warn
 from common.internals.console.cli import read_config
+from common.internals.resume.checkpoint_files import load_latest
 from common.internals.resume.files import finished_step, require_no_links, write_atomically
 from common.internals.speed import processes
 from common.internals.tracking.provenance import is_saved_source, keep_source, places, versions
@@ -24,6 +26,41 @@ RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
 # What may differ when a run is resumed; all else would make another run of it.
 MAY_CHANGE = {"total_timesteps", "eval_episodes", "eval_interval", "eval_max_steps", "log_interval", "save_interval"}
 MAY_CHANGE |= {"resume", "runs_dir", "cuda", "torch_threads", "track", "capture_video", "allow_env_import", "debug"}
+
+
+def begin(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any, dict[str, Any] | None]:
+    """The run directory of a new run, or the one that `args.resume` names.
+
+    Returns:
+        The directory, what its args.json holds, its lock, and the checkpoint to go on from.
+
+    Ends the process with one line where there can be none.
+    """
+    lock = None
+    if WORLD_SIZE > 1:
+        args.resume = processes.on_rank_zero(begun_by_this_launch) or args.resume
+
+    def on_rank_zero() -> tuple[Path, dict[str, Any]]:
+        nonlocal lock  # an open file, which only the first process has
+        path, config, lock = (create if args.resume is None else reopen)(args, device, script)
+        return path, config
+
+    path, config = processes.on_rank_zero(on_rank_zero)
+    if args.resume is None:
+        return path, config, lock, None
+    saved = load_latest(path / "checkpoints")
+    if saved is None:
+        warn(f"{path} has no checkpoint yet: it starts again from step 0")
+    processes.on_rank_zero(functools.partial(_write_again, path, config))
+    return path, config, lock, saved
+
+
+def _write_again(path: Path, config: dict[str, Any]) -> None:
+    try:
+        write_json(path / "args.json", config)
+        (path / "finished.json").unlink(missing_ok=True)
+    except OSError as error:
+        fail(f"cannot write the run directory {path}: {error.strerror}", code=6)
 
 
 def begun_by_this_launch() -> str | None:
