@@ -22,7 +22,8 @@ from common.internals.resume.action_log import ReplayedAtari
 from common.internals.resume.env_state import snapshot
 from common.internals.speed.timing import env_timer
 from common.internals.storage.memory import require_memory
-from common.internals.vector.make import InTurn, close, env_seeds, make_vector
+from common.internals.vector.actions import action_units, in_bounds
+from common.internals.vector.make import InTurn, close, env_seeds, make_vector, new_seeds
 
 
 class Envs:
@@ -113,7 +114,10 @@ class Envs:
         """
         acts = actions.numpy(force=True).reshape(self._action_shape)
         if isinstance(self.single_action_space, Box):
-            acts = self._in_bounds(acts, self.single_action_space)
+            flat = acts.ravel()
+            if acts.dtype.kind == "f" and not math.isfinite(flat.dot(flat)):
+                self._must_be_finite(acts, "next action")
+            acts = in_bounds(acts, self.single_action_space)
         elif self._first_action is not None:
             acts = acts + self._first_action
         began = self._watchdog.since = time.monotonic()
@@ -190,10 +194,7 @@ class Envs:
         self.began_anew = reason is not None
         if self.began_anew:
             warn(f"new episodes begin, as the environments cannot go on with those of the checkpoint: {reason}")
-            rng = np.random.default_rng([state["steps"], *state["seeds"]])
-            draws = rng.integers(2**31 // WORLD_SIZE, size=2 * self.num_envs) * WORLD_SIZE + RANK
-            seeds = [s for s in draws.tolist() if s not in state["seeds"]]
-            self._reset(seeds[: self.num_envs])
+            self._reset(new_seeds(state["seeds"], state["steps"]))
             self._steps = state["steps"]
             self._began[:] = self._steps
             return
@@ -228,17 +229,6 @@ class Envs:
                 self._must_be_finite(array, what)
         return torch.from_numpy(array)
 
-    def _in_bounds(self, acts: np.ndarray, space: Box) -> np.ndarray:
-        """`acts` in the dtype of `space`."""
-        flat = acts.ravel()
-        if acts.dtype.kind == "f" and not math.isfinite(flat.dot(flat)):
-            self._must_be_finite(acts, "next action")
-        if np.issubdtype(space.dtype, np.floating):
-            return np.clip(acts, space.low, space.high).astype(space.dtype, copy=False)
-        # As Python's numbers, which compare exactly: as a float the highest int64 would be beyond the highest int64.
-        whole = np.rint(acts) if acts.dtype.kind == "f" else acts
-        return np.clip(whole.astype(object), space.low.astype(object), space.high.astype(object)).astype(space.dtype)
-
     def _must_be_finite(self, values: np.ndarray, what: str) -> None:
         """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
         for i, *place in np.argwhere(~np.isfinite(values)):
@@ -265,18 +255,6 @@ class Envs:
         self.close()
         named = isinstance(error, EnvError)
         fail(str(error) if named else f"the environment failed in {where}: {described(error)}", code=5)
-
-
-def action_units(space: gym.Space) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Of a Box action: which dimensions have two bounds no further apart than float32 holds, bool, and the scale and
-    bias, float32, that stretch [-1, 1] to them; 1 and 0 for the others. Scalars for other spaces."""
-    if not isinstance(space, Box):
-        return np.zeros((), bool), torch.ones(()), torch.zeros(())
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        bounded = space.bounded_below & space.bounded_above & (high - low < np.finfo(np.float32).max)
-        scale, bias = np.where(bounded, (high - low) / 2, 1.0), np.where(bounded, (high + low) / 2, 0.0)
-    return bounded, torch.tensor(scale, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
 
 
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.internals.storage import fields
 from common.internals.storage.frames import FrameStacks
 from common.internals.storage.memory import require_memory
 from common.internals.storage.sum_tree import Priorities, SumTree
@@ -69,7 +70,7 @@ class ReplayBuffer:
         self.frame_stack = frame_stack
         self.alpha = alpha
         self.fields: dict[str, np.ndarray] = {}
-        self._like: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        self._like: fields.Like = {}
         self.frames: FrameStacks | None = None
         self.priorities: Priorities | None = None
         self.steps = 0
@@ -90,12 +91,7 @@ class ReplayBuffer:
         """
         if not self._like:
             self._allocate(step)
-        if step.keys() != self._like.keys():
-            raise ValueError(f"this replay holds {sorted(self._like)}, not {sorted(step)}")
-        for name, value in step.items():
-            shape, dtype = self._like[name]
-            if value.shape != shape or value.dtype != dtype:
-                raise ValueError(f"{name} was {dtype} {list(shape)}, now {value.dtype} {list(value.shape)}")
+        fields.check(step, self._like, "replay")
         if self.frames is not None:
             self.frames.add(step["obs"].numpy(force=True), step["next_obs"].numpy(force=True))
         row = self.steps % self.rows
@@ -254,16 +250,14 @@ class ReplayBuffer:
         return returns.astype(rewards.dtype), self.discounts[more + 1].astype(rewards.dtype), last
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
-        for name, value in step.items():
-            if value.ndim == 0 or value.shape[0] != self.num_envs:
-                raise ValueError(f"{name} must be [num_envs={self.num_envs}, ...], not {list(value.shape)}")
+        like = fields.check_first(step, self.num_envs)
         computed = ["discounts"] * (self.gamma is not None) + ["weights", "indices"] * (self.alpha is not None)
         if step.keys() & set(computed):
             raise ValueError(f"no field can be called {' or '.join(computed)}: the batch has its own")
         if self.gamma is not None:
-            self._check_returns(step)
+            fields.check_returns(step, self.n_step)
         arrays = {name: value.numpy(force=True) for name, value in step.items()}
-        stacks = self._check_stacks(arrays) if self.frame_stack else None
+        stacks = fields.check_stacks(arrays, self.frame_stack) if self.frame_stack else None
         plain = {name: value for name, value in arrays.items() if stacks is None or name not in ("obs", "next_obs")}
         size = self.rows * self.num_envs
         require_memory(
@@ -278,24 +272,4 @@ class ReplayBuffer:
             self.priorities = Priorities(size, self.alpha)
         self.fields = {name: np.zeros((self.rows, *value.shape), value.dtype) for name, value in plain.items()}
         self._flat = {name: field.reshape(size, *field.shape[2:]) for name, field in self.fields.items()}
-        self._like = {name: (value.shape, value.dtype) for name, value in step.items()}
-
-    def _check_returns(self, step: dict[str, Tensor]) -> None:
-        needed = ["rewards"] + (["terminations", "truncations"] if self.n_step > 1 else [])
-        for name in needed:
-            if name not in step or step[name].ndim != 1:
-                raise ValueError(f"returns of {self.n_step} steps need {name} [num_envs]")
-        if not step["rewards"].is_floating_point():
-            raise ValueError(f"returns need floating-point rewards, not {step['rewards'].dtype}")
-        if any(step[name].dtype != torch.bool for name in needed[1:]):
-            raise ValueError("terminations and truncations must be bool")
-
-    def _check_stacks(self, step: dict[str, np.ndarray]) -> np.ndarray:
-        obs, next_obs = step.get("obs"), step.get("next_obs")
-        if obs is None or next_obs is None or obs.ndim < 2 or obs.shape[1] != self.frame_stack:
-            raise ValueError(
-                f"frame_stack {self.frame_stack} needs obs and next_obs [num_envs, {self.frame_stack}, ...]"
-            )
-        if obs.shape != next_obs.shape or obs.dtype != next_obs.dtype:
-            raise ValueError("obs and next_obs must be of one shape and dtype")
-        return obs
+        self._like = like

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from common.internals.storage import fields
+
 
 class RolloutStorage:
     """`num_steps` steps of `num_envs` environments, allocated by the first `add` from the tensors' shapes and dtypes.
@@ -36,11 +38,11 @@ class RolloutStorage:
         return self.pos
 
     def __getattr__(self, name: str) -> Tensor:
-        fields = self.__dict__.get("fields", {})
-        if name not in fields:
-            raise AttributeError(f"this rollout holds {sorted(fields)}, not {name!r}")
+        held = self.__dict__.get("fields", {})
+        if name not in held:
+            raise AttributeError(f"this rollout holds {sorted(held)}, not {name!r}")
         self._assert_full()
-        return fields[name]
+        return held[name]
 
     def add(self, **step: Tensor) -> None:
         """Copies one step of all environments: each tensor is [num_envs, ...].
@@ -52,12 +54,7 @@ class RolloutStorage:
             raise ValueError(f"the rollout is full after {self.num_steps} steps: clear() it first")
         if not self.fields:
             self._allocate(step)
-        if step.keys() != self.fields.keys():
-            raise ValueError(f"this rollout holds {sorted(self.fields)}, not {sorted(step)}")
-        for name, value in step.items():
-            shape, dtype = self._like[name]
-            if value.shape != shape or value.dtype != dtype:
-                raise ValueError(f"{name} was {dtype} {list(shape)}, now {value.dtype} {list(value.shape)}")
+        fields.check(step, self._like, "rollout")
         for name, value in step.items():
             if self._rows is not None:
                 self._rows[name][self.pos] = value.detach().numpy(force=True)
@@ -101,23 +98,21 @@ class RolloutStorage:
         self._assert_full()
         if not 1 <= num_minibatches <= self.num_envs:
             raise ValueError(f"{self.num_envs} environments cannot be split into {num_minibatches} minibatches")
-        fields = {**self.fields, **more}
+        whole = {**self.fields, **more}
         for indices in torch.randperm(self.num_envs, device=self.device).tensor_split(num_minibatches):
-            yield SimpleNamespace(**{name: value.index_select(1, indices) for name, value in fields.items()})
+            yield SimpleNamespace(**{name: value.index_select(1, indices) for name, value in whole.items()})
 
     def _assert_full(self) -> None:
         if self.pos != self.num_steps:
             raise ValueError(f"the rollout has {self.pos} of its {self.num_steps} steps: its rest would be old data")
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
-        for name, value in step.items():
-            if value.ndim == 0 or value.shape[0] != self.num_envs:
-                raise ValueError(f"{name} must be [num_envs={self.num_envs}, ...], not {list(value.shape)}")
+        self._like = fields.check_first(step, self.num_envs)
+        for name in step:
             if hasattr(type(self), name) or name in self.__dict__:
                 raise ValueError(f"a field cannot be called {name}: the storage itself uses that name")
         for name, value in step.items():
             self.fields[name] = torch.zeros((self.num_steps, *value.shape), dtype=value.dtype, device=self.device)
-        self._like = {name: (value.shape, value.dtype) for name, value in step.items()}
         # In host memory a row is written through a NumPy view: a seventh of the price of torch's indexing.
         on_host = self.device.type == "cpu"
         self._rows = {name: storage.numpy() for name, storage in self.fields.items()} if on_host else None

@@ -3,7 +3,6 @@
 import atexit
 import functools
 import math
-import random
 import signal
 import sys
 import time
@@ -11,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, say, warn
 from common.internals.console.progress import Progress
+from common.internals.resume.random_state import seed_everything
 from common.internals.resume.signals import StopSignals
 from common.internals.speed import processes
 from common.internals.speed.compile import require_compiler
@@ -41,12 +40,7 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
         fail("this script trains in one process: start it with python, not torchrun")
     if args.compile:
         require_compiler()
-    seed = args.seed
-    if RANK > 0:
-        seed = int(np.random.SeedSequence(args.seed, spawn_key=(RANK,)).generate_state(1, np.uint64)[0] >> 1)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
-    torch.manual_seed(seed)
+    seed_everything(args.seed)
     torch.set_num_threads(args.torch_threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.backends.cudnn.deterministic = args.torch_deterministic

@@ -155,8 +155,9 @@ def test_threads_of_gloo_end_before_python_does(both):
 def test_new_episodes_of_environments_that_cannot_be_restored_have_seeds_of_their_own(monkeypatch):
     seeds = []
     for rank in (0, 1, 2):
-        monkeypatch.setattr("common.envs.RANK", rank)
-        monkeypatch.setattr("common.envs.WORLD_SIZE", 3)
+        for module in ("envs", "internals.vector.make"):
+            monkeypatch.setattr(f"common.{module}.RANK", rank)
+            monkeypatch.setattr(f"common.{module}.WORLD_SIZE", 3)
         envs = envs_of("CartPole-v1", 50)
         envs.reset(seed=1)
         seeds += envs._seeds

@@ -9,6 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.args import RANK
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds python, numpy and torch; each process of torchrun with numbers of its own."""
+    if RANK > 0:
+        seed = int(np.random.SeedSequence(seed, spawn_key=(RANK,)).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for environments and forks that draw from it
+    torch.manual_seed(seed)
+
 
 def random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -17,7 +17,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
-from common.args import Failure, RunArgs, beside_training, fail
+from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail
 from common.faults import CLOSING, OVERFLOW, EnvError, Guarded, HangError, InColumns, Watchdog, Workers, described
 from common.internals.resume.action_log import ReplayedAtari, replayable
 from common.internals.resume.env_state import restore, snapshot
@@ -34,6 +34,13 @@ def env_seeds(seed: int, num_envs: int, evaluation: bool = False) -> list[int]:
     Evaluation has others than training. Runs share none either while their `seed`s differ by less than 2**18.
     """
     return [((2 * seed + evaluation) * MAX_ENVS + i) % 2**31 for i in range(num_envs)]
+
+
+def new_seeds(seeds: list[int], steps: int) -> list[int]:
+    """As many seeds as `seeds`, other ones, for episodes that begin after `steps` steps; other ones in each process."""
+    rng = np.random.default_rng([steps, *seeds])
+    draws = rng.integers(2**31 // WORLD_SIZE, size=2 * len(seeds)) * WORLD_SIZE + RANK
+    return [seed for seed in draws.tolist() if seed not in seeds][: len(seeds)]
 
 
 def make_vector(
