@@ -1,7 +1,6 @@
 """Exact resume: all that a run needs to go on as if it had never stopped, in files that tell when they are broken."""
 
 import functools
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from common.args import WORLD_SIZE, beside_training, fail, warn
 from common.envs import Envs
-from common.internals.resume.checkpoint_files import FORMAT, failure, own_folder, write_file
+from common.internals.resume.checkpoint_files import FORMAT, check_weights, failure, own_folder, write_file
 from common.internals.resume.random_state import random_state, set_random_state
 from common.internals.resume.rings import RingFiles
 from common.internals.speed import processes
@@ -125,7 +124,7 @@ class Checkpoint:
         """
         if self.run.args.save_interval == 0:
             return False
-        self._check_weights(step)
+        check_weights(self.parts, step)
         path = self.folder / f"step-{step:012d}.pt"
         reason = failure(functools.partial(self._write, path, step, snapshots))
         reasons = [text for text in processes.all_gather_object(reason) if text]
@@ -141,24 +140,6 @@ class Checkpoint:
         self._prune()
         self.run.checkpointed = step
         return True
-
-    def _check_weights(self, step: int) -> None:
-        """Ends all processes where weights are not finite (code 4), or not the same in each (code 1)."""
-        networks = {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
-        learnt = {name: [p for p in part.parameters() if p.requires_grad] for name, part in networks.items()}
-        bad = next((name for name, params in learnt.items() if not all(p.isfinite().all() for p in params)), None)
-        weights = hashlib.sha256()
-        for p in [p for params in learnt.values() for p in params] if WORLD_SIZE > 1 else []:
-            weights.update(p.detach().numpy(force=True).tobytes())
-        states = processes.all_gather_object((bad, weights.digest()))
-        what, code = "", 4
-        if names := [name for name, _ in states if name]:
-            what = f"{names[0]} is not finite at step {step}; the last checkpoint is kept"
-        elif len(set(states)) > 1:
-            code = 1
-            what = f"the processes have different weights at step {step}: does each update call common.sync_grads?"
-        if what:
-            processes.on_rank_zero(functools.partial(fail, what, code=code))
 
     def _write(self, path: Path, step: int, snapshots: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

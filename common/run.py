@@ -19,11 +19,11 @@ from common.internals.resume.random_state import seed_everything
 from common.internals.resume.signals import StopSignals
 from common.internals.speed import processes
 from common.internals.speed.compile import require_compiler
-from common.internals.speed.timing import env_timer, update_timer
+from common.internals.speed.timing import RowClock
 from common.internals.tracking import run_dir
 from common.internals.tracking.diagnostics import Alarms
 from common.internals.tracking.episodes import Episode, Episodes
-from common.internals.tracking.loggers import Loggers
+from common.internals.tracking.loggers import Loggers, as_floats
 from common.internals.tracking.policy import save_policy
 from common.sinks import JsonLines
 
@@ -48,11 +48,7 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
     if args.cuda and not torch.cuda.is_available() and RANK == 0:
         say("no CUDA GPU found: training on the CPU")
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if WORLD_SIZE > 1:
-        if device.type == "cuda":
-            device = processes.own_gpu()
-        processes.init(device)
-    return device
+    return processes.init(device)
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
@@ -82,8 +78,7 @@ class Run:
         self._policy: Callable[[Tensor], Tensor] | None = None
         self._noted: dict[str, float | Tensor] = {}  # metrics for the next row
         self._episodes = Episodes()  # since the last row
-        self._last_log = (0, time.monotonic())
-        self._timers = (env_timer.seconds, update_timer.seconds)  # at the last row
+        self._clock = RowClock()
         self._progress = Progress(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs)
         self._signals = StopSignals()
@@ -106,22 +101,14 @@ class Run:
 
         Ends the process with code 4 if a loss is not finite.
         """
-        values = self._mean_over_processes(_as_floats({**self._noted, **metrics}))
+        values = self._mean_over_processes(as_floats({**self._noted, **metrics}))
         self._noted = {}
         for key, value in values.items():
             if key.endswith("_loss") and not math.isfinite(value):
                 self._policy = None  # policy.pt stays as it last was
                 what = f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards"
                 processes.on_rank_zero(functools.partial(fail, what, code=4))
-        now = time.monotonic()
-        last_step, last_time = self._last_log
-        seconds = max(now - last_time, 1e-9)
-        in_envs, in_updates = self._timers_since_last_log()
-        values["charts/SPS"] = (step - last_step) / seconds
-        values["health/time_env"] = in_envs / seconds
-        values["health/time_update"] = in_updates / seconds
-        values["health/time_other"] = 1 - (in_envs + in_updates) / seconds
-        self._last_log, self._timers = (step, now), (env_timer.seconds, update_timer.seconds)
+        values |= self._clock.row(step)
         self.loggers.log(values, self._episodes.take_means(), step, self._time())
         if RANK == 0:
             for line in self._alarms.look(values, step):
@@ -129,10 +116,6 @@ class Run:
                 warn(line)
             recent = self._episodes.recent
             self._progress.show(step, values["charts/SPS"], sum(recent) / len(recent) if recent else None)
-
-    def _timers_since_last_log(self) -> tuple[float, float]:
-        """Seconds in environments and in updates."""
-        return env_timer.seconds - self._timers[0], update_timer.seconds - self._timers[1]
 
     def log_episodes(self, infos: dict[str, Any], step: int) -> None:
         """Logs the episodes that ended in this step; call it after every `envs.step`.
@@ -236,7 +219,6 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
-        last_step, last_time = self._last_log
         return {
             "step": self.step,
             "evaluated": self.evaluated,
@@ -246,27 +228,22 @@ class Run:
             "recent": list(self._episodes.recent),
             "alarms": self._alarms.state_dict(),
             "seconds": self._time(),
-            "last_log": (last_step, time.monotonic() - last_time),
-            "timers": self._timers_since_last_log(),
+            "clock": self._clock.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        now = time.monotonic()
         self.step, self.evaluated, self._noted = state["step"], state["evaluated"], state["noted"]
         self._progress.first_step = self.step
         self.loggers.load_state_dict(state["loggers"], self.step)
         self._episodes.ended = state["episodes"]
         self._episodes.recent.extend(state["recent"])
         self._alarms.load_state_dict(state["alarms"])
-        self.started = now - state["seconds"]
-        last_step, ago = state["last_log"]
-        self._last_log = last_step, now - ago
-        in_envs, in_updates = state["timers"]
-        self._timers = (env_timer.seconds - in_envs, update_timer.seconds - in_updates)
+        self.started = time.monotonic() - state["seconds"]
+        self._clock.load_state_dict(state["clock"])
 
     def leave_out(self, seconds: float) -> None:
         """charts/SPS is that of training: `seconds` of something else do not count."""
-        self._last_log = self._last_log[0], self._last_log[1] + seconds
+        self._clock.leave_out(seconds)
 
     def finish(self) -> None:
         """Writes the final policy, closes the loggers and prints where the run is."""
@@ -305,13 +282,3 @@ class Run:
 
     def _time(self) -> float:
         return time.monotonic() - self.started
-
-
-def _as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Python numbers; the tensors of a device in one transfer."""
-    values = dict(metrics)
-    tensors = {key: value.detach().float() for key, value in metrics.items() if isinstance(value, Tensor)}
-    for device in {tensor.device for tensor in tensors.values()}:
-        mine = {key: tensor for key, tensor in tensors.items() if tensor.device == device}
-        values.update(zip(mine, torch.stack(list(mine.values())).tolist(), strict=True))
-    return {key: float(value) for key, value in values.items()}

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.args import RANK, WORLD_SIZE, fail, warn
 from common.internals.resume.files import opened_atomically
@@ -154,3 +154,22 @@ def failure(write: Callable[[], None]) -> str | None:
             raise
         return str(cause.strerror)
     return None
+
+
+def check_weights(parts: dict[str, Any], step: int) -> None:
+    """Ends all processes where weights are not finite (code 4), or not the same in each (code 1)."""
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    learnt = {name: [p for p in part.parameters() if p.requires_grad] for name, part in networks.items()}
+    bad = next((name for name, params in learnt.items() if not all(p.isfinite().all() for p in params)), None)
+    weights = hashlib.sha256()
+    for p in [p for params in learnt.values() for p in params] if WORLD_SIZE > 1 else []:
+        weights.update(p.detach().numpy(force=True).tobytes())
+    states = processes.all_gather_object((bad, weights.digest()))
+    what, code = "", 4
+    if names := [name for name, _ in states if name]:
+        what = f"{names[0]} is not finite at step {step}; the last checkpoint is kept"
+    elif len(set(states)) > 1:
+        code = 1
+        what = f"the processes have different weights at step {step}: does each update call common.sync_grads?"
+    if what:
+        processes.on_rank_zero(functools.partial(fail, what, code=code))

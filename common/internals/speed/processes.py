@@ -29,10 +29,12 @@ TIMEOUT = timedelta(hours=2)
 START_TIMEOUT = timedelta(minutes=10)
 
 
-def init(device: torch.device) -> None:
-    """Meets the other processes; for each of the functions below all of them have to call it."""
+def init(device: torch.device) -> torch.device:
+    """Meets the other processes; returns this one's device. All of them have to call each of the functions below."""
+    if WORLD_SIZE > 1 and device.type == "cuda":
+        device = own_gpu()
     if WORLD_SIZE == 1 or dist.is_initialized():
-        return
+        return device
     # Imported later, by the optimizers, its default arguments would keep the process group to the end: gloo's threads
     # would outlive Python, and now and then abort a run that is over.
     importlib.import_module("torch.distributed.nn.functional")
@@ -42,6 +44,7 @@ def init(device: torch.device) -> None:
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+    return device
 
 
 def own_gpu() -> torch.device:

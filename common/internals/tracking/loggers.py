@@ -1,8 +1,11 @@
 """The loggers of a run, together: one that fails is one warning, and is dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from common.args import RANK, RunArgs, warn
 from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
@@ -79,3 +82,13 @@ class Loggers:
             if isinstance(logger, JsonLines):
                 return logger.position()
         return self.metrics.stat().st_size if RANK == 0 and self.metrics.exists() else 0
+
+
+def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Python numbers; the tensors of a device in one transfer."""
+    values = dict(metrics)
+    tensors = {key: value.detach().float() for key, value in metrics.items() if isinstance(value, Tensor)}
+    for device in {tensor.device for tensor in tensors.values()}:
+        mine = {key: tensor for key, tensor in tensors.items() if tensor.device == device}
+        values.update(zip(mine, torch.stack(list(mine.values())).tolist(), strict=True))
+    return {key: float(value) for key, value in values.items()}
