@@ -5,7 +5,7 @@
 
 Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
 orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
-a step size annealed to zero, a clipped global gradient norm, optionally a clipped value loss; for MuJoCo normalised
+a learning rate annealed to zero, a clipped global gradient norm, optionally a clipped value loss; for MuJoCo normalised
 observations and scaled rewards (--norm-obs --norm-reward), for Atari games one CNN for policy and value, and clipped
 rewards (--clip-rewards).
 
@@ -102,7 +102,7 @@ class Agent(nn.Module):
 
     action_scale: Tensor
     action_bias: Tensor
-    absent: Tensor | None  # bool [parts, most choices]: the choices that a part of a MultiDiscrete action lacks
+    invalid: Tensor | None  # bool [parts, largest n]: outputs beyond the n of a part of a MultiDiscrete action
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class Agent(nn.Module):
             hidden = [(layer_init(nn.Linear(n_in, n_out)), nn.Tanh()) for n_in, n_out in itertools.pairwise(sizes)]
             return nn.Sequential(*itertools.chain(*hidden), layer_init(nn.Linear(sizes[-1], out_dim), std))
 
-        absent, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
+        invalid, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
         if isinstance(space, MultiDiscrete):  # each part has as many outputs as the largest
             nvec = torch.as_tensor(space.nvec).flatten()
-            absent = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
-            num_outputs = absent.numel()
-        self.register_buffer("absent", absent, persistent=False)
+            invalid = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
+            num_outputs = invalid.numel()
+        self.register_buffer("invalid", invalid, persistent=False)
         self.actor = head(num_outputs, std=0.01)
         self.critic = head(1, std=1.0)
         self.actor_logstd = nn.Parameter(torch.full((0 if self.discrete else num_outputs,), args.logstd_init))
@@ -152,17 +152,19 @@ class Agent(nn.Module):
         return self.trunk(obs.float() if self.obs_rms is None else self.obs_rms(obs))
 
     def outputs(self, features: Tensor) -> Tensor:
-        """Logits [B, n], or [B, parts, n] with -inf for absent choices; means [B, n] of a Box action."""
+        """Logits [B, n], or [B, parts, n] with -inf for invalid choices; means [B, n] of a Box action."""
         out = self.actor(features)
-        return out if self.absent is None else out.unflatten(1, self.absent.shape).masked_fill(self.absent, -math.inf)
+        return (
+            out if self.invalid is None else out.unflatten(1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
+        )
 
     def value(self, obs: Tensor) -> Tensor:
         return self.critic(self.features(obs)).squeeze(1)
 
     def sample(self, obs: Tensor) -> Tensor:
-        """Actions drawn from the policy, without the price of building it while acting."""
+        """Actions drawn from the policy, without building the distribution, which takes longer."""
         out = self.outputs(self.features(obs))
-        if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
+        if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
@@ -291,16 +293,16 @@ def main(args: Args) -> None:
                     truncations=truncations,
                 )
                 obs = next_obs
-            ends = rollout.terminations, rollout.truncations
+            terminations, truncations = rollout.terminations, rollout.truncations
             rewards = rollout.rewards.sign() if args.clip_rewards else rollout.rewards
             if args.norm_reward:
-                reward_scaler.update(rewards, ends[0] | ends[1])
+                reward_scaler.update(rewards, terminations | truncations)
                 rewards = reward_scaler(rewards)
             policy, values = agent(rollout.obs.flatten(0, 1))
             logprobs = policy.log_prob(rollout.actions.flatten(0, 1)).view_as(rewards)
             values = values.view_as(rewards)
             next_values = agent.value(rollout.next_obs.flatten(0, 1)).view_as(rewards)
-            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            advantages = gae(rewards, values, next_values, terminations, truncations, args.gamma, args.gae_lambda)
             returns = advantages + values
 
         targets = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}

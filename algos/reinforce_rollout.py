@@ -8,7 +8,7 @@ Differs from the book:
 2. Where an episode is cut by a time limit or by the end of the rollout, the value of the observation it was cut at
    stands for the rest of its return. `--no-baseline` has no such value: the return then ends at the cut, which makes
    late steps look bad; choose num_steps of several episodes for it.
-3. Adam, orthogonal initialisation, a clipped gradient norm, a step size annealed to zero, an optional entropy bonus.
+3. Adam, orthogonal initialisation, a clipped gradient norm, a learning rate annealed to zero, an optional entropy bonus.
    The factor gamma^t of the book's update is left out, as everywhere.
 4. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension; a dimension without two finite
    bounds is learnt as it is. What lies outside is clipped.
@@ -109,7 +109,7 @@ class Agent(nn.Module):
     def sample(self, obs: Tensor) -> Tensor:
         """Actions drawn from `policy(obs)`, without the price of building it while acting."""
         out = self.actor(obs)
-        if self.discrete:  # the first of exponential clocks with rates exp(logit) to ring is drawn by their softmax
+        if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 

@@ -48,11 +48,11 @@ class Args(common.RunArgs):
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers of every network"""
     policy_lr: float = 3e-4
-    """Adam step size of the policy, at the start"""
+    """learning rate of the policy's Adam at the start"""
     q_lr: float = 1e-3
-    """Adam step size of the critics and of the temperature, at the start"""
+    """learning rate of the Adams of critics and temperature at the start"""
     anneal_lr: bool = False
-    """let the step sizes fall linearly to zero at total_timesteps"""
+    """anneal the learning rates linearly to zero at total_timesteps"""
     batch_size: int = 256
     """transitions per update"""
     gamma: float = 0.99

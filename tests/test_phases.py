@@ -150,8 +150,7 @@ def test_an_evaluation_that_a_signal_ends_is_no_part_of_training(clock, tmp_path
         training.evaluate()
     assert training.run.evaluation_due(training.step)  # in the resumed run
     training.run.finish()
-    assert states[0]["last_log"] == (0, 20.0)
-    assert states[0]["clock"]["timers"] == (6.0, 10.0)
+    assert states[0]["clock"] == {"step": 0, "ago": 20.0, "timers": (6.0, 10.0)}
     assert states[0]["evaluated"] == 0
 
 
