@@ -248,7 +248,10 @@ def test_without_a_row_it_lists_them(fork):
     assert re.fullmatch(rf"deep/er/A-v0 +my_fork +A-v0 +12 +5 +{mean:.1f} ± 0\.0 +2\.0 s", lines[2])
     assert lines[3:] == ["odd cannot be run again: a run in its runs.json has no 'eval_return'"]
     listed = tool("check-results", cwd=fork).stdout  # the reference results, from any folder
-    kept = [path.parent.relative_to(ROOT / "runs" / "results") for path in ROOT.glob("runs/results/**/runs.json")]
+    kept = [
+        path.parent.relative_to(ROOT / "runs" / "reference" / "results")
+        for path in ROOT.glob("runs/reference/results/**/runs.json")
+    ]
     assert kept and all(f"\n{name.as_posix()} " in listed for name in kept)
     assert not (fork / "runs").exists()
 
@@ -319,7 +322,9 @@ def test_a_damaged_file_is_one_line(fork, refused, text):
     refused(["my_fork/A-v0"], "error: my_fork/A-v0 cannot be run again: ")
 
 
-STORED = sorted(path.parent for path in ROOT.glob("runs/results/**/runs.json") if "eval_return" in path.read_text())
+STORED = sorted(
+    path.parent for path in ROOT.glob("runs/reference/results/**/runs.json") if "eval_return" in path.read_text()
+)
 ROWS = [read_row(folder, folder.parent.name) for folder in STORED]
 ONE_EACH = {row.configs[0]["script"]: row for row in reversed(ROWS)}
 
@@ -368,7 +373,7 @@ def test_a_real_script_collected_and_run_again(tmp_path):
     run_script(
         *flags, "--no-track", "--ent-coef", "0.02", "--runs-dir", "first", script="reinforce_rollout", cwd=tmp_path
     )
-    words = [sys.executable, str(ROOT / "runs" / "collect.py"), "first", "--into", "kept/mine"]
+    words = [sys.executable, str(ROOT / "runs" / "reference" / "collect.py"), "first", "--into", "kept/mine"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     done = tool("check-results", "mine/CartPole-v1", "--results", "kept", "--same-seeds", cwd=tmp_path)
     assert "PASS  mine/CartPole-v1\n" in done.stdout and "1 of 1 runs have every return" in done.stdout

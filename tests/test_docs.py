@@ -13,7 +13,7 @@ from conftest import ROOT, load
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
 LOADABLE = [script for script in SCRIPTS if script != "dqn_lightning" or importlib.util.find_spec("lightning")]
 DOCUMENTS = [path for folder in (".", "docs", "runs") for path in (ROOT / folder).glob("*.md")]
-DOCUMENTS += (ROOT / "runs").glob("*.sh")
+DOCUMENTS += (ROOT / "runs" / "reference").glob("*.sh")
 
 
 def commands(text):

@@ -1,4 +1,4 @@
-"""runs/speed.py: its arithmetic, its tables, and that everybody is given the same work."""
+"""runs/bench/speed.py: its arithmetic, its tables, and that everybody is given the same work."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from conftest import ROOT, load
 
 import common
 
-sys.path.insert(0, str(ROOT / "runs"))
+sys.path.insert(0, str(ROOT / "runs" / "bench"))
 
 import speed
 import speed_parts

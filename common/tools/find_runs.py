@@ -173,7 +173,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def results(folder: Path) -> list[Run]:
-    """Runs that `runs/collect.py` has made into runs.json and seed*.jsonl.gz; OSError or ValueError if it has not."""
+    """The runs in a folder that runs/reference/collect.py has written; OSError or ValueError if it has not."""
     try:
         kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
     except (KeyError, TypeError) as error:

@@ -5,9 +5,9 @@
     python -m common check-results ppo/CartPole-v1 --same-seeds     # its very runs: the same to the bit?
     python -m common check-results ppo/CartPole-v1 --script my_ppo.py
 
-A row is a folder with a runs.json of runs/collect.py. Its arguments are the stored ones; what the script got later has
-its default; tracking and video are off. The same command goes on where it was stopped, and begins anew when the
-script, `common` or a library has changed.
+A row is a folder with a runs.json, which runs/reference/collect.py writes. Its arguments are the stored ones; arguments
+that the script got later have their defaults; tracking and video are off. The same command goes on where it was
+stopped, and begins anew when the script, `common` or a library has changed.
 
 FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
 means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
@@ -70,7 +70,7 @@ LEFT_DQN = {"dueling": False, "n_step": 1, "prioritized_replay": False}
 class Args:
     rows: Annotated[Positional[tuple[str, ...]], arg(metavar="ROW")] = ()
     """rows to run again, as ppo/CartPole-v1; none lists them"""
-    results: Path = ALGOS.parent / "runs" / "results"
+    results: Path = ALGOS.parent / "runs" / "reference" / "results"
     """the folder they are in"""
     seeds: str | None = None
     """seeds to run, 101-105 or 101,103 (default: five new ones from 101 on, more beside fewer than five stored)"""

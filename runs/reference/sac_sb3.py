@@ -1,6 +1,6 @@
-"""Stable-Baselines3's SAC with the flags that runs/sac.sh gives ours, evaluated in the same way: a JSON line a seed.
+"""Stable-Baselines3's SAC with the flags that sac.sh gives ours, evaluated in the same way: a JSON line a seed.
 
-    PEER_VENV/bin/python runs/sac_sb3.py HalfCheetah-v4 --seeds 31 32 33 >> sac_sb3.jsonl
+    PEER_VENV/bin/python runs/reference/sac_sb3.py HalfCheetah-v4 --seeds 31 32 33 >> sac_sb3.jsonl
 
 The interpreter needs stable-baselines3 and, for the evaluation, this repository on its path (it is put there).
 Its SAC updates the policy with every critic update, as --policy-frequency 1 does; everything not named is its default.
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import stable_baselines3
 import torch

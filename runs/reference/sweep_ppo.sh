@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Grid, random and TPE search over two hyperparameters of algos/ppo.py on CartPole: 20 trials of 2 seeds each, by two
 # workers of which one is killed on the way. About 60 runs a method. The reports land in $OUT/*.sweep (default:
-# runs/sweep). Smaller: TRIALS, STEPS, FRESH, and RATES for the grid's learning rates (times 4 discounts), METHODS.
+# runs/new/sweep_ppo). Smaller: TRIALS, STEPS, FRESH, and RATES for the grid's learning rates (times 4 discounts), METHODS.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/sweep}
+cd "$(dirname "$0")/../.."
+OUT=${OUT:-runs/new/sweep_ppo}
 for method in ${METHODS:-grid random tpe}; do
   if [ "$method" = grid ]; then
     search=("learning_rate=1e-4..1e-2:log:${RATES:-5}" "gamma=0.9,0.95,0.98,0.99")

@@ -1,6 +1,6 @@
 """Keeps what finished runs leave as small files that can be committed, and prints their scores as a table.
 
-    python runs/collect.py runs/reference --into runs/results/dqn
+    python runs/reference/collect.py runs/new/dqn --into runs/reference/results/dqn
 
 For each run: metrics.jsonl, gzipped, as {env_id}/seed{seed}.jsonl.gz. For each environment: {env_id}/runs.json with
 every argument, version and commit, and the last greedy evaluation of every seed.

@@ -1,7 +1,7 @@
 """Replay beside that of the libraries which can be imported: microseconds a batch, and the memory of Atari.
 
-    PYTHONPATH=. PEER_VENV/bin/python runs/replay_bench.py speed --core 0
-    python runs/replay_bench.py memory
+    PYTHONPATH=. PEER_VENV/bin/python runs/bench/replay_bench.py speed --core 0
+    python runs/bench/replay_bench.py memory
 
 speed: 256 of 100,000 transitions of 17 + 6 + 1 + 17 + 1 floats, in host memory. "uniform" is one sample; "loader" is
 one sample through a DataLoader, of ours alone; "prioritized" is one sample with weights and the update of its

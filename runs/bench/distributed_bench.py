@@ -1,7 +1,7 @@
 """What a second process brings: ppo.py on HalfCheetah, two processes on two cores beside one process on one core.
 
-    python runs/distributed_bench.py --cores 0 1 --seconds 30 --repeats 3
-    python runs/distributed_bench.py -- --hidden-sizes 256 256 --num-minibatches 4      # other flags of ppo.py
+    python runs/bench/distributed_bench.py --cores 0 1 --seconds 30 --repeats 3
+    python runs/bench/distributed_bench.py -- --hidden-sizes 256 256 --num-minibatches 4      # other flags of ppo.py
 
 Each process has the same flags, so two of them play twice the steps between the same number of updates, and 2 would be
 all there is. Runs of one and of two alternate. Printed of each: environment steps a second; processor time a step, over
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ALGO = Path(__file__).resolve().parent.parent / "algos" / "ppo.py"
+ALGO = Path(__file__).resolve().parents[2] / "algos" / "ppo.py"
 FLAGS = [
     *("--env-id", "HalfCheetah-v5", "--total-timesteps", "1000000000", "--norm-obs", "--norm-reward"),
     *("--logstd-init", "-1", "--num-envs", "16", "--num-steps", "128", "--num-minibatches", "16"),

@@ -1,10 +1,10 @@
-"""What tracking, TensorBoard, evaluation and films cost algos/dqn.py at its defaults, W&B offline.
+"""What tracking, TensorBoard, evaluation and videos cost algos/dqn.py at its defaults, W&B offline.
 
-    python runs/overhead_dqn.py --core 0 --repeats 3
+    python runs/bench/overhead_dqn.py --core 0 --repeats 3
 
 Training time is from the first `envs.reset` to the end of the loop. Each repeat trains twice in turn, in processes
-of their own: as it comes, and with a run that does nothing at all and no evaluation. Start and finish are what the
-whole process takes beyond its training time, against the bare process.
+of their own: with the defaults ("full"), and with a run that logs, saves and evaluates nothing ("bare"). Start and
+finish are what the process takes besides training, compared with the bare process.
 """
 
 import argparse
@@ -17,19 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
-class Bare:
-    """A run that does nothing."""
-
-    stop_requested = False
-
-    def __getattr__(self, name):
-        return lambda *words: None
-
-
-def child(bare: bool, folder: str) -> None:
+def child(bare: bool, folder: str, steps: int) -> None:
     began = time.perf_counter()
     sys.path.insert(0, str(ROOT / "algos"))
     import dqn
@@ -53,9 +44,12 @@ def child(bare: bool, folder: str) -> None:
 
     common.envs.Envs = Timed
     common.Evaluation = Evaluation
+    flags = {}
     if bare:
-        common.track = lambda *words: Bare()
-    dqn.main(dqn.Args(cuda=False, runs_dir=folder, eval_episodes=0 if bare else 10))
+        for owner, method in ((common.Run, "log"), (common.Run, "log_episodes"), (common.Checkpoint, "save")):
+            setattr(owner, method, lambda *words, **more: None)
+        flags = {"track": False, "eval_episodes": 0}
+    dqn.main(dqn.Args(cuda=False, runs_dir=folder, total_timesteps=steps, **flags))
     training = clock["end"] - clock["start"]
     print("CHILD " + json.dumps({"training": training, "rest": time.perf_counter() - began - training}), flush=True)
 
@@ -64,17 +58,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--core", type=int, default=0, help="the processor core everything is pinned to")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn")
+    parser.add_argument("--steps", type=int, default=50_000, help="--total-timesteps of each run")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        return child(args.child[0] == "bare", args.child[1])
+        return child(args.child[0] == "bare", args.child[1], args.steps)
     os.sched_setaffinity(0, {args.core})
     results: dict[str, list[dict[str, float]]] = {"full": [], "bare": []}
     for _ in range(args.repeats):
         for kind, values in results.items():
             with tempfile.TemporaryDirectory() as folder:
                 done = subprocess.run(
-                    [sys.executable, __file__, "--child", kind, folder], check=True, capture_output=True, text=True
+                    [sys.executable, __file__, "--child", kind, folder, "--steps", str(args.steps)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
                 )
             (line,) = [line for line in done.stdout.splitlines() if line.startswith("CHILD")]
             values.append(json.loads(line.removeprefix("CHILD ")))

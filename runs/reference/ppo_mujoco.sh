@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The reference runs of algos/ppo.py on MuJoCo's v4 environments, 1,000,000 steps, 5 seeds each: about an hour and a
 # quarter on one core, compiled. HalfCheetah is in ppo.sh. Needs pip install -e ".[mujoco]".
-# Results land in $OUT (default: runs/reference); `python runs/collect.py` turns them into runs/results/.
+# Runs land in $OUT/NAME ($OUT: runs/new). To keep them:
+#   python runs/reference/collect.py runs/new/ppo --into runs/reference/results/ppo
 set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/reference}
-COMMON=(--cuda --compile --eval-episodes 100 --runs-dir "$OUT" --total-timesteps 1e6 --eval-interval 5e5
+cd "$(dirname "$0")/../.."
+OUT=${OUT:-runs/new}
+COMMON=(--cuda --compile --eval-episodes 100 --runs-dir "$OUT/ppo" --total-timesteps 1e6 --eval-interval 5e5
   --log-interval 20480 --norm-obs --norm-reward --update-epochs 10 --gamma 0.99 --gae-lambda 0.95)
 for seed in 31 32 33 34 35; do
   # HalfCheetah's flags.

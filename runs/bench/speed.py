@@ -2,10 +2,10 @@
 
     PEERS="--sb3-python VENV1/bin/python --sbx-python VENV1/bin/python"
     PEERS="$PEERS --cleanrl CHECKOUT --cleanrl-python VENV2/bin/python"
-    python runs/speed.py steps dqn ppo ppo-64 ppo-mujoco sac $PEERS --core 1 --rounds 3
-    python runs/speed.py solved $PEERS --core 1 --rounds 5
-    python runs/speed.py cost dqn ppo reinforce_rollout sac --core 1
-    python runs/speed.py table runs/results/speed/*.json
+    python runs/bench/speed.py steps dqn ppo ppo-64 ppo-mujoco sac $PEERS --core 1 --rounds 3
+    python runs/bench/speed.py solved $PEERS --core 1 --rounds 5
+    python runs/bench/speed.py cost dqn ppo reinforce_rollout sac --core 1
+    python runs/bench/speed.py table runs/bench/results/speed/*.json
 
 steps: environment steps a second in the steady state, CleanRL's hyperparameters for everybody (WORKS in
 speed_parts.py), everybody with the logging that is its default: ours W&B, TensorBoard and metrics.jsonl, CleanRL
@@ -20,7 +20,7 @@ one every 5,000 steps; each library with its own hyperparameters, ours `algos/pp
 cost: steps a second and peak memory of ours against --num-envs, the width of the hidden layers and --buffer-size (a
 full one), tracking off, as one figure a script (pip install -e ".[plot]").
 
-Results with machine, versions and commit go to runs/results/speed/. A peer's interpreter needs stable-baselines3,
+Results with machine, versions and commit go to runs/bench/results/speed/. A peer's interpreter needs stable-baselines3,
 sbx-rl (it may be one for both), or what CleanRL's checkout needs, and gymnasium[mujoco] for HalfCheetah.
 """
 
@@ -193,7 +193,9 @@ def machine(core: int) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
-        "changed": bool(git("status", "--porcelain", "--", "algos", "common", "runs/speed.py", "runs/speed_parts.py")),
+        "changed": bool(
+            git("status", "--porcelain", "--", "algos", "common", "runs/bench/speed.py", "runs/bench/speed_parts.py")
+        ),
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
         "core": core,
@@ -221,7 +223,7 @@ class Bench:
 
     def run(self, job: str, part: str, work: str, *words: str, limit: float = 1200) -> dict[str, Any]:
         """One process; what it said. One that fails is one warning, and says what it said until then."""
-        command = [self.pythons[part], str(ROOT / "runs" / "speed_parts.py"), job, part, work, *words]
+        command = [self.pythons[part], str(ROOT / "runs" / "bench" / "speed_parts.py"), job, part, work, *words]
         if part == "cleanrl":
             command += ["--cleanrl", str(Path(self.args.cleanrl).resolve())]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
@@ -263,7 +265,7 @@ class Bench:
 
 
 def steps(args: argparse.Namespace) -> None:
-    bench = Bench(args, Path(args.out or ROOT / "runs/results/speed/steps.json"), works={})
+    bench = Bench(args, Path(args.out or ROOT / "runs/bench/results/speed/steps.json"), works={})
     for work in args.works:
         parts = sorted(bench.parts(0, WORKS[work].bf16), key=PARTS.index)
         rounds: dict[str, list[dict[str, float] | None]] = {part: [] for part in parts}
@@ -287,7 +289,7 @@ def steps(args: argparse.Namespace) -> None:
 
 
 def solved(args: argparse.Namespace) -> None:
-    out = Path(args.out or ROOT / "runs/results/speed/solved.json")
+    out = Path(args.out or ROOT / "runs/bench/results/speed/solved.json")
     bench = Bench(args, out, interval=SOLVED_INTERVAL, limit=args.limit, rounds={})
     for number in range(args.rounds):
         for part in bench.parts(number):
@@ -303,7 +305,7 @@ def solved(args: argparse.Namespace) -> None:
 
 def cost(args: argparse.Namespace) -> None:
     for script in args.scripts:
-        out = Path(args.out or ROOT / f"runs/results/speed/cost_{script}.json")
+        out = Path(args.out or ROOT / f"runs/bench/results/speed/cost_{script}.json")
         env_id = ENV_IDS.get(script, "CartPole-v1")
         bench = Bench(args, out, script=script, env_id=env_id, compiled=args.compile, points=[])
         for flag, values in SWEEPS.items():
@@ -390,7 +392,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs.choices[name].add_argument(
             "--core", type=int, default=0, help="the processor core everything is pinned to"
         )
-        jobs.choices[name].add_argument("--out", help="the result file (default: in runs/results/speed)")
+        jobs.choices[name].add_argument("--out", help="the result file (default: in runs/bench/results/speed)")
     args = parser.parse_args(argv)
     if args.job == "table":
         return table(args)

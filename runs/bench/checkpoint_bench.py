@@ -1,6 +1,6 @@
 """What checkpoints cost at the default interval: the time of one, against that of the training steps between two.
 
-    python runs/checkpoint_bench.py --core 1
+    python runs/bench/checkpoint_bench.py --core 1
 
 Each script trains for a while at its defaults. Before every checkpoint the replay gets as many more transitions as the
 default interval brings (zeros: nothing is learnt here), so that a checkpoint writes what it would write; sac's replay
@@ -23,7 +23,7 @@ import torch
 
 from common.checkpoint import Checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MUJOCO_PPO = {"norm_obs": True, "norm_reward": True, "num_envs": 16, "num_steps": 128, "num_minibatches": 16}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("dqn CartPole-v1", "dqn", {"env_id": "CartPole-v1", "total_timesteps": 20_000, "save_interval": 4_000}),

@@ -1,4 +1,4 @@
-"""What runs/speed.py measures, one piece of work in one process: `PYTHON runs/speed_parts.py JOB PART WORK [...]`.
+"""What speed.py measures, one piece of work a process: `PYTHON runs/bench/speed_parts.py JOB PART WORK [...]`.
 
 Runs in the interpreter of the part it measures, so it imports nothing but the standard library until it is known which
 that is. Ours and CleanRL's scripts run as they are, by runpy; what is timed is wrapped from outside. A clock row on
@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "gymnasium", "numpy", "mujoco", "stable-baselines3", "sbx-rl", "jax", "wandb", "tensorboard")
 SOLVED, SOLVED_EPISODES, SOLVED_INTERVAL = 475.0, 20, 5_000
 WARM_UP = 1.0  # seconds of processor time
