@@ -8,7 +8,7 @@ Differs from the book:
 2. Where an episode is cut by a time limit or by the end of the rollout, the value of the observation it was cut at
    stands for the rest of its return. `--no-baseline` has no such value: the return then ends at the cut, which makes
    late steps look bad; choose num_steps of several episodes for it.
-3. Adam, orthogonal initialisation, a clipped gradient norm, a learning rate annealed to zero, an optional entropy bonus.
+3. Adam with an annealed learning rate, orthogonal initialisation, a clipped gradient norm, an optional entropy bonus.
    The factor gamma^t of the book's update is left out, as everywhere.
 4. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension; a dimension without two finite
    bounds is learnt as it is. What lies outside is clipped.
