@@ -9,6 +9,7 @@ import torch
 from conftest import load, only_run, rows, run_script, same, weights
 
 import common
+import common.internals.resume.checkpoint_files
 
 SMALL = {
     "total_timesteps": 300,
@@ -139,7 +140,7 @@ def test_a_policy_that_cannot_be_written_at_an_evaluation_is_one_warning(tmp_pat
         return save(*words)
 
     save = common.internals.tracking.policy.save_policy
-    monkeypatch.setattr("common.internals.tracking.policy.save_policy", full)
+    monkeypatch.setattr("common.run.save_policy", full)
     run_dir = train(tmp_path, env_id="Steady-v0")
     (line,) = capsys.readouterr().err.splitlines()
     assert "policy.pt failed" in line
@@ -180,8 +181,11 @@ def test_the_cut_of_new_episodes_is_in_every_later_checkpoint(tmp_path):
     """A file of the replay that was written before holds the newest step without its truncation."""
     run_dir, resume = broken_run(tmp_path, *RAINBOW, script="rainbow")
     run_script(*resume, script="rainbow")
-    saved = common.checkpoint.load_latest(run_dir / "checkpoints")
-    rings = [common.checkpoint.read_file(run_dir / "checkpoints" / file) for file, _, _ in saved["segments"]["replay"]]
+    saved = common.internals.resume.checkpoint_files.load_latest(run_dir / "checkpoints")
+    rings = [
+        common.internals.resume.checkpoint_files.read_file(run_dir / "checkpoints" / file)
+        for file, _, _ in saved["segments"]["replay"]
+    ]
     truncations = np.concatenate([ring["truncations"].numpy() for ring in rings])[:, 0]
     assert len(truncations) == 300
     assert np.flatnonzero(truncations).tolist() == [*range(9, 162, 10), 161, *range(171, 300, 10)]
@@ -277,7 +281,7 @@ def test_a_policy_that_cannot_be_written_at_the_end_is_exit_6_and_the_run_is_not
 
     log_episodes = common.Run.log_episodes
     monkeypatch.setattr(common.Run, "log_episodes", lambda run, i, s: (steps.append(s), log_episodes(run, i, s))[1])
-    monkeypatch.setattr("common.internals.tracking.policy.save_policy", full)
+    monkeypatch.setattr("common.run.save_policy", full)
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, env_id="Steady-v0", eval_episodes=0)
     assert stop.value.code == 6
@@ -301,7 +305,7 @@ def test_metrics_that_the_disk_took_are_kept_by_a_resumed_run(tmp_path, monkeypa
     monkeypatch.setattr(JsonLines, "log", full)
     run_dir = train(tmp_path, env_id="Steady-v0", eval_episodes=0)
     assert "metrics.jsonl failed" in capsys.readouterr().err
-    saved = common.checkpoint.load_latest(run_dir / "checkpoints")
+    saved = common.internals.resume.checkpoint_files.load_latest(run_dir / "checkpoints")
     assert saved["step"] == 300
     assert saved["run"]["metrics_size"] == (run_dir / "metrics.jsonl").stat().st_size
     assert len(rows(run_dir)) == len(rows_written) > 10

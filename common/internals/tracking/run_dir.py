@@ -151,9 +151,9 @@ def _arguments_now(path: Path, args: RunArgs, config: dict[str, Any]) -> dict[st
         if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
             fail(f"{flag} was not kept, as it is a secret: give it again")
         now[name] = redact(value)
-        if name not in MAY_CHANGE and config.get(name) != now[name]:
-            differ.append(f"{name} was {config.get(name)!r}, is now {now[name]!r}")
-            if REDACTED in json.dumps(config.get(name)):
+        if name in config and name not in MAY_CHANGE and config[name] != now[name]:
+            differ.append(f"{name} was {config[name]!r}, is now {now[name]!r}")
+            if REDACTED in json.dumps(config[name]):
                 fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
     if differ:
         fail(f"cannot resume {path}: {', '.join(differ)}", code=3)
