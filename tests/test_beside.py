@@ -307,5 +307,5 @@ def test_metrics_that_the_disk_took_are_kept_by_a_resumed_run(tmp_path, monkeypa
     assert "metrics.jsonl failed" in capsys.readouterr().err
     saved = common.internals.resume.checkpoint_files.load_latest(run_dir / "checkpoints")
     assert saved["step"] == 300
-    assert saved["run"]["metrics_size"] == (run_dir / "metrics.jsonl").stat().st_size
+    assert saved["run"]["loggers"]["metrics_size"] == (run_dir / "metrics.jsonl").stat().st_size
     assert len(rows(run_dir)) == len(rows_written) > 10
