@@ -6,9 +6,10 @@ import importlib.util
 import itertools
 import re
 import shlex
+import tomllib
 
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, load, run_script
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
 LOADABLE = [script for script in SCRIPTS if script != "dqn_lightning" or importlib.util.find_spec("lightning")]
@@ -84,7 +85,7 @@ def test_scripts_import_nothing_but_the_libraries_and_common():
 
 def test_every_fault_has_its_test():
     there = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         there |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
     lines = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.count("|") == 5]
     assert len(lines) > 45
@@ -142,8 +143,75 @@ def test_the_page_of_the_six_parts_names_what_exists():
     assert checked > 20
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_to_files_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", path.read_text()):
+PAGES = sorted(path for path in DOCUMENTS if path.suffix == ".md")
+
+
+def anchors(path):
+    """The anchors that GitHub makes of the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    slugs = [
+        re.sub(r"[^\w\- ]", "", line).replace(" ", "-").lower() for line in re.findall(r"^#+ +(.+?) *$", text, re.M)
+    ]
+    return {f"{slug}-{slugs[:i].count(slug)}" if slug in slugs[:i] else slug for i, slug in enumerate(slugs)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", path.read_text()):
         target = target[0] or target[1]
-        assert re.match(r"https?://|mailto:", target) or (path.parent / target).exists(), target
+        if re.match(r"https?://|mailto:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_anchors_of_headings_are_githubs(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b-c`, d & e: 2.0\n```\n# no heading\n```\n## Same\n## Same\n")
+    assert anchors(page) == {"a-b-c-d--e-20", "same", "same-1"}
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    linked = re.findall(r"^\| \[([\w-]+\.md)\]\(\1\)", index, re.M)
+    assert sorted(linked) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 7 * 1024
+
+
+def test_the_readme_lists_every_script_with_its_length():
+    rows = re.findall(r"^\| \[(\w+)\.py\]\(algos/\1\.py\) .* (\d+) \|$", (ROOT / "README.md").read_text(), re.M)
+    lengths = {script: (ROOT / "algos" / f"{script}.py").read_text().count("\n") for script in SCRIPTS}
+    assert {script: pytest.approx(int(lines), abs=10) for script, lines in rows} == lengths  # to the nearest ten
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    shown = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    ci = (ROOT / ".ci" / "run").read_text().replace(" --quiet", "").splitlines()
+    for command in ('pip install -e ".[test]"', "pytest"):
+        assert command in shown
+        assert command in ci
+
+
+def test_the_environment_of_the_readme_trains(tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (command,) = re.findall(r"^python (algos/ppo\.py .*corridor:.*)$", (ROOT / "README.md").read_text(), re.M)
+    (tmp_path / "corridor.py").write_text(code)
+    _, *flags = command.split()
+    done = run_script(*flags, "--no-track", "--total-timesteps", "2e4", script="ppo", cwd=tmp_path)
+    assert "warn" not in (done.stdout + done.stderr).lower()
+    assert "greedy evaluation -1.0 ± 0.0" in done.stdout  # ten steps to the goal
+
+
+def test_the_citation_is_of_this_version():
+    cited = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["version"] == project["version"]
+    assert cited["license"] == project["license"]
+    assert {"title", "message", "authors"} <= set(re.findall(r"^(\w+):", (ROOT / "CITATION.cff").read_text(), re.M))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common.tools import stats
 from common.tools.launch import check_results
@@ -280,13 +281,13 @@ def test_a_script_that_learns_as_before_fails_in_no_more_than_1_percent(draw, n,
         assert abs(rate - math.floor(0.01 * ways) / ways) < 4 * error
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-POWER = re.findall(r"^\| (\d+) \| (\d+) \| (\d\.\d) \|$", README, re.M)  # stored seeds, new seeds, drop
+PAGE = (ROOT / "docs" / "many-runs.md").read_text()
+POWER = re.findall(r"^\| (\d+) \| (\d+) \| (\d\.\d) \|$", PAGE, re.M)  # stored seeds, new seeds, drop
 
 
 @pytest.mark.parametrize(("n", "m", "drop"), POWER)
 def test_the_drop_that_is_found_in_four_of_five_cases(n, m, drop):
-    """What the README, and with its numbers the help of check-results, say of normal scores."""
+    """What docs/many-runs.md, and with its numbers the help of check-results, say of normal scores."""
     assert f" {drop} " in check_results.__doc__ and len(POWER) == 4
     n, m, drop = int(n), int(m), float(drop)
     generator, rows = np.random.default_rng(0), 4000
