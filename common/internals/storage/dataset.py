@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
-
-from common.replay import ReplayBuffer
 
 
 class WorkersNotSupportedError(RuntimeError):
@@ -27,13 +26,12 @@ class ReplayDataset(IterableDataset):
     in between, and must not update priorities with them; Lightning does not, if it is told `num_batches`.
 
     Args:
+        replay: a ReplayBuffer.
         num_batches: batches in an epoch, the dataset's length; None is endless.
         beta: how far the weights of prioritized replay make up for its draws.
     """
 
-    def __init__(
-        self, replay: ReplayBuffer, batch_size: int, num_batches: int | None = None, beta: float = 1.0
-    ) -> None:
+    def __init__(self, replay: Any, batch_size: int, num_batches: int | None = None, beta: float = 1.0) -> None:
         self.replay = replay
         self.batch_size = batch_size
         self.num_batches = num_batches
