@@ -48,8 +48,8 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     if os.environ.pop("PLAINRL_ASKED", None):
         _answer(args_class)
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv) and issubclass(args_class, RunArgs):
-        say(help_text(args_class, doc or "", prog or os.path.basename(sys.argv[0])))
+    if {"-h", "--help"} & set(argv):
+        say(help_text(args_class, doc or ""))
         raise SystemExit(0)
     resumed = _resumed(args_class, argv)
     default: dict[str, Any] = {} if resumed is None else {"default": resumed}
@@ -76,26 +76,26 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     return args
 
 
-def help_text(args_class: type, doc: str, prog: str) -> str:
-    """`doc` and the flags, in groups: the algorithm's own first, then those of RunArgs."""
+def help_text(args_class: type, doc: str) -> str:
+    """`doc` and the flags; those of a script in groups, the algorithm's own first, then those of RunArgs."""
     import tyro
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tyro offers no other way to groups
         actions: Any = tyro.extras.get_parser(args_class)._actions
     width = max(min(shutil.get_terminal_size().columns, 100), 60)
-    parser = argparse.ArgumentParser(
-        prog, add_help=False, formatter_class=functools.partial(_HelpFormatter, width=width)
-    )
-    first_fields = {field: title for title, field in GROUPS.items()}
+    parser = argparse.ArgumentParser(add_help=False, formatter_class=functools.partial(_HelpFormatter, width=width))
     titles, title = {}, ""
-    for name in RunArgs.__dataclass_fields__:
-        titles[name] = title = first_fields.get(name, title)
-    groups = {title: parser.add_argument_group(title) for title in ("algorithm", *GROUPS)}
+    for name in RunArgs.__dataclass_fields__ if issubclass(args_class, RunArgs) else ():
+        titles[name] = title = {field: group for group, field in GROUPS.items()}.get(name, title)
+    groups = {title: parser.add_argument_group(title) for title in ("arguments", "algorithm", *GROUPS, "options")}
     for action in actions:
-        if action.dest != "help":
-            group = groups[titles.get(action.dest.replace("-", "_"), "algorithm")]
-            group.add_argument(*action.option_strings, help=_help(action), metavar=action.metavar)
+        name = action.dest.replace("-", "_")
+        if not action.option_strings:
+            groups["arguments"].add_argument(name, help=_help(action), metavar=_metavar(action))
+        elif name != "help":
+            group = groups[titles.get(name, "algorithm") if titles else "options"]
+            group.add_argument(*action.option_strings, help=_help(action), metavar=_metavar(action))
     _, _, flags = parser.format_help().partition("\n\n")  # without argparse's own usage line
     return f"{_wrapped(doc, width)}\n\n{flags}"
 
@@ -126,11 +126,17 @@ def _help(action: Any) -> str:
     return text if default in ("", "None", "False") or "(default" in text else f"{text} (default: {default})"
 
 
+def _metavar(action: Any) -> str | None:
+    return action.metavar and action.metavar.removeprefix("{None}|")
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str, width: int) -> None:
         super().__init__(prog, max_help_position=30, width=width)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return str(action.metavar or action.dest)
         *_, flag = action.option_strings
         return f"--[no-]{flag[5:]}" if flag.startswith("--no-") else f"{flag} {action.metavar or ''}".rstrip()
 
