@@ -239,7 +239,7 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args)
+    envs = common.make_envs(args, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:

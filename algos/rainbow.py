@@ -242,7 +242,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args)
+    envs = common.make_envs(args, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"Rainbow needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if args.dueling and not args.hidden_sizes:

@@ -262,13 +262,15 @@ def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
     return infos.get("final_obs", next_obs)
 
 
-def make_envs(args: RunArgs) -> Envs:
+def make_envs(args: RunArgs, *, terminal_on_life_loss: bool = False) -> Envs:
     """The environments that the arguments of a run describe: `args.num_envs`, shared equally by torchrun's processes.
 
     Atari games (`ALE/...-v5`) have the usual preprocessing of Mnih et al. (2015): 84 x 84 grey frames, the last 4 of
     them, an action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no sticky
-    actions. Rewards are the true ones: clipping belongs to the learner. With a field `terminal_on_life_loss` of `args`
-    that is true, a lost life is a termination, and the game goes on.
+    actions. Rewards are the true ones: clipping belongs to the learner.
+
+    Args:
+        terminal_on_life_loss: in Atari games, a lost life is a termination, and the game goes on.
 
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported, or if there
     is no memory for a replay of `args.buffer_size` transitions.
@@ -283,7 +285,7 @@ def make_envs(args: RunArgs) -> Envs:
         native=args.native_envs,
         env_timeout=args.env_timeout,
     )
-    envs = Envs(vector, getattr(args, "terminal_on_life_loss", False), env_timeout=args.env_timeout)
+    envs = Envs(vector, terminal_on_life_loss, env_timeout=args.env_timeout)
     space, buffer_size = envs.single_observation_space, getattr(args, "buffer_size", 0)
     # The replay asks for all that it needs when it has seen a step; a run would have begun by then.
     per_step = math.prod(space.shape[1:]) if space.dtype == np.uint8 else 8 * math.prod(space.shape)

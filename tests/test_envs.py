@@ -5,7 +5,7 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
-from conftest import envs_of, load
+from conftest import envs_of
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from common import RunArgs, final_obs, make_envs
@@ -206,7 +206,7 @@ def test_the_flags_of_a_run_reach_its_environments(capsys):
         assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.terminal_on_life_loss
         assert envs._watchdog.timeout == 7
         envs.close()
-    assert envs_of(load("dqn").Args(env_timeout=0.0)).terminal_on_life_loss
+    assert make_envs(RunArgs(env_timeout=0.0), terminal_on_life_loss=True).terminal_on_life_loss
     for allowed, says in ((False, "--allow-env-import"), (True, "nothing_of_this_name")):
         with pytest.raises(SystemExit):
             make_envs(RunArgs(env_id="nothing_of_this_name:Env-v0", allow_env_import=allowed))
