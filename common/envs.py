@@ -16,14 +16,15 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
-from common.faults import EnvError, Watchdog, Workers, described
 from common.internals.resume import vector_state
 from common.internals.resume.action_log import ReplayedAtari
 from common.internals.resume.env_state import snapshot
 from common.internals.speed.timing import env_timer
 from common.internals.storage.memory import require_memory
 from common.internals.vector.actions import action_units, in_bounds
+from common.internals.vector.guard import EnvError, described
 from common.internals.vector.make import InTurn, close, env_seeds, make_vector, new_seeds
+from common.internals.vector.workers import Watchdog, Workers
 
 
 class Envs:

@@ -23,8 +23,9 @@ from odd_envs import odd
 from common import args, final_obs
 from common.args import beside_training
 from common.envs import import_env_module
-from common.faults import CLOSING, EnvError, Guarded, Workers
+from common.internals.vector.guard import EnvError, Guarded
 from common.internals.vector.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
+from common.internals.vector.workers import CLOSING, Workers
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
 IMAGE = Box(0, 255, (3, 40, 44), np.uint8)
@@ -630,7 +631,7 @@ def test_all_environments_are_closed_if_the_first_fails():
 @BOTH
 def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatch, async_envs):
     monkeypatch.setattr(args, "_warned", set())
-    monkeypatch.setattr("common.faults.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("common.internals.vector.workers.CLOSE_SECONDS", 0.5)
     asked = []
 
     def hang():
@@ -650,15 +651,15 @@ def test_a_close_that_hangs_ends_and_the_others_are_left_alone(capfd, monkeypatc
 def test_a_run_goes_on_after_a_close_that_hung(monkeypatch):
     """The look at the spaces ends by an interruption; the workers then have their time to start."""
     ended = []
-    monkeypatch.setattr("common.faults.Watchdog._end", lambda self: ended.append(1))
-    monkeypatch.setattr("common.faults.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("common.internals.vector.workers.Watchdog._end", lambda self: ended.append(1))
+    monkeypatch.setattr("common.internals.vector.workers.GRACE_SECONDS", 0.1)
     play(envs_of(registered(SlowToStart), 1, async_envs=True, env_timeout=1))
     assert ended == []
 
 
 def test_a_close_that_hangs_in_a_worker_only_ends(capfd, monkeypatch):
     monkeypatch.setattr(args, "_warned", set())
-    monkeypatch.setattr("common.faults.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("common.internals.vector.workers.CLOSE_SECONDS", 0.5)
     envs = envs_of(odd(shut=lambda: multiprocessing.parent_process() and sleep()), 2, async_envs=True)
     play(envs)
     envs.close()

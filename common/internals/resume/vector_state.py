@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from common.args import warn
-from common.faults import EnvError
 from common.internals.resume.env_state import restore
+from common.internals.vector.guard import EnvError
 
 LARGE_SNAPSHOT = 50e6  # bytes of one environment's state in a checkpoint: more is reported
 

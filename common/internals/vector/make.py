@@ -18,10 +18,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
 from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail
-from common.faults import CLOSING, OVERFLOW, EnvError, Guarded, HangError, InColumns, Watchdog, Workers, described
 from common.internals.resume.action_log import ReplayedAtari, replayable
 from common.internals.resume.env_state import restore, snapshot
-from common.internals.vector.spaces import in_columns
+from common.internals.vector.guard import EnvError, Guarded, HangError, described
+from common.internals.vector.spaces import InColumns, in_columns
+from common.internals.vector.workers import CLOSING, OVERFLOW, Watchdog, Workers
 
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit

@@ -172,3 +172,18 @@ def _form(value: Any) -> tuple[Any, tuple[int, ...]]:
         if array.dtype.kind in "biufc":
             return array.dtype, array.shape
     return object, ()
+
+
+class InColumns:
+    """Of a vector environment: its infos in the form of `in_columns`."""
+
+    def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
+        return {**vector_infos, env_num: env_info} if env_info else vector_infos
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)  # type: ignore[misc]
+        return obs, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
+
+    def step(self, actions: Any) -> Any:
+        *result, infos = super().step(actions)  # type: ignore[misc]
+        return *result, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
