@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
+import warm  # noqa: E402
 import worlds  # noqa: E402, F401
 
 
@@ -48,15 +49,20 @@ def load(script: Path | str):
 def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=()):
     """Runs algos/{script}.py as a user does; returns the finished process."""
     path = ROOT / "algos" / f"{script}.py" if isinstance(script, str) else script
-    done = subprocess.run(
-        [*wrap, sys.executable, str(path), *map(str, flags)],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    words = [str(path), *map(str, flags)]
+    environment = {**os.environ, **(env or {})}
+    if wrap or warm.cold(env or {}):
+        done = subprocess.run(
+            [*wrap, sys.executable, *words],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+    else:
+        done = warm.run(words, cwd, environment, timeout)
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
