@@ -67,6 +67,13 @@ def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, w
     return done
 
 
+def run_tool(*words, cwd=None, env=None, check=0):
+    """Runs `python -m common WORDS` as a user does; returns the finished process."""
+    done = warm.run(["-m", "common", *map(str, words)], cwd, {**os.environ, **(env or {})}, timeout=120)
+    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 def only_run(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path

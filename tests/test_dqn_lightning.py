@@ -8,12 +8,11 @@ import math
 import operator
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, clockless, load, network_of, only_run, rows, run_script, same, train_with, weights
+import warm
+from conftest import ROOT, clockless, load, network_of, only_run, rows, run_script, run_tool, same, train_with, weights
 
 import common
 
@@ -160,10 +159,7 @@ def test_the_command_prints_and_leaves_what_dqn_does(command):
 
 def test_the_policy_is_evaluated_in_a_new_process(command):
     _, run = command
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", str(run), "--episodes", "2"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_tool("evaluate", run, "--episodes", 2)
     assert f"{rows(run)[-1]['eval/episodic_return']:.1f}" in done.stdout
 
 
@@ -212,10 +208,7 @@ def test_a_signal_ends_the_run_by_our_rules_and_keeps_what_was_learnt(when, numb
 
 def test_sigterm_ends_the_command_with_143(tmp_path):
     flags = ("--total-timesteps", "1e6", "--learning-starts", "100", "--log-interval", "200", "--runs-dir", tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "algos/dqn_lightning.py", *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = warm.Warm([ROOT / "algos/dqn_lightning.py", *flags])
     assert any("steps/s" in line for line in process.stdout)
     process.terminate()
     _, err = process.communicate(timeout=60)

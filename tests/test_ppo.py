@@ -2,14 +2,13 @@
 
 import functools
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import load, network_of, rows, same, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -420,8 +419,7 @@ def test_a_normalised_policy_comes_back_to_the_bit_in_a_new_process_and_evaluati
         "policy, _ = load_policy(Path(sys.argv[1])); torch.set_grad_enabled(False)\n"
         "torch.save(policy(torch.load(sys.argv[2])), sys.argv[3])"
     )
-    words = [str(plain), str(tmp_path / "obs.pt"), str(tmp_path / "actions.pt")]
-    subprocess.run([sys.executable, "-c", code, *words], check=True)
+    assert warm.run(["-c", code, plain, tmp_path / "obs.pt", tmp_path / "actions.pt"]).returncode == 0
     agent = ppo.Agent(common.make_envs("Sheet-v0", 1), ppo.Args(norm_obs=True))
     agent.load_state_dict(weights(plain))
     with torch.no_grad():

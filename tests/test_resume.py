@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import clockless, load, only_run, rows, run_script, same, train_with, weights
 from fake_wandb import FakeWandb
 
@@ -22,13 +23,7 @@ TIMEOUT = 300
 
 
 def start(script, flags):
-    return subprocess.Popen(
-        [sys.executable, CHAINED, script, *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    return warm.Warm([CHAINED, script, *flags])
 
 
 def finish(process):
@@ -347,11 +342,7 @@ def test_a_run_without_a_checkpoint_begins_again_in_its_place(tmp_path):
 
 
 def test_two_processes_cannot_go_on_with_one_run(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, CHAINED, "dqn", "--no-track", "--runs-dir", str(tmp_path), "--total-timesteps", "1000000"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start("dqn", ["--no-track", "--runs-dir", tmp_path, "--total-timesteps", 1_000_000])
     try:
         for line in process.stdout:
             if "dqn on" in line:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load, only_run, rows, run_script, weights
+import warm
+from conftest import ROOT, load, only_run, rows, run_script, run_tool, weights
 from fake_wandb import FakeWandb
 
 import common
@@ -205,10 +206,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
     _, run_dir, cwd = main_run
     logged = [row for row in rows(run_dir) if "eval/episodic_return" in row][-1]
     film = tmp_path / "film.mp4"
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", run_dir, "--video", film],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_tool("evaluate", run_dir, "--video", film, cwd=tmp_path)
     printed = re.search(r"episodic_return (\S+) ± (\S+)  episodic_length (\S+)", done.stdout)
     expected = [logged["eval/" + key] for key in ("episodic_return", "episodic_return_std", "episodic_length")]
     assert [float(x) for x in printed.groups()] == pytest.approx(expected, rel=1e-5)
@@ -220,7 +218,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
         "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
     )
     for name in ("a", "b"):
-        subprocess.run([sys.executable, "-c", code, str(run_dir), str(tmp_path / name)], check=True, cwd=tmp_path)
+        assert warm.run(["-c", code, run_dir, tmp_path / name], cwd=tmp_path).returncode == 0
     (actions, q), (again, q_again) = torch.load(tmp_path / "a"), torch.load(tmp_path / "b")
     assert torch.equal(actions, again)
     assert torch.equal(q, q_again)
@@ -340,17 +338,14 @@ def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
 
 
 def start(*flags, **kwargs):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, flags)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, **kwargs,
-    )  # fmt: skip
+    return warm.Warm([ROOT / "algos" / "dqn.py", *flags], **kwargs)
 
 
 def wait_for(process, text):
     for line in process.stdout:
         if text in line:
             return
-    raise AssertionError(f"never printed {text!r}: {process.stderr.read()}")
+    raise AssertionError(f"never printed {text!r}: {process.communicate()[1]}")
 
 
 def test_a_killed_wandb_process_is_one_warning(tmp_path):
@@ -398,10 +393,7 @@ STOP_IT = """if True:
 @pytest.mark.parametrize("when", ["in a row", "at the end", "at exit"])
 def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
     """Stopped, not killed: nothing tells wandb that no answer will come."""
-    command = [sys.executable, "-c", STOP_IT, tmp_path, when]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=90, env=os.environ | {"WANDB_MODE": "offline"}
-    )
+    done = warm.run(["-c", STOP_IT, tmp_path, when], env=os.environ | {"WANDB_MODE": "offline"}, timeout=90)
     assert done.returncode == 0, done.stderr
     assert ("off" in done.stdout.split()) == (when == "in a row")
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
@@ -494,7 +486,7 @@ def test_a_fork_in_another_folder_runs(tmp_path):
     assert (run_dir / "source" / "my_dqn.py").read_text() == fork.read_text()
     assert "network.3.bias" not in weights(run_dir)
     fork.unlink()
-    subprocess.run([sys.executable, "-m", "common", "evaluate", run_dir], check=True, capture_output=True)
+    run_tool("evaluate", run_dir)
 
 
 @pytest.mark.parametrize("script", ["dqn", "rainbow", "ppo", "sac", "reinforce_rollout", "dqn_lightning"])
@@ -720,21 +712,17 @@ def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):
 
 
 def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
-    for command in ([tmp_path], [tmp_path / "nothing"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "common", "evaluate", *command], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 3
+    for folder in (tmp_path, tmp_path / "nothing"):
+        done = run_tool("evaluate", folder, cwd=tmp_path, check=3)
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", tmp_path, "--render", "human"],
-        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if "DISPLAY" not in k},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "no screen" in done.stderr
-    done = subprocess.run([sys.executable, "-m", "common", "evaluat"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
+
+
+def test_a_window_without_a_screen_and_an_unknown_tool_are_one_line(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if "DISPLAY" in name]:
+        monkeypatch.delenv(name)
+    assert "no screen" in run_tool("evaluate", tmp_path, "--render", "human", check=2).stderr
+    done = run_tool("evaluat", cwd=tmp_path, check=2)
     assert re.search(r"there are: ([\w-]+, )*evaluate", done.stderr)
 
 
@@ -749,7 +737,6 @@ def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=True)
     torch.save({"network": Evil()}, copy / "policy.pt")
-    done = subprocess.run([sys.executable, "-m", "common", "evaluate", copy], capture_output=True, text=True)
-    assert done.returncode == 3
+    done = run_tool("evaluate", copy, check=3)
     assert done.stderr.startswith("error: the policy in")
     assert not (tmp_path / "marker").exists()

@@ -310,7 +310,7 @@ def flags(harness: Harness) -> str:
     untried, tried = [], 0
     for name, values in own.items():
         # first as it is; then with other actions; then with each switch turned, those of a similar name first
-        nearest = sorted(switches, key=lambda other: -len(os.path.commonprefix([name, other])))  # noqa: RUF071
+        nearest = sorted(switches, key=lambda x: (-len(os.path.commonprefix([name, x])), x not in harness.epsilon))  # noqa: RUF071
         settings: list[dict[str, Any]] = [{}, *({other: switches[other]} for other in nearest if other != name)]
         outcomes: list[bool | None] = []
         for switched, space in itertools.product(settings, harness.spaces):
