@@ -3,7 +3,7 @@
     process = Warm([script, *flags])        # as subprocess.Popen([sys.executable, script, *flags]) with pipes
 
 A fork has its own arguments, folder, environment, standard streams, signals and exit code. It shares with the others
-what `PRELOAD` has imported, so what is read from the environment while importing needs a process of its own: see `cold`.
+what `PRELOAD` has imported: what reads the environment while it is imported needs a new interpreter (`cold`).
 """
 
 import atexit

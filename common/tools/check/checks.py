@@ -374,6 +374,10 @@ def schedules(harness: Harness) -> str:
             line = harness.small[rate], harness.small[rate] * (not annealed), total
             logged = harness.base(**given).logged("charts/learning_rate")
             said.append(_on_line(logged, f"learning_rate {'--' if annealed else '--no-'}anneal-lr", line, slack))
+        both = [
+            harness.base(**given).weights for given in ({}, {"anneal_lr": not harness.flags["anneal_lr"]["default"]})
+        ]
+        fail_if(_equal(*both), "--anneal-lr changes no weight: the optimizer does not use the rate that is logged")
     if {"start_e", "end_e", "exploration_fraction"} <= harness.flags.keys():
         start, end, share = (harness.flags[name]["default"] for name in ("start_e", "end_e", "exploration_fraction"))
         said.append(
