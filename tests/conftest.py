@@ -46,12 +46,12 @@ def load(script: Path | str):
     return module
 
 
-def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=()):
-    """Runs algos/{script}.py as a user does; returns the finished process."""
+def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=(), cold=False):
+    """Runs algos/{script}.py as a user does; returns the finished process. `cold`: in a new interpreter, 3 s slower."""
     path = ROOT / "algos" / f"{script}.py" if isinstance(script, str) else script
     words = [str(path), *map(str, flags)]
     environment = {**os.environ, **(env or {})}
-    if wrap or warm.cold(env or {}):
+    if cold or wrap or warm.cold(env or {}):
         done = subprocess.run(
             [*wrap, sys.executable, *words],
             cwd=cwd,

@@ -24,6 +24,7 @@ import common
 from common.run import _Console
 
 SMALL = ["--env-id", "CartPole-v1", "--total-timesteps", 1500, "--learning-starts", 200, "--eval-episodes", 3]
+QUICK = [*SMALL, "--hidden-sizes", 16, "--batch-size", 16, "--no-capture-video"]
 KEYS = {
     "charts/episodic_return",
     "charts/episodic_length",
@@ -70,7 +71,7 @@ def main_run(tmp_path_factory):
     """The main job, shortened; from a folder that is not the repository."""
     cwd = tmp_path_factory.mktemp("elsewhere")
     env = {"HOME": str(cwd / "home"), "WANDB_CONFIG_DIR": str(cwd / "home")}
-    done = run_script(*SMALL, "--cuda", "--eval-interval", 600, "--wandb-tags", "a", "b", cwd=cwd, env=env)
+    done = run_script(*SMALL, "--cuda", "--eval-interval", 600, "--wandb-tags", "a", "b", cwd=cwd, env=env, cold=True)
     return done, only_run(cwd / "runs"), cwd
 
 
@@ -284,7 +285,7 @@ def test_an_unreachable_server_means_offline_in_one_line(server, tmp_path):
             url = "http://127.0.0.1:9"
         began = time.monotonic()
         done = run_script(
-            *SMALL, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
+            *QUICK, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
         )
         assert time.monotonic() - began < 40
     (line,) = done.stderr.splitlines()
@@ -300,7 +301,7 @@ def test_a_key_the_server_refuses_means_offline(key, tmp_path):
     server.die()
     try:
         env = {**server.env, "WANDB_API_KEY": key}
-        done = run_script(*SMALL, "--runs-dir", tmp_path / "runs", env=env)
+        done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", env=env)
         assert "wandb sync" in done.stdout.splitlines()[-1]
         assert len(done.stderr.splitlines()) == 1
     finally:
@@ -322,7 +323,8 @@ def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(dqn, "dqn_loss", dies_at_the_first_update)
     try:
         began = time.monotonic()
-        dqn.main(dqn.Args(total_timesteps=1500, eval_episodes=0, cuda=False, runs_dir=str(tmp_path)))
+        flags = {"total_timesteps": 1500, "hidden_sizes": (16,), "eval_episodes": 0, "cuda": False}
+        dqn.main(dqn.Args(**flags, runs_dir=str(tmp_path)))
         assert time.monotonic() - began < 30
     finally:
         server.close()
@@ -349,7 +351,7 @@ def wait_for(process, text):
 
 
 def test_a_killed_wandb_process_is_one_warning(tmp_path):
-    process = start("--total-timesteps", 12000, "--runs-dir", tmp_path, "--eval-episodes", 0)
+    process = start(*QUICK, "--total-timesteps", 12000, "--runs-dir", tmp_path, "--eval-episodes", 0)
     wait_for(process, "steps/s")
     killed = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -409,7 +411,7 @@ def test_a_full_disk_is_one_warning_a_sink(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("needs root, to mount a small file system")
     try:
-        process = start("--total-timesteps", 6000, "--runs-dir", disk / "runs", "--eval-episodes", 0, cwd=tmp_path)
+        process = start(*QUICK, "--total-timesteps", 6000, "--runs-dir", disk / "runs", "--eval-episodes", 0)
         wait_for(process, "steps/s")
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
@@ -480,7 +482,7 @@ def test_a_fork_in_another_folder_runs(tmp_path):
     fork.write_text(
         (ROOT / "algos" / "dqn.py").read_text().replace("nn.Linear(width, size)", "nn.Linear(width, size, False)")
     )
-    run_script(*SMALL, script=fork, cwd=tmp_path)
+    run_script(*SMALL, "--no-capture-video", "--no-track", script=fork, cwd=tmp_path)
     run_dir = only_run(tmp_path / "runs")
     assert "__my_dqn__" in run_dir.name
     assert (run_dir / "source" / "my_dqn.py").read_text() == fork.read_text()
@@ -552,10 +554,10 @@ def test_a_bug_in_a_fork_is_exit_1_and_says_where(tmp_path):
     fork.write_text(
         (ROOT / "algos" / "dqn.py").read_text().replace("        obs = next_obs\n", "        obs = nxt_obs\n")
     )
-    done = run_script(*SMALL, script=fork, cwd=tmp_path, check=1)
+    done = run_script(*QUICK, script=fork, cwd=tmp_path, check=1)
     (line,) = done.stderr.splitlines()
     assert re.match(r"error: NameError: name 'nxt_obs' is not defined.* \(fork.py:\d+\); --debug shows", line)
-    assert "Traceback" in run_script(*SMALL, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
+    assert "Traceback" in run_script(*QUICK, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
 
 
 def test_a_run_directory_that_cannot_be_made_is_exit_6(tmp_path):
@@ -567,19 +569,18 @@ def test_a_run_directory_that_cannot_be_made_is_exit_6(tmp_path):
 
 def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
     dqn = load("dqn")
-    base = {"total_timesteps": 300, "learning_starts": 100, "eval_episodes": 1, "cuda": False, "track": False}
+    base = {"total_timesteps": 300, "learning_starts": 200, "eval_episodes": 1, "cuda": False, "track": False}
+    base |= {"capture_video": False, "hidden_sizes": (16,)}
 
     def run(**flags):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         dqn.main(dqn.Args(**{**base, "runs_dir": str(folder), **flags}))
         return only_run(folder), capsys.readouterr().out
 
-    plain, _ = run()
+    plain, _ = run(capture_video=True)
     assert not (plain / "wandb").exists()  # --no-track
     assert (plain / "videos").exists()
-    tracked, out = run(
-        track=True, capture_video=False, wandb_name="n", wandb_project="q", wandb_notes="why", wandb_entity="e"
-    )
+    tracked, out = run(track=True, wandb_name="n", wandb_project="q", wandb_notes="why", wandb_entity="e")
     assert "wandb sync" in out
     assert not (tracked / "videos").exists()
     (record,) = of_kind(wandb_records(tracked)[1], "run")
@@ -615,7 +616,7 @@ def test_nobody_reading_ends_no_run(flags, tmp_path):
     """Both streams closed at once, as by `2>&1 | true`."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, SMALL), "--runs-dir", str(tmp_path / "runs")]
+    command = [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, QUICK), "--runs-dir", str(tmp_path / "runs")]
     done = subprocess.run([*command, "--no-track", *flags], stdout=write, stderr=write, timeout=120, check=False)
     assert done.returncode == 0
     if not flags:
@@ -630,13 +631,13 @@ def test_async_is_a_process_an_environment(monkeypatch):
 
 
 def test_wandb_mode_disabled_is_respected(tmp_path):
-    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "disabled"})
+    done = run_script(*QUICK, "--runs-dir", tmp_path, env={"WANDB_MODE": "disabled"})
     assert "disabled by WANDB_MODE" in done.stdout
     assert not list(only_run(tmp_path).glob("wandb/*run*"))
 
 
 def test_wandb_mode_offline_says_nothing_of_its_own(tmp_path):
-    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "offline"})
+    done = run_script(*QUICK, "--runs-dir", tmp_path, env={"WANDB_MODE": "offline"})
     assert done.stderr == ""
     assert list(only_run(tmp_path).glob("wandb/offline-run*"))
 
@@ -687,7 +688,7 @@ def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "algos" / "dqn.py"), "--total-timesteps", "8000", "--runs-dir", str(tmp_path),
-         "--no-track", "--eval-episodes", "0"],
+         "--hidden-sizes", "16", "--batch-size", "16", "--no-track", "--eval-episodes", "0"],
         stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(follower)
