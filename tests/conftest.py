@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Each process of the tests takes one core, as the scripts do, and pytest-xdist starts one a core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 

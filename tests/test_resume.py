@@ -121,20 +121,11 @@ CASES = {
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
+SMALL = ["--hidden-sizes", 32, 32, "--batch-size", 32]
+RARE = ["--train-frequency", 4]
 IN_CI = {
-    "rainbow": [
-        *DQN,
-        "--buffer-size",
-        600,
-        "--total-timesteps",
-        4000,
-        "--eval-interval",
-        2000,
-        "--hidden-sizes",
-        32,
-        32,
-    ],
-    "ppo": [*PPO, "--total-timesteps", 8000, "--save-interval", 250],
+    "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
+    "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
 }
 
 
@@ -176,7 +167,7 @@ def test_six_kills_change_nothing(case, tmp_path):
 def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     # Half of the time is evaluation, so that some of the signals fall into one.
-    flags = [*DQN, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
+    flags = [*DQN, *SMALL, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
     check("dqn", flags, tmp_path, numbers, seed=3, least=3, delay=0.5)
 
 
@@ -231,6 +222,7 @@ def test_a_kill_after_an_evaluation_leaves_its_row_once_in_tensorboard(log_inter
 
 def test_the_same_wandb_run_goes_on(tmp_path):
     flags = ["--eval-episodes", 1, "--total-timesteps", 3000, "--save-interval", 500, "--log-interval", 100]
+    flags += ["--no-capture-video", *SMALL]
     run_dir, stops = interrupted("dqn", flags, tmp_path, [signal.SIGKILL] * 2, random.Random(4), delay=0.2)
     assert stops == 2
     args = json.loads((run_dir / "args.json").read_text())

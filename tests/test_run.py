@@ -686,11 +686,8 @@ def test_numbers_that_json_has_not_are_null(tmp_path):
 
 def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "algos" / "dqn.py"), "--total-timesteps", "8000", "--runs-dir", str(tmp_path),
-         "--hidden-sizes", "16", "--batch-size", "16", "--no-track", "--eval-episodes", "0"],
-        stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    flags = ["--total-timesteps", 4000, "--runs-dir", tmp_path, "--no-track", "--eval-episodes", 0]
+    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower)
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):

@@ -33,9 +33,9 @@ def cold(environment):
 
 
 class Warm:
-    """What the tests use of `subprocess.Popen`, with standard input empty and text in both other streams."""
+    """What the tests use of `subprocess.Popen`, with text in both streams; or both go to the descriptor `terminal`."""
 
-    def __init__(self, words, cwd=None, env=None, start_new_session=False):
+    def __init__(self, words, cwd=None, env=None, start_new_session=False, terminal=None):
         self.returncode = None
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read at the end
         reading, writing = os.pipe()
@@ -43,7 +43,8 @@ class Warm:
         request = [[str(word) for word in words], str(cwd or os.getcwd()), dict(env or os.environ), start_new_session]
         with socket.socket(socket.AF_UNIX) as connection, open(os.devnull) as nothing:
             connection.connect(server())
-            socket.send_fds(connection, [b"."], [nothing.fileno(), writing, self.errors.fileno()])
+            streams = (writing, self.errors.fileno()) if terminal is None else (terminal, terminal)
+            socket.send_fds(connection, [b"."], [nothing.fileno(), *streams])
             connection.sendall(json.dumps(request).encode() + b"\n")
             self.answers = connection.makefile("r")
         os.close(writing)
