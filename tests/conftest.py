@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+# Each process of the tests takes one core, as the scripts do, and pytest-xdist starts one a core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
+import warm  # noqa: E402
 import worlds  # noqa: E402, F401
 
 
@@ -45,18 +49,30 @@ def load(script: Path | str):
     return module
 
 
-def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=()):
-    """Runs algos/{script}.py as a user does; returns the finished process."""
+def run_script(*flags, script="dqn", cwd=None, env=None, timeout=120, check=0, wrap=(), cold=False):
+    """Runs algos/{script}.py as a user does; returns the finished process. `cold`: in a new interpreter, 3 s slower."""
     path = ROOT / "algos" / f"{script}.py" if isinstance(script, str) else script
-    done = subprocess.run(
-        [*wrap, sys.executable, str(path), *map(str, flags)],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    words = [str(path), *map(str, flags)]
+    environment = {**os.environ, **(env or {})}
+    if cold or wrap or warm.cold(env or {}):
+        done = subprocess.run(
+            [*wrap, sys.executable, *words],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+    else:
+        done = warm.run(words, cwd, environment, timeout)
+    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_tool(*words, cwd=None, env=None, check=0):
+    """Runs `python -m common WORDS` as a user does; returns the finished process."""
+    done = warm.run(["-m", "common", *map(str, words)], cwd, {**os.environ, **(env or {})}, timeout=120)
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -8,19 +8,17 @@ import math
 import operator
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, clockless, envs_of, load, network_of, only_run, rows, run_script, same, train_with, weights
+import warm
+from conftest import ROOT, clockless, envs_of, load, only_run, rows, run_script, run_tool, same, train_with, weights
 
 import common
 
 if importlib.util.find_spec("lightning") is None:
     pytest.skip('needs pip install -e ".[lightning]"', allow_module_level=True)
 
-from test_dqn import PROBES
 
 dqn, script = load("dqn"), load("dqn_lightning")
 train = functools.partial(train_with, script)
@@ -54,13 +52,6 @@ def test_it_learns_what_dqn_learns_to_the_bit(flags, tmp_path):
     assert same(weights(ours), weights(theirs))
     assert clockless(ours) == clockless(theirs)
     assert any("losses/td_loss" in row for row in rows(ours))
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
-    first, again = train(tmp_path, **SMALL), train(tmp_path, **SMALL)
-    assert same(weights(first), weights(again))
-    assert clockless(first) == clockless(again)
-    assert not same(weights(first), weights(train(tmp_path, **SMALL, seed=2)))
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -107,24 +98,6 @@ def test_the_networks_are_on_the_device_before_the_first_steps(tmp_path):
     assert all(map(operator.is_, module.optimizer.param_groups[0]["params"], module.q_network.parameters()))
 
 
-@pytest.mark.parametrize("env_id", ["Probe-discount-v0", "Probe-both-v0"])
-def test_probe_environments_reach_their_values(env_id, tmp_path):
-    run = train(
-        tmp_path,
-        env_id=env_id,
-        gamma=0.5,
-        total_timesteps=2500,
-        learning_starts=100,
-        train_frequency=2,
-        target_network_frequency=20,
-        learning_rate=3e-3,
-        end_e=0.5,
-    )
-    for obs, expected in PROBES[env_id].items():
-        with torch.no_grad():
-            assert network_of(run)(torch.tensor([[obs]]))[0].tolist() == pytest.approx(expected, abs=0.05)
-
-
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("elsewhere")
@@ -160,10 +133,7 @@ def test_the_command_prints_and_leaves_what_dqn_does(command):
 
 def test_the_policy_is_evaluated_in_a_new_process(command):
     _, run = command
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", str(run), "--episodes", "2"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_tool("evaluate", run, "--episodes", 2)
     assert f"{rows(run)[-1]['eval/episodic_return']:.1f}" in done.stdout
 
 
@@ -212,10 +182,7 @@ def test_a_signal_ends_the_run_by_our_rules_and_keeps_what_was_learnt(when, numb
 
 def test_sigterm_ends_the_command_with_143(tmp_path):
     flags = ("--total-timesteps", "1e6", "--learning-starts", "100", "--log-interval", "200", "--runs-dir", tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "algos/dqn_lightning.py", *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = warm.Warm([ROOT / "algos/dqn_lightning.py", *flags])
     assert any("steps/s" in line for line in process.stdout)
     process.terminate()
     _, err = process.communicate(timeout=60)

@@ -148,6 +148,7 @@ def test_a_worker_that_hangs_is_named(capfd):
 
 RUN = """
 import multiprocessing, sys, time, torch, worlds
+from conftest import envs_of
 
 multiprocessing.set_start_method(sys.argv[5])
 

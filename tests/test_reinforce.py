@@ -6,11 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import envs_of, load, network_of, rows, same, train_with, weights
+from conftest import envs_of, load, rows, train_with, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import common
 
 reinforce = load("reinforce_rollout")
 train = functools.partial(train_with, reinforce)
@@ -112,106 +110,7 @@ def test_log_probabilities_against_float64():
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("baseline", [True, False])
-@pytest.mark.parametrize("env_id", ["Probe-action-v0", "Probe-both-v0"])
-def test_probe_environments_are_solved(env_id, baseline, tmp_path):
-    run = train(
-        tmp_path, env_id=env_id, baseline=baseline, total_timesteps=8000, num_steps=16, learning_rate=1e-2, gamma=0.5
-    )
-    agent = network_of(run)
-    for obs in (0.0,) if env_id == "Probe-action-v0" else (-1.0, 1.0):
-        right = 1 if env_id == "Probe-action-v0" or obs == 1.0 else 0
-        with torch.no_grad():
-            assert agent.policy(torch.tensor([[obs]])).probs[0, right] > 0.9
-
-
-@pytest.mark.parametrize(
-    ("env_id", "values"),
-    [
-        ("Probe-constant-v0", {0.0: 1.0}),
-        ("Probe-obs-v0", {-1.0: -1.0, 1.0: 1.0}),
-        ("Probe-discount-v0", {0.0: 0.5, 1.0: 1.0}),
-    ],
-)
-def test_values_reach_their_closed_forms(env_id, values, tmp_path):
-    agent = network_of(
-        train(tmp_path, env_id=env_id, gamma=0.5, total_timesteps=10_000, num_steps=16, learning_rate=1e-2)
-    )
-    for obs, value in values.items():
-        with torch.no_grad():
-            assert agent.value(torch.tensor([[obs]])).item() == pytest.approx(value, abs=0.07)
-
-
-def test_a_time_limit_is_no_end_of_the_world(tmp_path):
-    # Reward 1 for ever, cut after 5 steps: 1 / (1 - gamma). Truncation taken for death gives at most 3.4.
-    run = train(tmp_path, env_id="Endless-v0", gamma=0.8, total_timesteps=30_000, num_steps=16, learning_rate=1e-2)
-    with torch.no_grad():
-        assert network_of(run).value(torch.zeros(1, 2)).item() == pytest.approx(5.0, abs=0.25)
-
-
-@pytest.mark.parametrize("num_envs", [1, 3, 8])
-@pytest.mark.parametrize("env_id", ["Mixed-v0", "Uneven-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0"])
-def test_every_stored_pair_is_a_true_transition_and_the_budget_is_kept(env_id, num_envs, tmp_path, monkeypatch):
-    stored, learning_rates = [], []
-
-    class Spy(common.RolloutStorage):
-        def add(self, **step):
-            stored.append({name: value.clone() for name, value in step.items()})
-            super().add(**step)
-
-    def schedule(start, end, duration, t):
-        learning_rates.append((t, linear_schedule(start, end, duration, t)))
-        return learning_rates[-1][1]
-
-    linear_schedule = reinforce.linear_schedule
-    monkeypatch.setattr(common, "RolloutStorage", Spy)
-    monkeypatch.setattr(reinforce, "linear_schedule", schedule)
-    run = train(
-        tmp_path, env_id=env_id, num_envs=num_envs, num_steps=7, total_timesteps=200, learning_rate=0.5, log_interval=50
-    )
-    size = 7 * num_envs
-    rollouts = math.ceil(200 / size)
-    assert len(stored) == 7 * rollouts
-    for step in stored:
-        assert torch.equal(step["next_obs"], step["obs"] + 1)
-    assert learning_rates == [(k * size, pytest.approx(0.5 * (1 - k * size / 200))) for k in range(rollouts)]
-    assert max(row["global_step"] for row in rows(run)) <= rollouts * size
-    lengths = {"Uneven-v0": (1, 30, 4)}.get(env_id, (3, 5, 2))
-    expected, t, k = [], 0, 0
-    while t + lengths[k % 3] <= 7 * rollouts:
-        t, k = t + lengths[k % 3], k + 1
-        expected += [(t * num_envs, lengths[(k - 1) % 3])] * num_envs
-    logged = [(r["global_step"], r["charts/episodic_length"]) for r in rows(run) if "charts/episodic_length" in r]
-    assert logged == expected
-
-
 SMALL = {"env_id": "CartPole-v1", "total_timesteps": 1200, "num_envs": 2, "num_steps": 32, "log_interval": 100}
-
-
-def test_the_same_seed_gives_the_same_weights_and_evaluation_changes_none(tmp_path):
-    first = weights(train(tmp_path, **SMALL))
-    assert same(first, weights(train(tmp_path, **SMALL)))
-    assert not same(first, weights(train(tmp_path, **SMALL, seed=2)))
-    assert same(first, weights(train(tmp_path, **SMALL, eval_episodes=2, eval_interval=300)))
-
-
-def test_parameters_move_and_every_flag_of_the_algorithm_changes_what_is_learnt(tmp_path):
-    torch.manual_seed(1)
-    untrained = reinforce.Agent(envs_of("CartPole-v1", 1), reinforce.Args()).state_dict()
-    plain = weights(train(tmp_path, **SMALL))
-    for name, value in untrained.items():
-        still = value.numel() == 0 or name in ("action_scale", "action_bias")
-        assert torch.equal(value, plain[name]) == still, name
-    for flags in (
-        {"anneal_lr": False},
-        {"baseline": False},
-        {"norm_adv": False},
-        {"ent_coef": 0.1},
-        {"vf_coef": 5.0},
-        {"max_grad_norm": 0.01},
-        {"gamma": 0.5},
-    ):
-        assert not same(plain, weights(train(tmp_path, **SMALL, **flags))), flags
 
 
 def test_without_a_baseline_no_value_is_learnt(tmp_path):

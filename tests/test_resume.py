@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import clockless, load, only_run, rows, run_script, same, train_with, weights
 from fake_wandb import FakeWandb
 
@@ -22,13 +23,7 @@ TIMEOUT = 300
 
 
 def start(script, flags):
-    return subprocess.Popen(
-        [sys.executable, CHAINED, script, *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    return warm.Warm([CHAINED, script, *flags])
 
 
 def finish(process):
@@ -126,20 +121,11 @@ CASES = {
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
+SMALL = ["--hidden-sizes", 32, 32, "--batch-size", 32]
+RARE = ["--train-frequency", 4]
 IN_CI = {
-    "rainbow": [
-        *DQN,
-        "--buffer-size",
-        600,
-        "--total-timesteps",
-        4000,
-        "--eval-interval",
-        2000,
-        "--hidden-sizes",
-        32,
-        32,
-    ],
-    "ppo": [*PPO, "--total-timesteps", 8000, "--save-interval", 250],
+    "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
+    "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
 }
 
 
@@ -181,7 +167,7 @@ def test_six_kills_change_nothing(case, tmp_path):
 def test_signals_stop_with_a_checkpoint_and_change_nothing(tmp_path):
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     # Half of the time is evaluation, so that some of the signals fall into one.
-    flags = [*DQN, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
+    flags = [*DQN, *SMALL, "--eval-interval", 500, "--eval-episodes", 30, "--total-timesteps", 4000]
     check("dqn", flags, tmp_path, numbers, seed=3, least=3, delay=0.5)
 
 
@@ -236,6 +222,7 @@ def test_a_kill_after_an_evaluation_leaves_its_row_once_in_tensorboard(log_inter
 
 def test_the_same_wandb_run_goes_on(tmp_path):
     flags = ["--eval-episodes", 1, "--total-timesteps", 3000, "--save-interval", 500, "--log-interval", 100]
+    flags += ["--no-capture-video", *SMALL]
     run_dir, stops = interrupted("dqn", flags, tmp_path, [signal.SIGKILL] * 2, random.Random(4), delay=0.2)
     assert stops == 2
     args = json.loads((run_dir / "args.json").read_text())
@@ -347,11 +334,7 @@ def test_a_run_without_a_checkpoint_begins_again_in_its_place(tmp_path):
 
 
 def test_two_processes_cannot_go_on_with_one_run(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, CHAINED, "dqn", "--no-track", "--runs-dir", str(tmp_path), "--total-timesteps", "1000000"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start("dqn", ["--no-track", "--runs-dir", tmp_path, "--total-timesteps", 1_000_000])
     try:
         for line in process.stdout:
             if "dqn on" in line:

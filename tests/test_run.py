@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, envs_of, load, only_run, rows, run_script, weights
+import warm
+from conftest import ROOT, envs_of, load, only_run, rows, run_script, run_tool, weights
 from fake_wandb import FakeWandb
 
 import common
 from common.internals.console.progress import Progress
 
 SMALL = ["--env-id", "CartPole-v1", "--total-timesteps", 1500, "--learning-starts", 200, "--eval-episodes", 3]
+QUICK = [*SMALL, "--hidden-sizes", 16, "--batch-size", 16, "--no-capture-video"]
 KEYS = {
     "charts/episodic_return",
     "charts/episodic_length",
@@ -69,7 +71,7 @@ def main_run(tmp_path_factory):
     """The main job, shortened; from a folder that is not the repository."""
     cwd = tmp_path_factory.mktemp("elsewhere")
     env = {"HOME": str(cwd / "home"), "WANDB_CONFIG_DIR": str(cwd / "home")}
-    done = run_script(*SMALL, "--cuda", "--eval-interval", 600, "--wandb-tags", "a", "b", cwd=cwd, env=env)
+    done = run_script(*SMALL, "--cuda", "--eval-interval", 600, "--wandb-tags", "a", "b", cwd=cwd, env=env, cold=True)
     return done, only_run(cwd / "runs"), cwd
 
 
@@ -205,10 +207,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
     _, run_dir, cwd = main_run
     logged = [row for row in rows(run_dir) if "eval/episodic_return" in row][-1]
     film = tmp_path / "film.mp4"
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", run_dir, "--video", film],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_tool("evaluate", run_dir, "--video", film, cwd=tmp_path)
     printed = re.search(r"episodic_return (\S+) ± (\S+)  episodic_length (\S+)", done.stdout)
     expected = [logged["eval/" + key] for key in ("episodic_return", "episodic_return_std", "episodic_length")]
     assert [float(x) for x in printed.groups()] == pytest.approx(expected, rel=1e-5)
@@ -220,7 +219,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
         "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
     )
     for name in ("a", "b"):
-        subprocess.run([sys.executable, "-c", code, str(run_dir), str(tmp_path / name)], check=True, cwd=tmp_path)
+        assert warm.run(["-c", code, run_dir, tmp_path / name], cwd=tmp_path).returncode == 0
     (actions, q), (again, q_again) = torch.load(tmp_path / "a"), torch.load(tmp_path / "b")
     assert torch.equal(actions, again)
     assert torch.equal(q, q_again)
@@ -286,7 +285,7 @@ def test_an_unreachable_server_means_offline_in_one_line(server, tmp_path):
             url = "http://127.0.0.1:9"
         began = time.monotonic()
         done = run_script(
-            *SMALL, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
+            *QUICK, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
         )
         assert time.monotonic() - began < 40
     (line,) = done.stderr.splitlines()
@@ -302,7 +301,7 @@ def test_a_key_the_server_refuses_means_offline(key, tmp_path):
     server.die()
     try:
         env = {**server.env, "WANDB_API_KEY": key}
-        done = run_script(*SMALL, "--runs-dir", tmp_path / "runs", env=env)
+        done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", env=env)
         assert "wandb sync" in done.stdout.splitlines()[-1]
         assert len(done.stderr.splitlines()) == 1
     finally:
@@ -324,7 +323,8 @@ def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(dqn, "dqn_loss", dies_at_the_first_update)
     try:
         began = time.monotonic()
-        dqn.main(dqn.Args(total_timesteps=1500, eval_episodes=0, cuda=False, runs_dir=str(tmp_path)))
+        flags = {"total_timesteps": 1500, "hidden_sizes": (16,), "eval_episodes": 0, "cuda": False}
+        dqn.main(dqn.Args(**flags, runs_dir=str(tmp_path)))
         assert time.monotonic() - began < 30
     finally:
         server.close()
@@ -340,21 +340,18 @@ def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
 
 
 def start(*flags, **kwargs):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, flags)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, **kwargs,
-    )  # fmt: skip
+    return warm.Warm([ROOT / "algos" / "dqn.py", *flags], **kwargs)
 
 
 def wait_for(process, text):
     for line in process.stdout:
         if text in line:
             return
-    raise AssertionError(f"never printed {text!r}: {process.stderr.read()}")
+    raise AssertionError(f"never printed {text!r}: {process.communicate()[1]}")
 
 
 def test_a_killed_wandb_process_is_one_warning(tmp_path):
-    process = start("--total-timesteps", 12000, "--runs-dir", tmp_path, "--eval-episodes", 0)
+    process = start(*QUICK, "--total-timesteps", 12000, "--runs-dir", tmp_path, "--eval-episodes", 0)
     wait_for(process, "steps/s")
     killed = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -398,10 +395,7 @@ STOP_IT = """if True:
 @pytest.mark.parametrize("when", ["in a row", "at the end", "at exit"])
 def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
     """Stopped, not killed: nothing tells wandb that no answer will come."""
-    command = [sys.executable, "-c", STOP_IT, tmp_path, when]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=90, env=os.environ | {"WANDB_MODE": "offline"}
-    )
+    done = warm.run(["-c", STOP_IT, tmp_path, when], env=os.environ | {"WANDB_MODE": "offline"}, timeout=90)
     assert done.returncode == 0, done.stderr
     assert ("off" in done.stdout.split()) == (when == "in a row")
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
@@ -417,7 +411,7 @@ def test_a_full_disk_is_one_warning_a_sink(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("needs root, to mount a small file system")
     try:
-        process = start("--total-timesteps", 6000, "--runs-dir", disk / "runs", "--eval-episodes", 0, cwd=tmp_path)
+        process = start(*QUICK, "--total-timesteps", 6000, "--runs-dir", disk / "runs", "--eval-episodes", 0)
         wait_for(process, "steps/s")
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
@@ -488,13 +482,13 @@ def test_a_fork_in_another_folder_runs(tmp_path):
     fork.write_text(
         (ROOT / "algos" / "dqn.py").read_text().replace("nn.Linear(width, size)", "nn.Linear(width, size, False)")
     )
-    run_script(*SMALL, script=fork, cwd=tmp_path)
+    run_script(*SMALL, "--no-capture-video", "--no-track", script=fork, cwd=tmp_path)
     run_dir = only_run(tmp_path / "runs")
     assert "__my_dqn__" in run_dir.name
     assert (run_dir / "source" / "my_dqn.py").read_text() == fork.read_text()
     assert "network.3.bias" not in weights(run_dir)
     fork.unlink()
-    subprocess.run([sys.executable, "-m", "common", "evaluate", run_dir], check=True, capture_output=True)
+    run_tool("evaluate", run_dir)
 
 
 @pytest.mark.parametrize("script", ["dqn", "rainbow", "ppo", "sac", "reinforce_rollout", "dqn_lightning"])
@@ -560,10 +554,10 @@ def test_a_bug_in_a_fork_is_exit_1_and_says_where(tmp_path):
     fork.write_text(
         (ROOT / "algos" / "dqn.py").read_text().replace("        obs = next_obs\n", "        obs = nxt_obs\n")
     )
-    done = run_script(*SMALL, script=fork, cwd=tmp_path, check=1)
+    done = run_script(*QUICK, script=fork, cwd=tmp_path, check=1)
     (line,) = done.stderr.splitlines()
     assert re.match(r"error: NameError: name 'nxt_obs' is not defined.* \(fork.py:\d+\); --debug shows", line)
-    assert "Traceback" in run_script(*SMALL, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
+    assert "Traceback" in run_script(*QUICK, "--no-track", "--debug", script=fork, cwd=tmp_path, check=1).stderr
 
 
 def test_a_run_directory_that_cannot_be_made_is_exit_6(tmp_path):
@@ -575,19 +569,18 @@ def test_a_run_directory_that_cannot_be_made_is_exit_6(tmp_path):
 
 def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
     dqn = load("dqn")
-    base = {"total_timesteps": 300, "learning_starts": 100, "eval_episodes": 1, "cuda": False, "track": False}
+    base = {"total_timesteps": 300, "learning_starts": 200, "eval_episodes": 1, "cuda": False, "track": False}
+    base |= {"capture_video": False, "hidden_sizes": (16,)}
 
     def run(**flags):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         dqn.main(dqn.Args(**{**base, "runs_dir": str(folder), **flags}))
         return only_run(folder), capsys.readouterr().out
 
-    plain, _ = run()
+    plain, _ = run(capture_video=True)
     assert not (plain / "wandb").exists()  # --no-track
     assert (plain / "videos").exists()
-    tracked, out = run(
-        track=True, capture_video=False, wandb_name="n", wandb_project="q", wandb_notes="why", wandb_entity="e"
-    )
+    tracked, out = run(track=True, wandb_name="n", wandb_project="q", wandb_notes="why", wandb_entity="e")
     assert "wandb sync" in out
     assert not (tracked / "videos").exists()
     (record,) = of_kind(wandb_records(tracked)[1], "run")
@@ -623,7 +616,7 @@ def test_nobody_reading_ends_no_run(flags, tmp_path):
     """Both streams closed at once, as by `2>&1 | true`."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, SMALL), "--runs-dir", str(tmp_path / "runs")]
+    command = [sys.executable, str(ROOT / "algos" / "dqn.py"), *map(str, QUICK), "--runs-dir", str(tmp_path / "runs")]
     done = subprocess.run([*command, "--no-track", *flags], stdout=write, stderr=write, timeout=120, check=False)
     assert done.returncode == 0
     if not flags:
@@ -638,13 +631,13 @@ def test_async_is_a_process_an_environment(monkeypatch):
 
 
 def test_wandb_mode_disabled_is_respected(tmp_path):
-    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "disabled"})
+    done = run_script(*QUICK, "--runs-dir", tmp_path, env={"WANDB_MODE": "disabled"})
     assert "disabled by WANDB_MODE" in done.stdout
     assert not list(only_run(tmp_path).glob("wandb/*run*"))
 
 
 def test_wandb_mode_offline_says_nothing_of_its_own(tmp_path):
-    done = run_script(*SMALL, "--runs-dir", tmp_path, env={"WANDB_MODE": "offline"})
+    done = run_script(*QUICK, "--runs-dir", tmp_path, env={"WANDB_MODE": "offline"})
     assert done.stderr == ""
     assert list(only_run(tmp_path).glob("wandb/offline-run*"))
 
@@ -693,11 +686,8 @@ def test_numbers_that_json_has_not_are_null(tmp_path):
 
 def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "algos" / "dqn.py"), "--total-timesteps", "8000", "--runs-dir", str(tmp_path),
-         "--no-track", "--eval-episodes", "0"],
-        stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    flags = ["--total-timesteps", 4000, "--runs-dir", tmp_path, "--no-track", "--eval-episodes", 0]
+    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower)
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):
@@ -720,21 +710,17 @@ def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):
 
 
 def test_a_run_directory_without_a_policy_is_exit_3(tmp_path):
-    for command in ([tmp_path], [tmp_path / "nothing"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "common", "evaluate", *command], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 3
+    for folder in (tmp_path, tmp_path / "nothing"):
+        done = run_tool("evaluate", folder, cwd=tmp_path, check=3)
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "evaluate", tmp_path, "--render", "human"],
-        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if "DISPLAY" not in k},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "no screen" in done.stderr
-    done = subprocess.run([sys.executable, "-m", "common", "evaluat"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
+
+
+def test_a_window_without_a_screen_and_an_unknown_tool_are_one_line(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if "DISPLAY" in name]:
+        monkeypatch.delenv(name)
+    assert "no screen" in run_tool("evaluate", tmp_path, "--render", "human", check=2).stderr
+    done = run_tool("evaluat", cwd=tmp_path, check=2)
     assert re.search(r"there are: ([\w-]+, )*evaluate", done.stderr)
 
 
@@ -749,7 +735,6 @@ def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=True)
     torch.save({"network": Evil()}, copy / "policy.pt")
-    done = subprocess.run([sys.executable, "-m", "common", "evaluate", copy], capture_output=True, text=True)
-    assert done.returncode == 3
+    done = run_tool("evaluate", copy, check=3)
     assert done.stderr.startswith("error: the policy in")
     assert not (tmp_path / "marker").exists()

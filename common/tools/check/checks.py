@@ -311,7 +311,7 @@ def flags(harness: Harness) -> str:
     untried, tried = [], 0
     for name, values in own.items():
         # first as it is; then with other actions; then with each switch turned, those of a similar name first
-        nearest = sorted(switches, key=lambda other: -len(os.path.commonprefix([name, other])))  # noqa: RUF071
+        nearest = sorted(switches, key=lambda x: (-len(os.path.commonprefix([name, x])), x not in harness.epsilon))  # noqa: RUF071
         settings: list[dict[str, Any]] = [{}, *({other: switches[other]} for other in nearest if other != name)]
         outcomes: list[bool | None] = []
         for switched, space in itertools.product(settings, harness.spaces):
@@ -375,6 +375,10 @@ def schedules(harness: Harness) -> str:
             line = harness.small[rate], harness.small[rate] * (not annealed), total
             logged = harness.base(**given).logged("charts/learning_rate")
             said.append(_on_line(logged, f"learning_rate {'--' if annealed else '--no-'}anneal-lr", line, slack))
+        both = [
+            harness.base(**given).weights for given in ({}, {"anneal_lr": not harness.flags["anneal_lr"]["default"]})
+        ]
+        fail_if(_equal(*both), "--anneal-lr changes no weight: the optimizer does not use the rate that is logged")
     if {"start_e", "end_e", "exploration_fraction"} <= harness.flags.keys():
         start, end, share = (harness.flags[name]["default"] for name in ("start_e", "end_e", "exploration_fraction"))
         said.append(
