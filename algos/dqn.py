@@ -4,16 +4,13 @@
 
 Differs from the paper:
 1. Double Q-learning (van Hasselt et al., 2016: https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
+   rainbow.py has dueling networks, n-step returns, prioritized replay, C51 and NoisyNet as well.
 2. Adam instead of RMSProp, its learning rate annealed to zero (`--no-anneal-lr` keeps it), and the squared error.
-3. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
-4. Rewards are clipped with `--clip-rewards` only. In Atari games a lost life is a termination, and the game goes on.
+3. A truncated episode bootstraps from its last observation; a terminated one does not bootstrap.
+4. Rewards are clipped only with `--clip-rewards`. In Atari games a lost life is a termination, but the game goes on.
 
-Dueling networks, n-step returns, prioritized replay, C51 and NoisyNet are in rainbow.py.
-
-Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
-charts/learning_rate, charts/SPS; charts/episodic_return and charts/episodic_length, means since the last row;
-eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval; health/*: docs/health.md.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/td_loss, losses/q_values (mean Q of the actions taken), charts/epsilon, charts/learning_rate; all
+metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import copy
@@ -31,19 +28,19 @@ import common
 @dataclass
 class Args(common.RunArgs):
     total_timesteps: int = 50_000
-    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    """environment steps over all environments"""
     eval_interval: int = 25_000
-    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    """environment steps between evaluations (0: only at the end)"""
     buffer_size: int = 100_000
-    """transitions kept for replay"""
+    """transitions in the replay"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers (flat observations)"""
     learning_rate: float = 2.3e-3
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     anneal_lr: bool = True
-    """anneal the learning rate linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -53,19 +50,19 @@ class Args(common.RunArgs):
     target_network_frequency: int = 128
     """environment steps between target network updates"""
     tau: float = 1.0
-    """share of the online network copied into the target (1.0 is a hard copy)"""
+    """weight of the online network in a target update (1: copy)"""
     start_e: float = 1.0
-    """exploration rate at the start"""
+    """epsilon at the start"""
     end_e: float = 0.1
-    """exploration rate at the end"""
+    """epsilon at the end"""
     exploration_fraction: float = 0.3
-    """share of total_timesteps over which the exploration rate falls"""
+    """fraction of total_timesteps over which epsilon falls"""
     double: bool = True
-    """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    """double DQN; --no-double is the target of 2015"""
     terminal_on_life_loss: bool = True
-    """in Atari games, learn from a lost life as from a termination; the game goes on"""
+    """treat a lost life as a termination (Atari)"""
     clip_rewards: bool = False
-    """learn from the sign of each reward (the paper's Atari setting); the true score is logged"""
+    """learn from the sign of each reward (Atari)"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -96,7 +93,7 @@ class QNetwork(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
@@ -141,7 +138,7 @@ def main(args: Args) -> None:
     def act(obs: Tensor, epsilon: float) -> Tensor:
         explore = torch.rand(len(obs)) < epsilon
         actions = torch.randint(envs.single_action_space.n, (len(obs),))
-        if not explore.all():  # the network is asked only where it decides
+        if not explore.all():
             actions = torch.where(explore, actions, q_network.greedy(obs.to(device)).cpu())
         return actions
 
@@ -150,7 +147,7 @@ def main(args: Args) -> None:
         loss, metrics = dqn_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
-        common.sync_grads(q_network.parameters())  # their mean over the processes of torchrun
+        common.sync_grads(q_network.parameters())  # mean over the processes of torchrun
         optimizer.step()
         return metrics
 

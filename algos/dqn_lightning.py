@@ -3,16 +3,13 @@
     pip install -e ".[lightning]"
     python algos/dqn_lightning.py --env-id CartPole-v1 --cuda
 
-It shows how a trainer of your own meets this project's storage and runs. Lightning's Trainer draws batches from a
-DataLoader over the live replay, steps the optimizer, and calls back after each update; then the game goes on, up to
-where the next update is due. The algorithm is that of dqn.py, and so are its departures from the paper: to the bit the
-same weights come out for the same flags. Left out are images and clipped rewards.
+This shows how to use the replay and the runs of this project with another trainer. Lightning's Trainer draws batches
+from a DataLoader over the replay and steps the optimizer; after each update a callback steps the environments until
+the next update is due. The algorithm is that of dqn.py, and the same flags give the same weights to the bit. Images and
+clipped rewards are left out.
 
-Logged: losses/td_loss and losses/q_values (mean Q of the actions taken) of the last update, charts/epsilon,
-charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as charts/episodic_return and
-charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
-Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/td_loss, losses/q_values (mean Q of the actions taken), charts/epsilon, charts/learning_rate; all
+metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import copy
@@ -36,19 +33,19 @@ import common
 @dataclass
 class Args(common.RunArgs):
     total_timesteps: int = 50_000
-    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    """environment steps over all environments"""
     eval_interval: int = 25_000
-    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    """environment steps between evaluations (0: only at the end)"""
     buffer_size: int = 100_000
-    """transitions kept for replay"""
+    """transitions in the replay"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers"""
     learning_rate: float = 2.3e-3
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     anneal_lr: bool = True
-    """anneal the learning rate linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -58,15 +55,15 @@ class Args(common.RunArgs):
     target_network_frequency: int = 128
     """environment steps between target network updates"""
     tau: float = 1.0
-    """share of the online network copied into the target (1.0 is a hard copy)"""
+    """weight of the online network in a target update (1: copy)"""
     start_e: float = 1.0
-    """exploration rate at the start"""
+    """epsilon at the start"""
     end_e: float = 0.1
-    """exploration rate at the end"""
+    """epsilon at the end"""
     exploration_fraction: float = 0.3
-    """share of total_timesteps over which the exploration rate falls"""
+    """fraction of total_timesteps over which epsilon falls"""
     double: bool = True
-    """double DQN: the online network selects the action whose target value is used; --no-double is the 2015 target"""
+    """double DQN; --no-double is the target of 2015"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -98,7 +95,7 @@ class QNetwork(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
@@ -124,14 +121,14 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 
 class DQN(lightning.LightningModule):
-    """Learns from the batches that Lightning hands it, and plays between them."""
+    """Learns from Lightning's batches, and steps the environments between them."""
 
     def __init__(self, envs: common.Envs, args: Args, run: common.Run, device: torch.device) -> None:
         super().__init__()
         self.envs, self.args, self.run = envs, args, run
         self.q_network = QNetwork(envs, args)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
-        self.to(device)  # Lightning would do so in fit(), which is after the first steps
+        self.to(device)  # Lightning does so in fit(), after the first environment steps
         self.optimizer = torch.optim.Adam(self.q_network.parameters(), lr=args.learning_rate, fused=True)
         self.replay = common.ReplayBuffer(args.buffer_size, envs.num_envs, device)
         self.data = common.ReplayDataset(self.replay, args.batch_size)
@@ -147,17 +144,17 @@ class DQN(lightning.LightningModule):
         self.evaluation = common.Evaluation(run, self.q_network.greedy)
         self.env_step = 0  # `global_step` is Lightning's name for the number of updates
         self.playing = self.play()
-        self.on_sigterm = signal.getsignal(signal.SIGTERM)  # that of `run`
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)  # the handler of `run`
 
     def train_dataloader(self) -> DataLoader:
-        # the generator of its own keeps the loader from drawing a worker seed, that nobody uses, from ours
+        # with its own generator the loader draws no seed for workers from the global one
         return DataLoader(self.data, batch_size=None, generator=torch.Generator())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer
 
     def on_train_start(self) -> None:
-        signal.signal(signal.SIGTERM, self.on_sigterm)  # Lightning's own would end the run between two checkpoints
+        signal.signal(signal.SIGTERM, self.on_sigterm)  # Lightning's handler would stop without a checkpoint
 
     def training_step(self, batch: SimpleNamespace, batch_idx: int) -> Tensor:
         loss, metrics = dqn_loss(self.q_network, self.target_network, batch, self.args)
@@ -171,12 +168,12 @@ class DQN(lightning.LightningModule):
     def act(self, obs: Tensor, epsilon: float) -> Tensor:
         explore = torch.rand(len(obs)) < epsilon
         actions = torch.randint(self.envs.single_action_space.n, (len(obs),))
-        if not explore.all():  # the network is asked only where it decides
+        if not explore.all():
             actions = torch.where(explore, actions, self.q_network.greedy(obs.to(self.device)).cpu())
         return actions
 
     def play(self) -> Iterator[None]:
-        """The loop of dqn.py; where an update is due, it waits for one."""
+        """The loop of dqn.py; it yields when an update is due."""
         args, run, envs = self.args, self.run, self.envs
         obs, _ = envs.reset(seed=args.seed)
         obs, self.env_step = self.checkpoint.restore(obs)
@@ -221,15 +218,16 @@ def main(args: Args) -> None:
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:
-        common.fail(f"this script takes flat observations; {args.env_id} has images, for which there is dqn.py")
+        common.fail(f"this script takes flat observations; {args.env_id} has images: use dqn.py")
     if args.compile:
-        common.fail("--compile is for dqn.py: here the update is Lightning's")
+        common.fail("this script has no --compile: Lightning runs the update; use dqn.py")
     run = common.track(args, device)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips between our lines
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__`")  # matters to loaders with workers,
-    warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")  # which replay refuses
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")  # a warning about Lightning's own code
+    # The next two are about worker processes, which a replay cannot have.
+    warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__`")
+    warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")
     dqn = DQN(envs, args, run, device)
     trainer = lightning.Trainer(
         max_epochs=1,
@@ -240,10 +238,10 @@ def main(args: Args) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    next(dqn.playing, None)  # to the first update
+    next(dqn.playing, None)  # until the first update is due
     try:
         trainer.fit(dqn)
-    except SIGTERMException:  # Lightning looks out for signals too, and would exit with code 0
+    except SIGTERMException:  # Lightning would exit with code 0
         run.stop(dqn.env_step)
 
     envs.close()

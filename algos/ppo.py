@@ -1,30 +1,26 @@
-"""Proximal policy optimisation. Schulman et al., 2017: https://arxiv.org/abs/1707.06347
+"""Proximal policy optimisation (PPO). Schulman et al., 2017: https://arxiv.org/abs/1707.06347
 
     python algos/ppo.py --env-id CartPole-v1 --cuda
     torchrun --nproc-per-node 2 algos/ppo.py --env-id HalfCheetah-v5
 
-Details that decide whether it works (Huang et al., 2022: https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details):
-orthogonal initialisation with gain 0.01 on the policy's head, Adam with eps 1e-5, advantages normalised per minibatch,
-a learning rate annealed to zero, a clipped global gradient norm, optionally a clipped value loss; for MuJoCo normalised
-observations and scaled rewards (--norm-obs --norm-reward), for Atari games one CNN for policy and value, and clipped
-rewards (--clip-rewards).
+Implementation details that matter (Huang et al., 2022:
+https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details): orthogonal initialisation with gain 0.01 for
+the policy head, Adam with eps 1e-5, advantages normalised per minibatch, learning rate annealed to zero, gradient norm
+clipped, optionally the value loss clipped. MuJoCo: `--norm-obs --norm-reward`. Atari: one CNN for policy and value,
+`--clip-rewards`.
 
-Differs from the paper and from that list:
-1. An episode cut by a time limit bootstraps from the value of the observation it ended on; GAE's trace is cut at both
-   ends, the bootstrap at terminations only (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
-2. Values and log-probabilities are computed in one batch after the rollout, by the same weights that acted.
-3. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension, so that they do not depend on the
-   environment's units; a dimension without two finite bounds is learnt as it is. What lies outside is clipped.
-4. One set of observation statistics for all environments, which changes between rollouts, never inside one. Rewards
-   are scaled after the rollout. Where an Atari game loses a life the learner sees a termination; the game goes on.
+Differs from the paper and that list:
+1. A truncated episode bootstraps from the value of its last observation. The trace of GAE is cut at terminations and
+   truncations, the bootstrap only at terminations (Schulman et al., 2016: https://arxiv.org/abs/1506.02438).
+2. Values and log-probabilities are computed in one batch after the rollout, with the weights that acted.
+3. Box actions are learned in [-1, 1] and scaled to the bounds of each dimension, so they do not depend on the
+   environment's units. A dimension without two finite bounds is not scaled. Actions out of bounds are clipped.
+4. All environments share one set of observation statistics, updated only between rollouts. Rewards are scaled after
+   the rollout. In Atari games a lost life is a termination, but the game goes on.
 
-Logged for the last minibatch of the row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy,
-losses/approx_kl, losses/old_approx_kl, losses/clipfrac; for the whole rollout: losses/explained_variance, losses/values
-(mean predicted value); charts/learning_rate, charts/SPS, and the mean of the episodes since the last row as
-charts/episodic_return and charts/episodic_length; eval/episodic_return, eval/episodic_return_std, eval/episodic_length,
-videos/eval.
-Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/policy_loss, losses/value_loss, losses/entropy, losses/approx_kl, losses/old_approx_kl, losses/clipfrac
+(of the last minibatch); losses/explained_variance, losses/values (mean predicted value; of the last rollout);
+charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import itertools
@@ -43,49 +39,49 @@ import common
 @dataclass
 class Args(common.RunArgs):
     total_timesteps: int = 100_000
-    """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    """environment steps over all environments, in whole rollouts"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """units of the hidden layers of each network (flat observations)"""
+    """units of the hidden layers (flat observations)"""
     logstd_init: float = 0.0
-    """logarithm of the standard deviation that Box actions are first drawn with"""
+    """initial log standard deviation of Box actions"""
     num_envs: int = 8
-    """parallel environments in total, over all processes of torchrun"""
+    """parallel environments, in total over all processes"""
     num_steps: int = 32
     """steps of each environment per rollout"""
     learning_rate: float = 1e-3
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     anneal_lr: bool = True
-    """anneal the learning rate linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero"""
     gamma: float = 0.98
     """discount factor"""
     gae_lambda: float = 0.8
-    """decay of the advantage's trace: 0 is one step, 1 the whole return"""
+    """lambda of generalised advantage estimation"""
     num_minibatches: int = 1
-    """parts a rollout is split into, each epoch anew"""
+    """minibatches per epoch"""
     update_epochs: int = 20
-    """times a rollout is used"""
+    """epochs over each rollout"""
     norm_adv: bool = True
-    """bring the advantages of a minibatch to mean 0 and standard deviation 1"""
+    """normalise the advantages of each minibatch"""
     clip_coef: float = 0.2
     """clip range of the probability ratio"""
     clip_vloss: bool = False
-    """clip the change of the value by clip_coef as well"""
+    """clip the change of the value to clip_coef"""
     ent_coef: float = 0.0
     """weight of the entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 0.5
-    """largest norm of the gradient; a longer one is scaled down"""
+    """largest gradient norm; larger gradients are scaled down"""
     norm_obs: bool = False
-    """bring flat observations to mean 0 and standard deviation 1 by running statistics, kept in policy.pt"""
+    """normalise flat observations by running statistics"""
     norm_reward: bool = False
-    """divide rewards by the running standard deviation of their discounted sum; the true score is logged"""
+    """divide rewards by the running deviation of the return"""
     terminal_on_life_loss: bool = True
-    """in Atari games, learn from a lost life as from a termination; the game goes on"""
+    """treat a lost life as a termination (Atari)"""
     clip_rewards: bool = False
-    """learn from the sign of each reward (usual for Atari games); the true score is logged"""
+    """learn from the sign of each reward (Atari)"""
     target_kl: float | None = None
-    """end a rollout's updates after the epoch whose last minibatch has a larger approximate KL divergence"""
+    """stop the epochs of a rollout above this approximate KL"""
     log_interval: int = 2_000
     """environment steps between logged rows"""
 
@@ -102,7 +98,7 @@ class Agent(nn.Module):
 
     action_scale: Tensor
     action_bias: Tensor
-    invalid: Tensor | None  # bool [parts, largest n]: outputs beyond the n of a part of a MultiDiscrete action
+    invalid: Tensor | None  # bool [parts, max n] of a MultiDiscrete action: outputs beyond the n of a part
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
@@ -124,7 +120,7 @@ class Agent(nn.Module):
             return nn.Sequential(*itertools.chain(*hidden), layer_init(nn.Linear(sizes[-1], out_dim), std))
 
         invalid, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
-        if isinstance(space, MultiDiscrete):  # each part has as many outputs as the largest
+        if isinstance(space, MultiDiscrete):  # each part has max n outputs
             nvec = torch.as_tensor(space.nvec).flatten()
             invalid = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
             num_outputs = invalid.numel()
@@ -154,22 +150,22 @@ class Agent(nn.Module):
     def outputs(self, features: Tensor) -> Tensor:
         """Logits [B, n], or [B, parts, n] with -inf for invalid choices; means [B, n] of a Box action."""
         out = self.actor(features)
-        return (
-            out if self.invalid is None else out.unflatten(1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
-        )
+        if self.invalid is None:
+            return out
+        return out.unflatten(1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
 
     def value(self, obs: Tensor) -> Tensor:
         return self.critic(self.features(obs)).squeeze(1)
 
     def sample(self, obs: Tensor) -> Tensor:
-        """Actions drawn from the policy, without building the distribution, which takes longer."""
+        """Actions drawn from the policy; faster than building the distribution."""
         out = self.outputs(self.features(obs))
         if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
     def in_env_units(self, actions: Tensor) -> Tensor:
-        """Box actions stretched from [-1, 1] to the bounds of each dimension; where there are none, as they are."""
+        """Box actions scaled from [-1, 1] to the bounds of each dimension; without bounds unchanged."""
         if self.discrete:
             return actions
         return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
@@ -180,7 +176,7 @@ class Agent(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
@@ -243,7 +239,7 @@ def main(args: Args) -> None:
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:
-        common.fail("--norm-obs is for flat observations; images are divided by 255 as it is")
+        common.fail("--norm-obs is for flat observations; images are divided by 255 instead")
     if args.num_steps * envs.num_envs < 2 * args.num_minibatches:
         common.fail("--num-minibatches must leave at least 2 samples each: one has no standard deviation")
 
@@ -261,7 +257,7 @@ def main(args: Args) -> None:
         loss, metrics = ppo_loss(agent, mb, args)
         optimizer.zero_grad()
         loss.backward()
-        common.sync_grads(agent.parameters())  # their mean over the processes of torchrun
+        common.sync_grads(agent.parameters())  # mean over the processes of torchrun
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
         optimizer.step()
         return metrics
@@ -311,7 +307,7 @@ def main(args: Args) -> None:
                 metrics = update(mb)
             if args.target_kl is not None and common.global_mean(metrics["losses/approx_kl"]) > args.target_kl:
                 break
-        if agent.obs_rms is not None:  # not before: one rollout is acted and learnt by under the same statistics
+        if agent.obs_rms is not None:  # after the updates, which need the statistics that acted
             agent.obs_rms.update(rollout.obs)
         rollout.clear()
 

@@ -2,26 +2,24 @@
 
     python algos/rainbow.py --env-id CartPole-v1 --cuda
 
-DQN with six extensions, each a flag, all on by default; with all off it is dqn.py, to the bit.
+DQN with six extensions, each a flag. All are on by default; with all off, the weights equal those of dqn.py to the bit.
 1. `--double` Q-learning (van Hasselt et al., 2016: https://arxiv.org/abs/1509.06461).
 2. `--dueling` networks (Wang et al., 2016: https://arxiv.org/abs/1511.06581), from the last hidden layer on.
-3. `--n-step 3`: returns of three rewards (Sutton, 1988), not corrected for an older policy; `--n-step 1` is DQN's.
-4. `--prioritized-replay` (Schaul et al., 2016: https://arxiv.org/abs/1511.05952), by the KL divergence that is learnt
-   from, or with `--no-distributional` by the TD error.
-5. `--distributional`: C51 (Bellemare et al., 2017: https://arxiv.org/abs/1707.06887). Set `--v-min` and `--v-max`.
-6. `--noisy` linear layers, from the last hidden layer on, in place of epsilon (Fortunato et al., 2018:
-   https://arxiv.org/abs/1706.10295). Each forward pass draws its noise anew, as in their algorithm 1: to act, for each
-   environment, and for each of the three passes of an update, once for the batch. Evaluation uses the mean weights.
+3. `--n-step 3`: returns of three rewards (Sutton, 1988), without off-policy correction; `--n-step 1` is DQN's.
+4. `--prioritized-replay` (Schaul et al., 2016: https://arxiv.org/abs/1511.05952): priorities are the KL divergence, or
+   with `--no-distributional` the absolute TD error.
+5. `--distributional`: C51 (Bellemare et al., 2017: https://arxiv.org/abs/1707.06887). Set `--v-min` and `--v-max` to
+   the smallest and largest discounted return: for CartPole 0 and 1 / (1 - gamma) = 100.
+6. `--noisy` linear layers instead of epsilon, from the last hidden layer on (Fortunato et al., 2018:
+   https://arxiv.org/abs/1706.10295). Each forward pass draws new noise, as in their algorithm 1: to act one draw per
+   environment, in an update one per pass. Evaluation uses the mean weights.
 
-Differs from the paper: layers, learning rate and target updates are for small tasks; Adam's learning rate falls to zero
-(`--no-anneal-lr` keeps it); rewards are clipped with `--clip-rewards` only.
+Differs from the paper: layers, learning rate and target updates suit small tasks; Adam's learning rate is annealed to
+zero (`--no-anneal-lr` keeps it); rewards are clipped only with `--clip-rewards`.
 
-Logged: losses/td_loss (the mean KL divergence, or squared TD error) and losses/q_values (mean Q of the actions taken)
-of the last update; losses/clipped_return, by how much targets were moved into the support, on average and in units of
-the return: above 0 the support is too narrow; charts/epsilon, charts/learning_rate, charts/SPS; charts/episodic_return
-and charts/episodic_length, means since the last row; eval/episodic_return, eval/episodic_return_std,
-eval/episodic_length, videos/eval; health/*: docs/health.md.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/td_loss (mean KL divergence or squared TD error), losses/q_values (mean Q of the actions taken),
+losses/clipped_return (mean distance by which targets were moved into the support; above 0 the support is too narrow),
+charts/epsilon, charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import copy
@@ -39,19 +37,19 @@ import common
 @dataclass
 class Args(common.RunArgs):
     total_timesteps: int = 50_000
-    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    """environment steps over all environments"""
     eval_interval: int = 25_000
-    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    """environment steps between evaluations (0: only at the end)"""
     buffer_size: int = 100_000
-    """transitions kept for replay"""
+    """transitions in the replay"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of the hidden layers (flat observations)"""
     learning_rate: float = 2e-3
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     anneal_lr: bool = True
-    """anneal the learning rate linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero"""
     batch_size: int = 64
     """transitions per update"""
     gamma: float = 0.99
@@ -61,39 +59,39 @@ class Args(common.RunArgs):
     target_network_frequency: int = 128
     """environment steps between target network updates"""
     tau: float = 1.0
-    """share of the online network copied into the target (1.0 is a hard copy)"""
+    """weight of the online network in a target update (1: copy)"""
     start_e: float = 1.0
-    """exploration rate at the start (with --no-noisy)"""
+    """epsilon at the start (--no-noisy)"""
     end_e: float = 0.1
-    """exploration rate at the end (with --no-noisy)"""
+    """epsilon at the end (--no-noisy)"""
     exploration_fraction: float = 0.3
-    """share of total_timesteps over which the exploration rate falls (with --no-noisy)"""
+    """fraction of total_timesteps over which epsilon falls (--no-noisy)"""
     double: bool = True
-    """double DQN: the online network selects the action whose target value is used"""
+    """double DQN"""
     dueling: bool = True
-    """dueling network: a state value plus the advantages less their mean, from two streams"""
+    """dueling network: value and advantage streams"""
     n_step: int = 3
-    """rewards added up before the target network's value; 1 is DQN's target"""
+    """rewards in each return"""
     prioritized_replay: bool = True
-    """draw transitions in proportion to their last loss or |TD error|, to the power of prioritized_replay_alpha"""
+    """prioritized replay, by the last loss or |TD error|"""
     prioritized_replay_alpha: float = 0.5
-    """how far priorities decide what is drawn (0 is uniform)"""
+    """exponent of the priorities (0: uniform)"""
     prioritized_replay_beta: float = 0.4
-    """how far weights make up for it at the start; grows linearly to 1 at total_timesteps"""
+    """initial exponent of the importance weights; rises to 1"""
     distributional: bool = True
-    """C51: learn the distribution of the return on num_atoms values from v_min to v_max, by cross-entropy"""
+    """C51: learn the distribution of the return"""
     v_min: float = 0.0
-    """smallest discounted return; CartPole's are from 0 to 1 / (1 - gamma) = 100: for another task, set both ends"""
+    """lowest atom of the return"""
     v_max: float = 100.0
-    """largest discounted return; losses/clipped_return is above 0 if returns lie outside"""
+    """highest atom of the return"""
     num_atoms: int = 51
     """atoms of the distribution"""
     noisy: bool = True
-    """noisy layers, from the last hidden one on, and no epsilon"""
+    """noisy layers instead of epsilon"""
     terminal_on_life_loss: bool = True
-    """in Atari games, learn from a lost life as from a termination; the game goes on"""
+    """treat a lost life as a termination (Atari)"""
     clip_rewards: bool = False
-    """learn from the sign of each reward (DQN's Atari setting); the true score is logged"""
+    """learn from the sign of each reward (Atari)"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -101,8 +99,8 @@ class Args(common.RunArgs):
 class NoisyLinear(nn.Linear):
     """(μ_w + σ_w ∘ ε_w) x + μ_b + σ_b ∘ ε_b, with ε_w = f(ε_out) f(ε_in)ᵀ, ε_b = f(ε_out) and f(x) = sign(x) √|x|.
 
-    Fortunato et al. (2018), equations 9 to 11. ε_in and ε_out are drawn at each call, once for all rows, from torch's
-    generator; in evaluation mode they are 0. `weight` and `bias` are the means μ.
+    Fortunato et al. (2018), equations 9 to 11. Each call draws ε_in and ε_out once for the whole batch; in evaluation
+    mode they are 0. `weight` and `bias` are the means μ.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -180,19 +178,19 @@ class QNetwork(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
 def project(probs: Tensor, returns: Tensor, support: Tensor) -> Tensor:
     """The categorical projection Φ of Bellemare et al. (2017), equation 7: probabilities [B, N] of the support's atoms.
 
-    Each return is moved into the support and its probability shared by the two atoms around it, the nearer one getting
-    more: (Φp)_j = Σ_i p_i max(0, 1 - |clip(returns_i) - z_j| / Δz). Within the support the mean stays as it is.
+    Each return is clipped to the support and its probability is split between the two nearest atoms:
+    (Φp)_j = Σ_i p_i max(0, 1 - |clip(returns_i) - z_j| / Δz). Within the support this keeps the mean.
 
     Args:
-        probs: [B, N], of `returns` [B, N], which may lie anywhere.
-        support: [N], N >= 2, rising in equal steps Δz.
+        probs: [B, N], the probabilities of `returns` [B, N].
+        support: [N], N >= 2, in equal steps Δz.
     """
     returns = returns.clamp(support[0], support[-1])
     distance = (returns.unsqueeze(1) - support.unsqueeze(1)).abs() / (support[1] - support[0])  # [B, j, i]
@@ -202,9 +200,9 @@ def project(probs: Tensor, returns: Tensor, support: Tensor) -> Tensor:
 def rainbow_loss(
     q_network: QNetwork, target_network: QNetwork, batch: SimpleNamespace, args: Args
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Loss towards r + γ Z_target(s', a*), the error of each transition [B], for its priority, and metrics.
+    """Loss towards r + γ Z_target(s', a*), the error of each transition [B] as its priority, and metrics.
 
-    The loss is the KL divergence of the two distributions, whose gradient is that of their cross-entropy, or without
+    The loss is the KL divergence of the two distributions (its gradient is that of the cross-entropy), or without
     distributions the squared TD error. With n steps, r is r_0 + ... + γ^(n-1) r_(n-1), γ is γ^n, and s' is n steps on.
     """
 
@@ -253,7 +251,6 @@ def main(args: Args) -> None:
     q_network = QNetwork(envs, args).to(device)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    alpha = args.prioritized_replay_alpha if args.prioritized_replay else None
     replay = common.ReplayBuffer(
         args.buffer_size,
         envs.num_envs,
@@ -261,7 +258,7 @@ def main(args: Args) -> None:
         n_step=args.n_step,
         gamma=args.gamma,
         frame_stack=envs.frame_stack,
-        alpha=alpha,
+        alpha=args.prioritized_replay_alpha if args.prioritized_replay else None,
     )
     run = common.track(args, device)
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "replay": replay}
@@ -273,8 +270,8 @@ def main(args: Args) -> None:
     def act(obs: Tensor, epsilon: float) -> Tensor:
         explore = torch.rand(len(obs)) < epsilon
         actions = torch.randint(envs.single_action_space.n, (len(obs),))
-        if not explore.all():  # the network is asked only where it decides
-            groups = obs.to(device).split(1 if args.noisy else len(obs))  # each environment has noise of its own
+        if not explore.all():
+            groups = obs.to(device).split(1 if args.noisy else len(obs))  # each environment has its own noise
             actions = torch.where(explore, actions, torch.cat([q_network.greedy(group) for group in groups]).cpu())
         return actions
 
@@ -283,7 +280,7 @@ def main(args: Args) -> None:
         loss, priorities, metrics = rainbow_loss(q_network, target_network, batch, args)
         optimizer.zero_grad()
         loss.backward()
-        common.sync_grads(q_network.parameters())  # their mean over the processes of torchrun
+        common.sync_grads(q_network.parameters())  # mean over the processes of torchrun
         optimizer.step()
         return priorities, metrics
 
@@ -324,7 +321,7 @@ def main(args: Args) -> None:
             polyak_update(q_network, target_network, args.tau)
         if log_due(global_step):
             health = common.diagnostics(q_network.eval(), replay.spread(256).obs, global_step, optimizer)
-            q_network.train()  # noise would have drawn from the generator of training
+            q_network.train()  # in evaluation mode no noise is drawn from the training's generator
             health["health/replay_age"] = replay.mean_age()
             run.log({**health, "charts/epsilon": epsilon, "charts/learning_rate": lr}, global_step)
         checkpoint.save(global_step)

@@ -5,20 +5,16 @@ Sutton & Barto, 2018, sections 13.3 (without) and 13.4 (with baseline): http://i
 
 Differs from the book:
 1. One update per rollout of num_steps x num_envs steps, not per episode; its gradient is the mean over the steps.
-2. Where an episode is cut by a time limit or by the end of the rollout, the value of the observation it was cut at
-   stands for the rest of its return. `--no-baseline` has no such value: the return then ends at the cut, which makes
-   late steps look bad; choose num_steps of several episodes for it.
+2. A return that is cut by a time limit or by the end of the rollout bootstraps from the value of the last observation.
+   `--no-baseline` has no value: the return ends at the cut, so late steps look bad; give num_steps several episodes.
 3. Adam with an annealed learning rate, orthogonal initialisation, a clipped gradient norm, an optional entropy bonus.
-   The factor gamma^t of the book's update is left out, as everywhere.
-4. Box actions are learnt in [-1, 1] and stretched to the bounds of each dimension; a dimension without two finite
-   bounds is learnt as it is. What lies outside is clipped.
+   The factor gamma^t of the book's update is left out, as is usual.
+4. Box actions are learned in [-1, 1] and scaled to the bounds of each dimension. A dimension without two finite bounds
+   is not scaled. Actions out of bounds are clipped.
 
-Logged for each row's last rollout: losses/policy_loss, losses/value_loss, losses/entropy, losses/values (mean predicted
-value), losses/explained_variance (1 is a perfect baseline), charts/learning_rate; charts/SPS, and the mean of the
-episodes since the last row as charts/episodic_return and charts/episodic_length; eval/episodic_return,
-eval/episodic_return_std, eval/episodic_length, videos/eval.
-Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/policy_loss, losses/value_loss, losses/entropy, losses/values (mean predicted value),
+losses/explained_variance (1: a perfect baseline), charts/learning_rate; all metrics: docs/health.md.
+Reference scores: runs/README.md
 """
 
 import math
@@ -36,29 +32,29 @@ import common
 @dataclass
 class Args(common.RunArgs):
     total_timesteps: int = 500_000
-    """environment steps to take, over all environments (rounded up to whole rollouts)"""
+    """environment steps over all environments, in whole rollouts"""
     num_envs: int = 8
-    """parallel environments"""
+    """parallel environments, in total over all processes"""
     num_steps: int = 128
     """steps of each environment per rollout"""
     learning_rate: float = 2e-3
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     anneal_lr: bool = True
-    """anneal the learning rate linearly to zero at total_timesteps"""
+    """anneal the learning rate linearly to zero"""
     gamma: float = 0.99
     """discount factor"""
     baseline: bool = True
-    """subtract a learned value from the returns, and let it stand for what was cut off"""
+    """subtract a learned value from the returns, and bootstrap from it"""
     norm_adv: bool = True
-    """bring the advantages of a rollout to mean 0 and standard deviation 1"""
+    """normalise the advantages of each rollout"""
     ent_coef: float = 0.01
     """weight of the entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 0.5
-    """largest norm of the gradient; a longer one is scaled down"""
+    """largest gradient norm; larger gradients are scaled down"""
     eval_interval: int = 100_000
-    """environment steps between evaluations (0: only at the end, where there is always one)"""
+    """environment steps between evaluations (0: only at the end)"""
     log_interval: int = 2_000
     """environment steps between logged rows"""
 
@@ -107,14 +103,14 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def sample(self, obs: Tensor) -> Tensor:
-        """Actions drawn from `policy(obs)`, without the price of building it while acting."""
+        """Actions drawn from the policy; faster than building the distribution."""
         out = self.actor(obs)
         if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
 
     def in_env_units(self, actions: Tensor) -> Tensor:
-        """Box actions stretched from [-1, 1] to the bounds of each dimension; where there are none, as they are."""
+        """Box actions scaled from [-1, 1] to the bounds of each dimension; without bounds unchanged."""
         if self.discrete:
             return actions
         return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
@@ -125,7 +121,7 @@ class Agent(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
@@ -134,7 +130,7 @@ def discounted_returns(
 ) -> Tensor:
     """G_t = r_t + γ G_{t+1}, [num_steps, num_envs] like every argument.
 
-    Where the episode is truncated, or the rollout ends, V(s_{t+1}) stands for G_{t+1}; after a termination it is 0.
+    At a truncation and at the end of the rollout, V(s_{t+1}) replaces G_{t+1}; after a termination it is 0.
     """
     returns = torch.zeros_like(rewards)
     next_return = next_values[-1]
@@ -172,9 +168,9 @@ def main(args: Args) -> None:
     device = common.setup(args)
     envs = common.make_envs(args)
     if not isinstance(envs.single_action_space, Discrete | Box):
-        common.fail(f"REINFORCE takes Discrete or Box actions here; {args.env_id} has {envs.single_action_space}")
+        common.fail(f"this script takes Discrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) != 1:
-        common.fail(f"REINFORCE takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+        common.fail(f"this script takes flat observations; {args.env_id} has {envs.single_observation_space}")
     if args.num_steps * envs.num_envs < 2:
         common.fail("--num-steps times --num-envs must be at least 2: one sample has no standard deviation")
 
@@ -191,7 +187,7 @@ def main(args: Args) -> None:
         loss, metrics = reinforce_loss(agent, rollout.obs, rollout.actions, returns, args)
         optimizer.zero_grad()
         loss.backward()
-        common.sync_grads(agent.parameters())  # their mean over the processes of torchrun
+        common.sync_grads(agent.parameters())  # mean over the processes of torchrun
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
         optimizer.step()
         return metrics

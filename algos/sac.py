@@ -2,24 +2,20 @@
 
     python algos/sac.py --env-id Pendulum-v1 --cuda
 
-Everything is learnt from actions in [-1, 1], whatever bounds the environment gives each dimension: that is what the
-replay holds, what the critics see, and the space in which the log-probability and the target entropy -dim(A) are taken.
-So they do not depend on the units of the action. The policy converts at the very end.
+Replay, critics, log-probabilities and the target entropy -dim(A) use actions in [-1, 1], so they do not depend on the
+environment's units. Actions are scaled to the bounds of each dimension just before the environment's step.
 
 Differs from the paper:
 1. The change of variables log(1 - tanh(x)^2) is computed as 2 (log 2 - x - softplus(-2x)): exact where tanh saturates.
 2. The policy's log standard deviation is squashed into [-5, 2] by a tanh; the authors' code clamps it to [-20, 2].
 3. Policy and temperature are updated every `--policy-frequency` critic updates, as many times in a row (as in CleanRL,
    after Fujimoto et al., 2018: https://arxiv.org/abs/1802.09477); 1 is the paper's.
-4. The temperature's logarithm is learnt, so that it stays positive; `--alpha` fixes it.
-5. An episode cut short by a time limit bootstraps from the observation it ended on; a terminated one does not.
+4. The logarithm of the temperature is learned, so that it stays positive; `--alpha` fixes the temperature.
+5. A truncated episode bootstraps from its last observation; a terminated one does not bootstrap.
 
-Logged, of the last update: losses/qf1_loss, losses/qf2_loss, losses/qf1_values, losses/qf2_values (mean Q of the
-actions taken), losses/actor_loss, losses/alpha, losses/alpha_loss; charts/learning_rate (the policy's), charts/SPS, and
-the mean of the episodes since the last row as charts/episodic_return and charts/episodic_length;
-eval/episodic_return, eval/episodic_return_std, eval/episodic_length, videos/eval.
-Signs of trouble, as health/*: docs/health.md, with what to look for in every metric.
-Reference scores and the commands that made them: runs/README.md
+Logged: losses/qf1_loss, losses/qf2_loss, losses/qf1_values, losses/qf2_values (mean Q of the actions taken),
+losses/actor_loss, losses/alpha, losses/alpha_loss, charts/learning_rate (the policy's); all metrics: docs/health.md.
+Reference scores: runs/README.md
 """
 
 import copy
@@ -40,35 +36,35 @@ class Args(common.RunArgs):
     env_id: str = "Pendulum-v1"
     """gymnasium environment id"""
     total_timesteps: int = 20_000
-    """environment steps to take, over all environments (rounded up to a multiple of num_envs)"""
+    """environment steps over all environments"""
     buffer_size: int = 1_000_000
-    """transitions kept for replay"""
+    """transitions in the replay"""
     learning_starts: int = 1_000
-    """environment steps with uniformly random actions, before the first update"""
+    """environment steps with random actions, before the first update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """units of the hidden layers of every network"""
+    """units of the hidden layers"""
     policy_lr: float = 3e-4
-    """learning rate of the policy's Adam at the start"""
+    """initial learning rate of the policy"""
     q_lr: float = 1e-3
-    """learning rate of the Adams of critics and temperature at the start"""
+    """initial learning rate of critics and temperature"""
     anneal_lr: bool = False
-    """anneal the learning rates linearly to zero at total_timesteps"""
+    """anneal the learning rates linearly to zero"""
     batch_size: int = 256
     """transitions per update"""
     gamma: float = 0.99
     """discount factor"""
     tau: float = 0.005
-    """share of the critics copied into the target critics (1.0 is a hard copy)"""
+    """weight of the critics in a target update (1: copy)"""
     alpha: float | None = None
-    """temperature, the weight of the entropy beside the reward (default: learnt, starting from 1)"""
+    """temperature, the weight of the entropy (default: learned)"""
     train_frequency: int = 1
     """environment steps per critic update"""
     policy_frequency: int = 2
-    """critic updates between policy updates; there are then as many policy updates in a row"""
+    """critic updates between policy updates, as many in a row"""
     target_network_frequency: int = 1
-    """critic updates between target network updates"""
+    """critic updates between target updates"""
     bf16: bool = False
-    """compute the hidden layers of updates in bfloat16: faster where the processor has instructions for it"""
+    """compute hidden layers of updates in bfloat16"""
     log_interval: int = 500
     """environment steps between logged rows"""
 
@@ -77,7 +73,7 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
 class Head(nn.Linear):
-    """An output layer, in float32 with --bf16 too: 8 bits would round a Q-value of 1,000 to a multiple of 4."""
+    """An output layer, in float32 even with --bf16: bfloat16 would round a Q-value of 1,000 to a multiple of 4."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -93,7 +89,7 @@ def mlp(width: int, hidden_sizes: tuple[int, ...], out_dim: int) -> nn.Sequentia
 
 
 class Critic(nn.Module):
-    """Q1(s, a) and Q2(s, a), two networks that share nothing; actions in [-1, 1]."""
+    """Q1(s, a) and Q2(s, a), two separate networks; actions in [-1, 1]."""
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
@@ -107,7 +103,7 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """The policy: a Gaussian squashed into [-1, 1] by a tanh, its dimensions independent of each other."""
+    """The policy: a diagonal Gaussian squashed into [-1, 1] by a tanh."""
 
     action_scale: Tensor
     action_bias: Tensor
@@ -120,17 +116,17 @@ class Actor(nn.Module):
         self.register_buffer("action_bias", envs.action_bias)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation before the squashing."""
+        """Mean and log standard deviation before the tanh."""
         mean, log_std = self.network(obs).chunk(2, dim=1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions in [-1, 1], differentiable in the parameters, and their log-probabilities."""
+        """Reparametrised actions in [-1, 1], and their log-probabilities."""
         mean, log_std = self(obs)
         return squashed_gaussian(mean, log_std, torch.randn_like(mean))
 
     def in_env_units(self, actions: Tensor) -> Tensor:
-        """[-1, 1] stretched to the bounds of each dimension."""
+        """Actions scaled from [-1, 1] to the bounds of each dimension."""
         return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
 
     def greedy(self, obs: Tensor) -> Tensor:
@@ -139,7 +135,7 @@ class Actor(nn.Module):
 
 
 class Temperature(nn.Module):
-    """The weight α of the entropy."""
+    """The temperature α, the weight of the entropy."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -178,19 +174,19 @@ def critic_loss(
 def actor_loss(
     critic: Critic, alpha: Tensor, obs: Tensor, actions: Tensor, log_prob: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """α log π(a|s) - min Q(s, a) for actions of the policy, through which the gradient flows (equation 9)."""
+    """α log π(a|s) - min Q(s, a) for reparametrised actions of the policy (equation 9)."""
     loss = (alpha * log_prob - torch.min(*critic(obs, actions))).mean()
     return loss, {"losses/actor_loss": loss.detach(), "losses/alpha": alpha}
 
 
 def alpha_loss(alpha: Tensor, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Raises α while the entropy is below its target, lowers it above (equation 18)."""
+    """Raises α while the entropy is below its target and lowers it above (equation 18)."""
     loss = -(alpha * (log_prob + target_entropy)).mean()
     return loss, {"losses/alpha_loss": loss.detach()}
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
-    """`start` at t = 0, `end` from t = `duration` on, a straight line between."""
+    """Linear from `start` at t = 0 to `end` at t = `duration`, then constant."""
     return end if t >= duration else start + (end - start) * t / duration
 
 
@@ -208,7 +204,7 @@ def main(args: Args) -> None:
     if not (isinstance(space, Box) and envs.bounded_actions):
         common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")
     if len(envs.single_observation_space.shape) != 1:
-        common.fail(f"SAC takes flat observations here; {args.env_id} has {envs.single_observation_space}")
+        common.fail(f"this script takes flat observations; {args.env_id} has {envs.single_observation_space}")
     if args.alpha is not None and args.alpha < 0:
         common.fail(f"--alpha must be at least 0, not {args.alpha}")
 
@@ -240,7 +236,7 @@ def main(args: Args) -> None:
             loss, metrics = critic_loss(critic, critic_target, actor, temperature().detach(), batch, args)
         critic_optimizer.zero_grad()
         loss.backward()
-        common.sync_grads(critic.parameters())  # their mean over the processes of torchrun
+        common.sync_grads(critic.parameters())  # mean over the processes of torchrun
         critic_optimizer.step()
         return metrics
 
@@ -250,7 +246,7 @@ def main(args: Args) -> None:
             actions, log_prob = actor.sample(batch.obs)
             loss, metrics = actor_loss(critic, temperature().detach(), batch.obs, actions, log_prob)
         actor_optimizer.zero_grad()
-        loss.backward(inputs=list(actor.parameters()))  # none for the critics' own weights
+        loss.backward(inputs=list(actor.parameters()))  # no gradients for the critics
         common.sync_grads(actor.parameters())
         actor_optimizer.step()
         if args.alpha is None:

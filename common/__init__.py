@@ -1,5 +1,5 @@
-"""The names that a script uses, as __init__.pyi lists them: each is imported when first used, so that the tools, which
-start hundreds of processes, start without torch."""
+"""The names that a script uses, listed in __init__.pyi. Each is imported at its first use, so that the processes of the
+tools start without importing torch."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The whole surface of `common`: what a script may use."""
+"""The public names of `common`: all that a script may use."""
 
 from common.args import RunArgs as RunArgs
 from common.args import fail as fail

@@ -1,23 +1,23 @@
-"""python -m common TOOL ...: what works on runs, from any folder."""
+"""python -m common TOOL ...: the tools, from any folder."""
 
 import importlib
 import sys
 
 from common.args import fail, say
 
-TOOLS = {  # its module in common.tools, and what it does
-    "benchmark": ("launch.benchmark", "run scripts on environments with several seeds, and go on where that stopped"),
-    "check": ("check.checks", "does a script, a fork of yours, handle episodes, seeds, flags and logging rightly?"),
-    "check-results": ("launch.check_results", "run a row of the reference results again: do the scores still stand?"),
-    "compare": ("compare.compare", "curves, scores and costs of runs, side by side"),
-    "evaluate": ("evaluate", "play a run's policy and print its returns"),
-    "sweep": ("launch.sweep", "search a script's hyperparameters, and try the best on fresh seeds"),
+TOOLS = {  # name: (module in common.tools, description)
+    "benchmark": ("launch.benchmark", "run scripts on environments with several seeds; repeat the command to continue"),
+    "check": ("check.checks", "check how a script handles episodes, seeds, flags and logging"),
+    "check-results": ("launch.check_results", "repeat a row of the reference results and test its scores"),
+    "compare": ("compare.compare", "compare curves, scores and costs of runs"),
+    "evaluate": ("evaluate", "play the policy of a run and print its returns"),
+    "sweep": ("launch.sweep", "search hyperparameters of a script, and test the best on new seeds"),
 }
 
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        table = "\n".join(f"  {name:<14} {what}" for name, (_, what) in TOOLS.items())
+        table = "\n".join(f"  {name:<14} {description}" for name, (_, description) in TOOLS.items())
         say(f"usage: python -m common TOOL [-h] ...\n\n{table}")
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     tool = sys.argv[1]

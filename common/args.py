@@ -14,62 +14,62 @@ show_tracebacks = False  # --debug
 _beside = 0  # how many `beside_training` are open
 _warned: set[str] = set()
 
-# Set by torchrun. Other launchers (Slurm, MPI) set RANK too, for processes that have nothing to do with one another.
+# Other launchers (Slurm, MPI) set RANK too, for processes that do not train together.
 _TORCHRUN = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
 RANK, WORLD_SIZE = int(_TORCHRUN.get("RANK", 0)), int(_TORCHRUN.get("WORLD_SIZE", 1))
 
 
 @dataclass
 class RunArgs:
-    """The arguments of a run, whatever the algorithm; a script's `Args` adds its hyperparameters.
+    """The arguments that every script has; a script's `Args` adds its hyperparameters.
 
-    Ends the process with code 2 and one line if a value does not fit its type or its range.
+    Ends the process with code 2 and one line if a value has the wrong type or is out of range.
     """
 
     env_id: str = "CartPole-v1"
     """gymnasium environment id"""
     total_timesteps: int = 500_000
-    """environment steps in total, over all environments"""
+    """environment steps over all environments"""
     num_envs: int = 1
-    """parallel environments in total, over all processes of torchrun"""
+    """parallel environments, in total over all processes"""
     async_envs: bool = False
-    """a process for each environment: faster for slow environments on many cores"""
+    """run each environment in its own process"""
     native_envs: bool = False
-    """one array operation for all environments (CartPole; Atari always): worth it from 8 environments up"""
+    """step CartPole as one array; worth it from 8 environments up"""
     env_timeout: float = 600.0
-    """seconds that a step or reset may take before the run ends (0: no limit)"""
+    """longest reset or step, in seconds (0: no limit)"""
     allow_env_import: bool = False
-    """import, and so run, the module of an id of the form module:Env-v0"""
+    """allow importing the module of an id module:Env-v0"""
     seed: int = 1
-    """seed of all random numbers: environments, exploration, initialisation, sampling"""
+    """random seed"""
     cuda: bool = True
-    """train on the GPU where there is one"""
+    """train on a GPU if there is one"""
     compile: bool = False
-    """compile each update into one graph: faster, after up to half a minute the first time"""
+    """compile the updates (takes up to 30 s, then faster)"""
     torch_deterministic: bool = True
-    """deterministic GPU kernels rather than the fastest"""
+    """use deterministic GPU kernels"""
     torch_threads: int = 1
-    """CPU threads of torch: more are worth it for images or layers wider than about 512 units"""
+    """PyTorch CPU threads (more help with images and wide layers)"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """float32 matrix products: exact, TF32 on GPUs (high), or bfloat16 where the hardware has it (medium)"""
+    """float32 matrix products: full, TF32 (high), bfloat16 (medium)"""
     save_interval: int = 50_000
-    """environment steps between checkpoints; there is also one before each evaluation (0: no checkpoints)"""
+    """environment steps between checkpoints (0: no checkpoints)"""
     resume: str | None = None
-    """run directory to continue from its last checkpoint, with its arguments"""
+    """run directory to resume"""
     runs_dir: str = "runs"
     """folder for run directories"""
     debug: bool = False
-    """print the whole traceback of an error"""
+    """print tracebacks"""
     eval_episodes: int = 10
-    """episodes of each evaluation (0: no evaluation and no video)"""
+    """episodes per evaluation (0: no evaluation, no video)"""
     eval_interval: int = 50_000
     """environment steps between evaluations (0: only at the end)"""
     eval_max_steps: int = 27_000
-    """steps after which an evaluation episode is cut; its return so far counts (0: never)"""
+    """longest evaluation episode, in steps (0: no limit)"""
     capture_video: bool = True
     """record the first episode of each evaluation"""
     track: bool = True
-    """log to Weights & Biases: online if logged in and the server answers, else offline"""
+    """log to Weights & Biases (offline if not logged in)"""
     wandb_project: str = "plainrl"
     """W&B project"""
     wandb_entity: str | None = None
@@ -77,7 +77,7 @@ class RunArgs:
     wandb_group: str | None = None
     """W&B group of the run"""
     wandb_name: str | None = None
-    """W&B display name (default: the name of the run directory)"""
+    """W&B run name (default: name of the run directory)"""
     wandb_tags: tuple[str, ...] = ()
     """W&B tags"""
     wandb_notes: str | None = None
@@ -94,26 +94,22 @@ class RunArgs:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the process with one line on stderr; with --debug, below the traceback of the exception in hand.
+    """Prints one line to stderr and ends the process; with --debug, the current traceback comes first.
 
     Codes: 2 arguments, 3 checkpoint or policy, 4 non-finite numbers, 5 environment, 6 storage, 128 + n signal n.
-    Inside `beside_training` it raises a Failure instead, which becomes a warning there.
+    Inside `beside_training` it raises Failure instead.
     """
     if _beside:
         raise Failure(" ".join(message.split()))
     if show_tracebacks and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    of_several = f"process {RANK}: " if WORLD_SIZE > 1 else ""
-    say("error: " + of_several + " ".join(message.split()), sys.stderr)
+    process = f"process {RANK}: " if WORLD_SIZE > 1 else ""
+    say("error: " + process + " ".join(message.split()), sys.stderr)
     raise SystemExit(code)
 
 
 def warn(message: str, once: str | None = None) -> None:
-    """One line on stderr; of several processes the first alone warns.
-
-    Args:
-        once: only the first warning with this key is printed.
-    """
+    """Prints one line to stderr, from the first process only; with `once`, only the first warning with that key."""
     if RANK > 0 or once in _warned:
         return
     if once is not None:
@@ -121,15 +117,15 @@ def warn(message: str, once: str | None = None) -> None:
     say("warning: " + " ".join(message.split()), sys.stderr)
 
 
-class Failure(Exception):  # noqa: N818 - it carries what `fail` was told
-    """What `fail` raises inside `beside_training`."""
+class Failure(Exception):  # noqa: N818 - it carries the message of `fail`
+    """Raised by `fail` inside `beside_training`."""
 
 
 @contextlib.contextmanager
 def beside_training(what: str, advice: str = "") -> Iterator[None]:
-    """Whatever fails inside is one warning that names `what`, the first time, and training goes on.
+    """Turns any failure inside, `sys.exit()` too, into one warning that names `what`; training goes on.
 
-    An environment's `sys.exit()` is a failure as well. KeyboardInterrupt passes.
+    KeyboardInterrupt passes through.
     """
     global _beside
     _beside += 1
@@ -145,8 +141,9 @@ def beside_training(what: str, advice: str = "") -> Iterator[None]:
 
 
 def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Prints, and never raises: what the stream's encoding lacks becomes "?", and where nobody reads any more
-    (`| head`), the disk is full or the stream is closed, nothing is printed from here on.
+    """Prints and never raises. Characters that the stream cannot encode become "?".
+
+    After a write error (`| head`, a full disk) the stream is redirected to nowhere.
     """
     stream = stream or sys.stdout
     try:
@@ -154,6 +151,6 @@ def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
         print(text.encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=True)
     except OSError:
         with contextlib.suppress(Exception), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())  # or Python would try again, and fail, when the process ends
-    except Exception:  # the stream is no stream: where could that be said?
+            os.dup2(nowhere.fileno(), stream.fileno())  # or Python fails again when it flushes at exit
+    except Exception:  # not a usable stream, so there is nowhere to report it
         return

@@ -1,4 +1,4 @@
-"""Exact resume: all that a run needs to go on as if it had never stopped, in files that tell when they are broken."""
+"""Exact resume from checksummed checkpoints."""
 
 import functools
 import time
@@ -16,11 +16,11 @@ from common.internals.speed import processes
 from common.run import Run
 from common.schedule import Every
 
-KEEP = 2  # checkpoints; the older one is for the day the newer one is broken
+KEEP = 2  # checkpoints; the older one is used if the newer one is damaged
 
 
 class Checkpoint:
-    """Saves and restores a run: the named parts, the environments, all random generators, and what the run has logged.
+    """Saves and restores a run: the named parts, the environments, all random generators, and the state of the logs.
 
         checkpoint = common.Checkpoint(run, envs, q_network=q_network, optimizer=optimizer, replay=replay)
         obs, _ = envs.reset(seed=args.seed)
@@ -29,13 +29,13 @@ class Checkpoint:
             ...
             checkpoint.save(global_step)
 
-    A part has `state_dict` and `load_state_dict`, or is a dict. Everything learned or accumulated has to be one; what
-    follows from the step (schedules, `Every`) has not. A part with large rings, the replay, has `rings` too: of those,
-    a checkpoint writes only what is new since the last one, to a file of its own.
+    A part is a dict or has `state_dict` and `load_state_dict`. Everything learned or accumulated must be a part; what
+    follows from the step (schedules, `Every`) need not be. Of a part with `rings`, the replay, each checkpoint writes
+    only the steps added since the last one, to a separate file.
 
-    Files, in `checkpoints/` of the run directory: written atomically, with a SHA-256 at the end, because torch.load
-    notices next to no flipped bits; loadable with `weights_only=True`. Under torchrun each process has a folder of its
-    own there, and a checkpoint counts once `step-*.commit` says that all of them have written theirs.
+    Files are written atomically to `checkpoints/` of the run directory, end in a SHA-256 checksum (torch.load detects
+    almost no flipped bits), and load with `weights_only=True`. Under torchrun each process has its own folder there,
+    and a checkpoint counts once `step-*.commit` records that every process has written its file.
     """
 
     def __init__(self, run: Run, envs: Envs, **parts: Any) -> None:
@@ -49,17 +49,17 @@ class Checkpoint:
         run.resumable = True
 
     def restore(self, obs: Tensor) -> tuple[Tensor, int]:
-        """Puts everything into the state of the run that is resumed. Call it after `envs.reset`, before training.
+        """Restores the run that is resumed, if there is one. Call it after `envs.reset`, before training.
 
         Args:
             obs: the first observations, [num_envs, ...].
 
         Returns:
-            The observations to go on with and the step: of a new run, `obs` and 0.
+            The observations to act on and the step to start from; `obs` and 0 for a new run.
 
-        Ends the process with code 3 if what was saved does not fit the parts.
+        Ends the process with code 3 if the checkpoint does not fit the parts.
         """
-        if WORLD_SIZE == 1:  # several processes would have to fail at the same step
+        if WORLD_SIZE == 1:  # several processes would not fail at the same step
             self.envs.on_failure = self._save_without_envs
         saved = self.run.saved
         if saved is None:
@@ -70,7 +70,7 @@ class Checkpoint:
             return obs, 0
         step = saved["step"]
         if saved["parts"].keys() != self.parts.keys():
-            fail(f"the checkpoint holds {sorted(saved['parts'])}, the script {sorted(self.parts)}", code=3)
+            fail(f"the checkpoint has {sorted(saved['parts'])}, the script has {sorted(self.parts)}", code=3)
         for name, part in self.parts.items():
             try:
                 if isinstance(part, dict):
@@ -87,19 +87,19 @@ class Checkpoint:
         set_random_state(saved["random"])
         self.run.saved = None
         self.run.checkpointed = step
-        if self.envs.began_anew:  # episodes that ran when the checkpoint was written end there
+        if self.envs.began_anew:
             for part in self.parts.values():
                 if hasattr(part, "new_episodes"):
                     part.new_episodes()
-            self.rings.segments.clear()  # the next checkpoint has it whole: its newest step is not what was saved
+            self.rings.segments.clear()  # new_episodes changed a step that is on disk: write the ring anew
         return self.envs.obs, step
 
     def save(self, step: int) -> None:
-        """Call it at the end of each iteration: writes when due, before an evaluation, at the last step, and when a
-        signal asks to stop.
+        """Writes a checkpoint if due: call it at the end of each iteration.
 
-        A checkpoint that cannot be written is one warning: training goes on, the last one is kept. It ends the process
-        with 128 + n after signal n, and with code 4 instead of writing weights that are not finite.
+        It is due every `save_interval` steps, before an evaluation, at the last step, and when a signal asks to stop.
+        If writing fails, there is one warning and the last checkpoint stays. Ends the process with 128 + n after
+        signal n, and with code 4, writing nothing, if weights are not finite.
         """
         must_stop = self.run.must_stop()
         due = self.due(step) or self.run.evaluation_due(step) or step >= self.run.args.total_timesteps
@@ -111,16 +111,16 @@ class Checkpoint:
             self.run.stop(step)
 
     def _save_without_envs(self) -> None:
-        """An environment has failed: what was learnt until then is kept, and a resumed run begins new episodes."""
+        """After an environment has failed: keeps what was learnt; a resumed run starts new episodes."""
         if self.run.step > self.run.checkpointed:
             with beside_training("the last checkpoint"):
                 self.write(self.run.step, snapshots=False)
 
     def write(self, step: int, snapshots: bool = True) -> bool:
-        """Writes a checkpoint now; False, and a warning, if the disk does not take it. Nothing with save_interval 0.
+        """Writes a checkpoint now; False, with a warning, if that fails, and with `save_interval` 0.
 
         Args:
-            snapshots: with the state of the environments.
+            snapshots: whether to save the environments.
         """
         if self.run.args.save_interval == 0:
             return False
@@ -128,13 +128,13 @@ class Checkpoint:
         path = self.folder / f"step-{step:012d}.pt"
         reason = failure(functools.partial(self._write, path, step, snapshots))
         reasons = [text for text in processes.all_gather_object(reason) if text]
-        if WORLD_SIZE > 1 and not reasons:  # the files that all processes have written count from here on
+        if WORLD_SIZE > 1 and not reasons:
             content = {"format": FORMAT, "processes": WORLD_SIZE}
             commit = functools.partial(write_file, self.commits / f"{path.stem}.commit", content)
             reasons = list(filter(None, [processes.on_rank_zero(functools.partial(failure, commit))]))
         if reasons:
             if WORLD_SIZE > 1:
-                path.unlink(missing_ok=True)  # one that not all have written
+                path.unlink(missing_ok=True)  # not every process has written its file
             warn(f"no checkpoint at step {step}: {reasons[0]}; the last one is kept")
             return False
         self._prune()
@@ -156,7 +156,7 @@ class Checkpoint:
         write_file(path, content)
 
     def _prune(self) -> None:
-        """Removes what the kept checkpoints do not need; only after a new one is safely on the disk."""
+        """Removes files that the kept checkpoints do not need; called after a new one is on disk."""
         for path in [*sorted(self.commits.glob("*.commit"))[:-KEEP], *sorted(self.folder.glob("step-*.pt"))[:-KEEP]]:
             path.unlink(missing_ok=True)
         self.rings.prune()

@@ -28,26 +28,22 @@ from common.internals.vector.workers import Watchdog, Workers
 
 
 class Envs:
-    """`num_envs` environments stepped together; tensors in host memory, one row an environment.
+    """`num_envs` environments stepped together; tensors in host memory, the first dimension is the environment.
 
-    An environment that ends begins its next episode within the same step (SAME_STEP autoreset), so each step is
-    `num_envs` true transitions. `terminations` say that the task ended (nothing to bootstrap from), `truncations` that
-    only the recording did (a time limit). Where an episode ended in a step, `infos` holds
-        final_obs: [num_envs, ...], the observation each transition truly ended on (see `final_obs`).
-        episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps,
-            valid where the mask `_episode` (bool [num_envs]) is true; of whole games, lives or not.
-    and always what the environments say themselves, in the form of `in_columns`.
+    A step that ends an episode also resets that environment (SAME_STEP autoreset), so each step is `num_envs` real
+    transitions. `terminations`: the task ended, there is nothing to bootstrap from. `truncations`: the episode was cut,
+    by a time limit for example. `infos` has gymnasium's form; where episodes ended in a step it also holds
+        final_obs: [num_envs, ...], the observation each transition led to (see `final_obs`).
+        episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps, valid
+            where `_episode` (bool [num_envs]) is true; of whole games, however many lives they take.
 
-    An error is one line and the end of the process: code 5 if an environment raises, exits, dies, hands out what has
-    another form, or does not answer for `env_timeout` seconds; 4 if an observation, a reward or an action is not finite
-    as a float32.
-
-    `obs` [num_envs, ...] is what the last reset, step or load_state_dict led to, the observation to act on next.
+    Errors end the process with one line. Code 5: an environment raises, exits, dies, returns something malformed, or
+    exceeds `env_timeout`. Code 4: an observation, reward or action is not finite as float32.
 
     Args:
-        vector: with SAME_STEP autoreset.
-        terminal_on_life_loss: report a lost life of an Atari game as a termination, without restarting the game.
-        env_timeout: 0 waits for ever.
+        vector: a gymnasium vector environment with SAME_STEP autoreset.
+        terminal_on_life_loss: report a lost life of an Atari game as a termination, without resetting the game.
+        env_timeout: longest reset or step in seconds; 0: no limit.
     """
 
     def __init__(
@@ -57,36 +53,36 @@ class Envs:
             raise ValueError(f"SAME_STEP autoreset is needed, not {vector.metadata.get('autoreset_mode')}")
         self.vector = vector
         self.num_envs = vector.num_envs
-        self.single_observation_space: Any = vector.single_observation_space  # Box, as make_envs has seen to
+        self.single_observation_space: Any = vector.single_observation_space  # a Box if make_envs made it
         self.single_action_space: Any = vector.single_action_space
         self.terminal_on_life_loss = terminal_on_life_loss
-        shape: Any = self.single_observation_space.shape
-        self.frame_stack = shape[0] if isinstance(vector, ReplayedAtari) else 0  # frames in an observation; 0: unknown
+        is_atari = isinstance(vector, ReplayedAtari)
+        self.frame_stack = self.single_observation_space.shape[0] if is_atari else 0  # frames per observation, if known
+        self._has_lives = is_atari  # `lives` in the infos of other environments may mean anything
         self._obs_dtype = np.uint8 if self.single_observation_space.dtype == np.uint8 else np.float32
-        self._counts_lives = isinstance(vector, ReplayedAtari)  # `lives` in the infos of others are something else
-        first = getattr(self.single_action_space, "start", 0)  # Discrete and MultiDiscrete have one
-        self._first_action = first if np.any(first) else None
+        first_action = getattr(self.single_action_space, "start", 0)  # of Discrete and MultiDiscrete
+        self._first_action = first_action if np.any(first_action) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
         bounded, self.action_scale, self.action_bias = action_units(self.single_action_space)
         self.bounded_actions = bool(bounded.all())
         self._returns = np.zeros(self.num_envs, np.float64)
-        self._began = np.zeros(self.num_envs, np.int64)  # steps before the running episode
+        self._began = np.zeros(self.num_envs, np.int64)  # the step at which each running episode began
         self._lives = np.zeros(self.num_envs, np.int64)
-        self.obs = torch.zeros(0)
-        self.began_anew = False  # the last load_state_dict could not go on with the episodes that were saved
+        self._steps = 0
+        self._seeds: list[int] = []
+        self.obs = torch.zeros(0)  # the observations to act on next, [num_envs, ...]
+        self.began_anew = False  # whether the last load_state_dict had to start new episodes
+        self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
         self._watchdog = Watchdog(env_timeout)
         self._close = weakref.finalize(self, close, vector, self._watchdog)
-        # Before multiprocessing's own handler, which asks workers with SIGTERM and then waits for ever.
+        # It must run before multiprocessing's own exit handler, which waits for workers without a limit.
         atexit.register(self._close)
-        self._seeds: list[int] = []
-        self._steps = 0
-        self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
 
     def reset(self, seed: int | None = None, evaluation: bool = False) -> tuple[Tensor, dict[str, Any]]:
-        """First observations [num_envs, ...] and infos; each environment has a seed of its own, made of `seed`."""
+        """First observations [num_envs, ...] and infos. Each environment's seed is derived from `seed`."""
         if seed is None:
             return self._reset([])
-        first = 0 if evaluation else RANK * self.num_envs  # the first process alone evaluates
+        first = 0 if evaluation else RANK * self.num_envs  # only the first process evaluates
         return self._reset(env_seeds(seed, first + self.num_envs, evaluation)[first:])
 
     def _reset(self, seeds: list[int]) -> tuple[Tensor, dict[str, Any]]:
@@ -96,7 +92,7 @@ class Envs:
             obs, infos = vector.reset(seed=seeds or None)
         self._returns[:] = 0
         self._began[:] = 0
-        if self._counts_lives:
+        if self._has_lives:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
         return self.obs, infos
@@ -105,19 +101,18 @@ class Envs:
         """One step of every environment.
 
         Args:
-            actions: [num_envs] integers from 0 for Discrete; for MultiDiscrete and Box [num_envs, ...], or flat
-                [num_envs, n]. Box actions are clipped to the bounds, and rounded where the space has integers. On any
-                device.
+            actions: on any device. Discrete: integers from 0, [num_envs]. MultiDiscrete and Box: [num_envs, ...] or
+                flat [num_envs, n]. Box actions are clipped to the bounds; for an integer Box they are rounded.
 
         Returns:
-            next_obs [num_envs, ...] (of the new episode where one ended), rewards float32 [num_envs],
+            next_obs [num_envs, ...] (after an episode's end the first of the next episode), rewards float32 [num_envs],
             terminations and truncations bool [num_envs], infos.
         """
         acts = actions.numpy(force=True).reshape(self._action_shape)
         if isinstance(self.single_action_space, Box):
             flat = acts.ravel()
             if acts.dtype.kind == "f" and not math.isfinite(flat.dot(flat)):
-                self._must_be_finite(acts, "next action")
+                self._require_finite(acts, "next action")
             acts = in_bounds(acts, self.single_action_space)
         elif self._first_action is not None:
             acts = acts + self._first_action
@@ -132,23 +127,20 @@ class Envs:
         next_obs = self._tensor(obs)
         rewards = rewards.astype(np.float32)
         if not math.isfinite(rewards.dot(rewards)):
-            self._must_be_finite(rewards, "reward")
+            self._require_finite(rewards, "reward")
         ended = terminations | truncations
         if np.count_nonzero(ended):  # any() takes 1.5 µs longer
             final = np.array(next_obs)
             for i in np.flatnonzero(ended):
                 final[i] = infos["final_obs"][i]
             infos["final_obs"] = self._tensor(final, "last observation")
-            infos["episode"] = {
-                "r": np.where(ended, self._returns, 0.0),
-                "l": np.where(ended, self._steps - self._began, 0),
-            }
+            lengths = np.where(ended, self._steps - self._began, 0)
+            infos["episode"] = {"r": np.where(ended, self._returns, 0.0), "l": lengths}
             infos["_episode"] = ended
             self._returns[ended] = 0
             self._began[ended] = self._steps
-        if self.terminal_on_life_loss and self._counts_lives:
-            # ale-py 0.12's own life_loss_info hands out wrong final observations under SAME_STEP, so a lost
-            # life is told from the counter. The game goes on: only the learner sees a termination.
+        if self.terminal_on_life_loss and self._has_lives:
+            # Counted here because the life_loss_info of ale-py 0.12 returns wrong final observations under SAME_STEP.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
         self.obs = next_obs
@@ -157,18 +149,18 @@ class Envs:
         return next_obs, tensor(rewards), tensor(terminations), tensor(truncations), infos
 
     def close(self) -> None:
-        """Closes the environments; what goes wrong in it is one warning. Closed environments stay closed."""
+        """Closes the environments; an error in it is one warning."""
         self._close()
 
     def state_dict(self, snapshots: bool = True) -> dict[str, Any]:
-        """Everything that decides what comes next, between two steps; `torch.load(weights_only=True)` accepts it.
+        """The state between two steps, in types that `torch.load(weights_only=True)` accepts.
 
-        Of environments that cannot be saved it has the statistics only, after one warning.
+        If an environment cannot be saved, one warning says why and a resumed run starts new episodes.
 
         Args:
-            snapshots: False leaves the environments alone, as they may have failed; a resumed run begins new episodes.
+            snapshots: False saves no environment, for example after one has failed.
         """
-        states, large = vector_state.save(self.vector, self._of_each) if snapshots else (None, {})
+        states, large = vector_state.save(self.vector, self._call_each) if snapshots else (None, {})
         return {
             "snapshots": states,
             "large": large,
@@ -182,16 +174,18 @@ class Envs:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`, in place of `reset`; the observation to act on is `self.obs` afterwards.
+        """Restores `state`, in place of `reset`; `self.obs` is then the observation to act on.
 
-        Where the environments were not saved or cannot be restored, new episodes begin, with seeds that are not those
-        of the first ones; one warning says why, and `began_anew` is true. Ends the process with code 3 if `state` is of
-        other environments.
+        If the environments cannot be restored, new episodes start with new seeds, one warning says why, and
+        `began_anew` is true. Ends the process with code 3 if the observations had another shape.
         """
         shape = (self.num_envs, *self.single_observation_space.shape)
         if state["obs"].shape != shape:
             fail(f"the checkpoint has observations {list(state['obs'].shape)}, not {list(shape)}", code=3)
-        reason = "they were not saved" if state["snapshots"] is None else self._restored(state)
+        reason: str | None = "they were not saved"
+        if state["snapshots"] is not None:
+            with self._watched("restore()"):
+                reason = vector_state.load(self.vector, (self.vector.action_space, self.single_action_space), state)
         self.began_anew = reason is not None
         if self.began_anew:
             warn(f"new episodes begin, as the environments cannot go on with those of the checkpoint: {reason}")
@@ -200,38 +194,32 @@ class Envs:
             self._began[:] = self._steps
             return
         self.obs = state["obs"].clone()
-        self._returns = np.array(state["returns"])
-        self._began = np.array(state["began"])
-        self._lives = np.array(state["lives"])
-        self._seeds, self._steps = state["seeds"], state["steps"]
+        self._returns, self._began = np.array(state["returns"]), np.array(state["began"])
+        self._lives, self._seeds, self._steps = np.array(state["lives"]), state["seeds"], state["steps"]
 
     def check_snapshots(self) -> bool:
-        """Whether the environments, as they are now, can be saved exactly; one warning if not."""
-        return vector_state.can_be_saved(self.vector, self._of_each)
+        """Whether the environments can be saved exactly in their present state; one warning if not."""
+        return vector_state.can_be_saved(self.vector, self._call_each)
 
-    def _of_each(self, method: str) -> Any:
-        """What `method` of each environment returns."""
+    def _call_each(self, method: str) -> Any:
+        """The results of `method` of each environment."""
         vector: Any = self.vector
         if not isinstance(vector, InTurn | Workers):
             return ["it was not made by make_envs"]
         with self._watched("snapshot()"):
             return vector.call(method)
 
-    def _restored(self, state: dict[str, Any]) -> str | None:
-        with self._watched("restore()"):
-            return vector_state.load(self.vector, (self.vector.action_space, self.single_action_space), state)
-
     def _tensor(self, obs: Any, what: str = "observation") -> Tensor:
         array = np.array(obs, self._obs_dtype)  # a copy: the vector environment reuses its array
         if self._obs_dtype is np.float32:
             flat = array.ravel()
-            # The sum of squares is the cheapest question (0.4 µs) that no NaN or infinity passes, and comes first.
+            # The sum of squares is the cheapest test (0.4 µs) that NaN and infinity always fail.
             if not math.isfinite(flat.dot(flat)):
-                self._must_be_finite(array, what)
+                self._require_finite(array, what)
         return torch.from_numpy(array)
 
-    def _must_be_finite(self, values: np.ndarray, what: str) -> None:
-        """`values` [num_envs, ...]; the square of a large number overflows, so it may well be finite."""
+    def _require_finite(self, values: np.ndarray, what: str) -> None:
+        """The exact test of `values` [num_envs, ...]: finite numbers can have a sum of squares that overflows."""
         for i, *place in np.argwhere(~np.isfinite(values)):
             bad = values[(i, *place)]
             fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
@@ -259,36 +247,31 @@ class Envs:
 
 
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
-    """The observation each transition truly ended on: `next_obs`, but the last one where an episode ended."""
+    """The observation each transition led to: `next_obs`, or the episode's last one where an episode ended."""
     return infos.get("final_obs", next_obs)
 
 
 def make_envs(args: RunArgs, *, terminal_on_life_loss: bool = False) -> Envs:
-    """The environments that the arguments of a run describe: `args.num_envs`, shared equally by torchrun's processes.
+    """The `args.num_envs` environments of a run, divided equally among the processes of torchrun.
 
-    Atari games (`ALE/...-v5`) have the usual preprocessing of Mnih et al. (2015): 84 x 84 grey frames, the last 4 of
-    them, an action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no sticky
-    actions. Rewards are the true ones: clipping belongs to the learner.
+    Atari games (`ALE/...-v5`) get the preprocessing of Mnih et al. (2015): grey frames of 84 x 84 pixels, stacks of 4,
+    each action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no sticky
+    actions. Rewards are not clipped.
 
     Args:
-        terminal_on_life_loss: in Atari games, a lost life is a termination, and the game goes on.
+        terminal_on_life_loss: report a lost life of an Atari game as a termination, without resetting the game.
 
-    Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported, or if there
-    is no memory for a replay of `args.buffer_size` transitions.
+    Ends the process with code 2 if the environment is unknown, not installed or unsupported, or if the memory is too
+    small for a replay of `args.buffer_size` transitions.
     """
     if args.num_envs % WORLD_SIZE:
         fail(f"--num-envs {args.num_envs} cannot be shared equally by {WORLD_SIZE} processes")
-    vector = make_vector(
-        args.env_id,
-        args.num_envs // WORLD_SIZE,
-        args.async_envs,
-        args.allow_env_import,
-        native=args.native_envs,
-        env_timeout=args.env_timeout,
-    )
-    envs = Envs(vector, terminal_on_life_loss, env_timeout=args.env_timeout)
+    num_envs, timeout = args.num_envs // WORLD_SIZE, args.env_timeout
+    options: dict[str, Any] = {"native": args.native_envs, "env_timeout": timeout}
+    vector = make_vector(args.env_id, num_envs, args.async_envs, args.allow_env_import, **options)
+    envs = Envs(vector, terminal_on_life_loss, env_timeout=timeout)
     space, buffer_size = envs.single_observation_space, getattr(args, "buffer_size", 0)
-    # The replay asks for all that it needs when it has seen a step; a run would have begun by then.
+    # The replay itself allocates at its first step, when the run directory already exists.
     per_step = math.prod(space.shape[1:]) if space.dtype == np.uint8 else 8 * math.prod(space.shape)
     require_memory(buffer_size * per_step, f"a replay of {buffer_size:,} transitions")
     return envs

@@ -1,8 +1,7 @@
-"""Greedy evaluation and its film: beside training, never inside it."""
+"""Greedy evaluation and its video. It never changes training, and its failures never end it."""
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ ADVICE = "--eval-episodes 0 turns it off"
 
 
 class Evaluation:
-    """Plays `args.eval_episodes` greedy episodes when that is due and logs eval/*; the first episode is recorded.
+    """Plays `args.eval_episodes` greedy episodes when due, logs eval/*, records the first one, and writes policy.pt.
 
         evaluation = common.Evaluation(run, q_network.greedy)
         while global_step < args.total_timesteps:
@@ -35,10 +34,9 @@ class Evaluation:
             checkpoint.save(global_step)
         evaluation(global_step)
 
-    Environments, seeds and random generators are its own, so that training goes on as if it had not happened.
-    The same episodes (the same seeds) are played every time. Whatever fails in it is one warning. An episode is cut
-    after `args.eval_max_steps` steps, and its return so far counts. policy.pt is written as well. Nothing happens with
-    `--eval-episodes 0`. Under torchrun the first process plays, and the others wait for it.
+    It has its own environments, seeds and random generators, so training is the same with and without it. The seeds
+    are the same every time. An episode is cut after `args.eval_max_steps` steps and counts with its return so far.
+    A failure is one warning. Under torchrun the first process plays while the others wait.
 
     Args:
         policy: a method of a network, [n, ...] observations on the network's device to [n, ...] actions.
@@ -49,22 +47,22 @@ class Evaluation:
         self.policy = policy
         self.has_envs = False
         if RANK == 0 and run.args.eval_episodes:
-            # Some environments exist only once: a robot, a simulator behind a port. Better said now than hours later.
-            # They are evaluated at the end, when training has closed its own.
+            # Some environments can exist only once (a robot, a simulator at a port): this warns at the start, and they
+            # are evaluated at the end, after training has closed its own.
             with isolated_rng(run.args.seed), beside_training("evaluation", ADVICE):
                 make_vector(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
                 self.has_envs = True
 
     def __call__(self, step: int) -> None:
-        """Call it at the top of the loop and after it; `step` counts the environment steps so far."""
+        """Call it at the start of each iteration and after the last one, with the number of environment steps."""
         run, args = self.run, self.run.args
         if not run.evaluation_due(step):
             return
         run.write_policy()
-        began, stepped = time.monotonic(), env_timer.seconds
+        began, env_seconds = time.monotonic(), env_timer.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
-        if video is not None:  # one of a run that was killed after it
-            with beside_training("removing an old film"):
+        if video is not None:
+            with beside_training("removing an old video"):  # left by a run that was killed during this evaluation
                 video.unlink(missing_ok=True)
         metrics: dict[str, float] = {}
         if RANK == 0 and (self.has_envs or step >= args.total_timesteps):
@@ -86,11 +84,11 @@ class Evaluation:
                     "eval/episodic_return_std": float(returns.std()),
                     "eval/episodic_length": float(lengths.mean()),
                 }
-        env_timer.seconds = stepped
+        env_timer.seconds = env_seconds
         run.leave_out(time.monotonic() - began)
         if run.must_stop(now=True):
             run.stop(step)
-        run.evaluated = step  # not before: an evaluation that a signal interrupted is due again in the resumed run
+        run.evaluated = step  # set last: a resumed run repeats an evaluation that a signal interrupted
         run.log_evaluation(metrics, step, video if video is not None and video.exists() else None)
 
 
@@ -108,19 +106,19 @@ def play(
     async_envs: bool = False,
     max_steps: int = RunArgs.eval_max_steps,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths of `episodes` episodes, float64 and int64 [episodes], in a fixed order.
+    """Returns and lengths of `episodes` episodes, float64 and int64 [episodes]; NaN and 0 if `stop` came before.
 
-    Each of `num_envs` parallel environments plays a share of the episodes that is fixed beforehand. Taking the first
-    `episodes` to end, whichever environment they come from, would count short ones too often. Which episodes are
-    played depends on `num_envs`, as each environment has a seed of its own.
+    Environment i plays episodes i, i + num_envs, ... Taking the first `episodes` to end, whichever environment they
+    come from, would favour short ones. The result depends on `num_envs`, as each environment has its own seed.
 
     Args:
-        max_steps: an episode is cut after so many steps, with a warning; its return so far counts. 0: no limit.
+        human: show the environment on the screen.
+        max_steps: cut each episode after so many steps; its return so far counts, with a warning. 0: no limit.
     """
     name = env_id.rpartition(":")[2]  # make_vector imports the module of module:Env-v0
     num_envs = 1 if human else min(episodes, num_envs)
-    share = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
-    played: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)
+    current = np.arange(num_envs)  # the episode that each environment plays
     network = getattr(policy, "__self__", None)
     device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     num_cut = 0
@@ -133,23 +131,21 @@ def play(
             first = functools.partial(camera.film, name)
         limits: dict[str, Any] = {"env_timeout": env_timeout, "max_steps": max_steps}
         vector = make_vector(env_id, num_envs, async_envs, allow_import, first=first, **limits)
-        envs = Envs(vector, env_timeout=env_timeout)
-        with contextlib.closing(envs):
+        with contextlib.closing(Envs(vector, env_timeout=env_timeout)) as envs:
             obs, _ = envs.reset(seed=seed, evaluation=True)
-            while any(len(done) < n for done, n in zip(played, share, strict=True)) and not stop():
-                if env_id.startswith("ALE/") and not played[0] and camera.due():
+            while not lengths.all() and not stop():
+                if env_id.startswith("ALE/") and lengths[0] == 0 and camera.due():
                     camera.take(magnified(obs[0, -1].numpy()))
                 with torch.no_grad():
                     actions = policy(obs.to(device))
                 obs, _, terminations, _, infos = envs.step(actions)
                 for i in np.flatnonzero(infos.get("_episode", ())):
-                    if len(played[i]) < share[i]:
-                        length = int(infos["episode"]["l"][i])
-                        played[i].append((float(infos["episode"]["r"][i]), length))
-                        num_cut += length == max_steps and not terminations[i]
+                    if current[i] < episodes:
+                        returns[current[i]] = infos["episode"]["r"][i]
+                        lengths[current[i]] = infos["episode"]["l"][i]
+                        num_cut += int(infos["episode"]["l"][i] == max_steps and not terminations[i])
+                        current[i] += num_envs
     if num_cut:
         what = f"{num_cut} of {episodes} evaluation episodes did not end within {max_steps:,} steps"
         warn(f"{what}: their returns so far count (--eval-max-steps)", once="evaluation episodes were cut")
-    order = [played[i % num_envs][i // num_envs] for i in range(episodes) if i // num_envs < len(played[i % num_envs])]
-    returns, lengths = zip(*order, strict=True) if order else ((math.nan,), (0,))
-    return np.array(returns), np.array(lengths)
+    return returns, lengths

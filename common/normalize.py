@@ -1,7 +1,7 @@
-"""Observations and rewards brought to scale by running statistics, one set for all environments of all processes.
+"""Normalisation of observations and rewards by running statistics, shared by all environments and processes.
 
-Both hold their statistics in buffers, so a `state_dict` has them: what is part of a network lands in policy.pt.
-Neither changes its statistics but in `update`, which training calls and evaluation does not.
+The statistics are buffers, so they are part of `state_dict`, and of policy.pt if the module is part of the network.
+Only `update` changes them; evaluation does not call it.
 """
 
 import torch
@@ -11,7 +11,7 @@ from common.internals.speed.processes import all_gather
 
 
 class RunningMeanStd(nn.Module):
-    """(x - mean) / std of everything `update` has seen, clipped to ±`clip`; x itself, clipped, before that.
+    """(x - mean) / std, clipped to ±`clip`. Before the first `update` the mean is 0 and the standard deviation 1.
 
     Args:
         shape: of one sample; `x` is [..., *shape].
@@ -24,16 +24,16 @@ class RunningMeanStd(nn.Module):
     def __init__(self, shape: tuple[int, ...] = (), clip: float = 10.0) -> None:
         super().__init__()
         self.clip = clip
-        # float64: after 10^8 samples float32 would no longer count, and its sums of squares lose what is left.
+        # float64: a float32 count stops at 2^24 samples, and float32 sums of squares lose precision long before.
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Takes the samples of `x` in, as if all had been seen at once (Chan et al., 1979, equation 2.1).
+        """Adds the samples of `x`, exactly as if all had come at once (Chan et al., 1979, equation 2.1).
 
-        Under torchrun each process has as many, and all of them end with the same statistics of them all.
+        Under torchrun every process adds the samples of all; each must bring equally many.
         """
         x = x.double().reshape(-1, *self.mean.shape)
         for mean, var in all_gather(torch.stack([x.mean(dim=0), x.var(dim=0, correction=0)])):
@@ -50,12 +50,12 @@ class RunningMeanStd(nn.Module):
 
 
 class RewardScaler(nn.Module):
-    """Rewards divided by the standard deviation of the discounted return so far (Engstrom et al., 2020, section 3).
+    """Rewards divided by the standard deviation of the discounted return (Engstrom et al., 2020, section 3).
 
-    Their mean is not subtracted: that would change which behaviour is best where episodes end.
+    The mean is not subtracted: where episodes can end, that would change which policy is optimal.
 
     Args:
-        gamma: the discount factor of the return, the algorithm's.
+        gamma: the algorithm's discount factor.
     """
 
     running: Tensor
@@ -68,21 +68,21 @@ class RewardScaler(nn.Module):
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, rewards: Tensor, ends: Tensor) -> None:
-        """Takes a rollout in: rewards and ends (bool) are [num_steps, num_envs].
+    def update(self, rewards: Tensor, dones: Tensor) -> None:
+        """Adds a rollout; rewards and dones (bool, terminated or truncated) are [num_steps, num_envs].
 
-        The return R_t = r_t + gamma R_{t-1} starts anew after an end of either kind.
+        The discounted return R_t = r_t + gamma R_{t-1} restarts at 0 after a done.
         """
-        steps = rewards.double()
-        seen = torch.empty_like(steps)
-        for t, end in enumerate(ends):
-            self.running = self.gamma * self.running + steps[t]
-            seen[t] = self.running
-            self.running = self.running * ~end
-        self.returns.update(seen)
+        rewards = rewards.double()
+        returns = torch.empty_like(rewards)
+        for t, done in enumerate(dones):
+            self.running = self.gamma * self.running + rewards[t]
+            returns[t] = self.running
+            self.running = self.running * ~done
+        self.returns.update(returns)
 
     def new_episodes(self) -> None:
-        """No step to come continues the episodes that ran."""
+        """Restarts the discounted returns; a resumed run calls it when its environments start new episodes."""
         self.running.zero_()
 
     def forward(self, rewards: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""On-policy storage: what a policy did for `num_steps` steps, handed over as one batch and then cleared."""
+"""Rollout storage for on-policy algorithms."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,9 +12,8 @@ from common.internals.storage import fields
 class RolloutStorage:
     """`num_steps` steps of `num_envs` environments, allocated by the first `add` from the tensors' shapes and dtypes.
 
-    A fork that needs one more field adds one keyword to `add`. Each field is an attribute,
-    [num_steps, num_envs, ...] on `device`: `rollout.rewards`. What was added on `device` is copied once, there; what
-    lies in host memory crosses to a GPU once, without waiting for it.
+    Each keyword of `add` becomes an attribute, [num_steps, num_envs, ...] on `device`: `rollout.rewards`.
+    Tensors in host memory are copied to a GPU asynchronously.
 
         for _ in range(args.num_steps):
             ...
@@ -63,48 +62,46 @@ class RolloutStorage:
         self.pos += 1
 
     def clear(self) -> None:
-        """Makes room for the next rollout; the memory is kept and written over."""
+        """Starts the next rollout, in the same memory."""
         self.pos = 0
 
-    def minibatches(self, num_minibatches: int, **more: Tensor) -> Iterator[SimpleNamespace]:
-        """One epoch: every sample once, in a new order, in `num_minibatches` parts whose sizes differ by at most one.
+    def minibatches(self, num_minibatches: int, **extra: Tensor) -> Iterator[SimpleNamespace]:
+        """One epoch: every sample once, shuffled, in `num_minibatches` batches whose sizes differ by at most one.
 
         Args:
-            more: further tensors [num_steps, num_envs, ...], for example advantages.
+            extra: further tensors [num_steps, num_envs, ...], for example advantages.
 
         Yields:
-            The fields under their names, [batch, ...]; the time and environment dimensions are one.
+            The fields under their names, [batch, ...]: time and environment are one dimension.
 
         Raises:
-            ValueError: a part would hold fewer than two samples, whose advantages have no standard deviation.
+            ValueError: a batch would have fewer than two samples, and so no standard deviation.
         """
         self._assert_full()
         size = self.num_steps * self.num_envs
         if num_minibatches < 1 or size < 2 * num_minibatches:
-            raise ValueError(
-                f"{size} samples make no {num_minibatches} minibatches of at least 2 (one sample has no standard "
-                "deviation): take fewer minibatches or more steps"
-            )
-        flat = {name: value.flatten(0, 1) for name, value in {**self.fields, **more}.items()}
+            what = f"{num_minibatches} minibatches of {size} samples"
+            raise ValueError(f"{what}: each needs at least 2 samples, as one has no standard deviation")
+        flat = {name: value.flatten(0, 1) for name, value in {**self.fields, **extra}.items()}
         for indices in torch.randperm(size, device=self.device).tensor_split(num_minibatches):
             yield SimpleNamespace(**{name: value.index_select(0, indices) for name, value in flat.items()})
 
-    def sequences(self, num_minibatches: int, **more: Tensor) -> Iterator[SimpleNamespace]:
-        """As `minibatches`, for recurrent policies: whole environments, [num_steps, envs of this part, ...].
+    def sequences(self, num_minibatches: int, **extra: Tensor) -> Iterator[SimpleNamespace]:
+        """As `minibatches`, for recurrent policies: all steps of some environments, [num_steps, batch, ...].
 
         Raises:
-            ValueError: there are fewer environments than parts.
+            ValueError: there are fewer environments than minibatches.
         """
         self._assert_full()
         if not 1 <= num_minibatches <= self.num_envs:
             raise ValueError(f"{self.num_envs} environments cannot be split into {num_minibatches} minibatches")
-        whole = {**self.fields, **more}
         for indices in torch.randperm(self.num_envs, device=self.device).tensor_split(num_minibatches):
-            yield SimpleNamespace(**{name: value.index_select(1, indices) for name, value in whole.items()})
+            batch = {name: value.index_select(1, indices) for name, value in {**self.fields, **extra}.items()}
+            yield SimpleNamespace(**batch)
 
     def _assert_full(self) -> None:
         if self.pos != self.num_steps:
-            raise ValueError(f"the rollout has {self.pos} of its {self.num_steps} steps: its rest would be old data")
+            raise ValueError(f"the rollout has {self.pos} of its {self.num_steps} steps: call add() for each first")
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
         self._like = fields.check_first(step, self.num_envs)
@@ -113,6 +110,6 @@ class RolloutStorage:
                 raise ValueError(f"a field cannot be called {name}: the storage itself uses that name")
         for name, value in step.items():
             self.fields[name] = torch.zeros((self.num_steps, *value.shape), dtype=value.dtype, device=self.device)
-        # In host memory a row is written through a NumPy view: a seventh of the price of torch's indexing.
+        # In host memory a NumPy view is written: seven times faster than torch's indexing.
         on_host = self.device.type == "cpu"
         self._rows = {name: storage.numpy() for name, storage in self.fields.items()} if on_host else None

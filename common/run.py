@@ -1,4 +1,4 @@
-"""A run: its seeds and device, its directory, and everything that is logged."""
+"""A run: its seeds and device, its directory, and its logs."""
 
 import atexit
 import functools
@@ -29,12 +29,9 @@ from common.sinks import JsonLines
 
 
 def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
-    """Seeds python, numpy and torch; sets threads and kernels; returns the device to train on.
+    """Seeds Python, NumPy and PyTorch, sets threads and kernels, and returns the device to train on.
 
-    Under torchrun each process gets a device and random numbers of its own.
-
-    Args:
-        torchrun: whether the script can train on several processes; one that cannot ends with code 2 there.
+    Under torchrun each process gets its own device and random numbers; with `torchrun=False` it is refused (code 2).
     """
     if WORLD_SIZE > 1 and not torchrun:
         fail("this script trains in one process: start it with python, not torchrun")
@@ -52,32 +49,31 @@ def setup(args: RunArgs, torchrun: bool = True) -> torch.device:
 
 
 def track(args: RunArgs, device: torch.device) -> "Run":
-    """Makes or reopens the run directory, `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, with its loggers.
+    """Creates the run directory `runs_dir/{env_id}__{script}__{seed}__{time}-{random}`, or reopens `args.resume`.
 
-    Ends the process with code 6 if the directory cannot be written, and with code 3 if `args.resume` names no run that
-    can be resumed.
+    Ends the process with code 6 if the directory cannot be written, and with code 3 if the run cannot be resumed.
     """
     script = Path(sys.modules[type(args).__module__].__file__ or "interactive.py").resolve()
     return Run(args, *run_dir.begin(args, device, script))
 
 
 class Run:
-    """One run's directory and its log. A logger that fails costs one warning, never the training."""
+    """The directory and the logs of a run. A logger that fails is turned off with one warning."""
 
     def __init__(self, args: RunArgs, path: Path, config: dict[str, Any], lock: Any = None, saved: Any = None) -> None:
         self.dir = path
         self.args = args
-        self.saved = saved  # the checkpoint to go on from, until a Checkpoint has taken it
-        self.resumable = False  # whether the script has a Checkpoint
-        self.checkpointed = -1  # step of the last checkpoint that is on the disk
+        self.saved = saved  # the checkpoint to resume from, until Checkpoint.restore has read it
+        self.resumable = False  # whether the script makes a Checkpoint
+        self.checkpointed = -1  # step of the last checkpoint on disk
         self.evaluated = 0  # step of the last evaluation
         self.step = 0  # environment steps so far, as of the last log_episodes
         self.started = time.monotonic()
         self.loggers = Loggers(path, args, config, saved)
         self._lock = lock
         self._policy: Callable[[Tensor], Tensor] | None = None
-        self._noted: dict[str, float | Tensor] = {}  # metrics for the next row
-        self._episodes = Episodes()  # since the last row
+        self._noted: dict[str, float | Tensor] = {}
+        self._episodes = Episodes()
         self._clock = RowClock()
         self._progress = Progress(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs)
@@ -85,28 +81,26 @@ class Run:
         self._finished = False
         atexit.register(self._close, exit_code=1)
         if RANK == 0:
-            many = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
-            again = f", from step {saved['step']:,}" if saved else ""
-            say(f"{config['script']} on {args.env_id}, seed {args.seed}, {config['device']}{many}{again}: {path}")
+            count = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
+            start = f", from step {saved['step']:,}" if saved else ""
+            say(f"{config['script']} on {args.env_id}, seed {args.seed}, {config['device']}{count}{start}: {path}")
 
     def note(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """Keeps metrics, the losses of the last update for example, for the next row."""
+        """Keeps metrics for the next row, for example the losses of the last update."""
         self._noted |= metrics
 
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
-        """Logs one row: these metrics, what was noted, charts/SPS, health/time_* and the mean of the episodes.
+        """Logs one row: `metrics`, what was noted, charts/SPS, health/time_*, and the mean of the row's episodes.
 
-        The only place that reads a tensor's value (and so waits for a GPU). `step` counts environment steps.
-        Under torchrun the first process logs the means of the metrics and the episodes of all.
-
-        Ends the process with code 4 if a loss is not finite.
+        Only here are tensors read, which waits for the GPU. `step` counts environment steps. Under torchrun the first
+        process logs the means over all processes. Ends the process with code 4 if a loss is not finite.
         """
         values = self._mean_over_processes(as_floats({**self._noted, **metrics}))
         self._noted = {}
         for key, value in values.items():
             if key.endswith("_loss") and not math.isfinite(value):
-                self._policy = None  # policy.pt stays as it last was
-                what = f"{key} is {value} at step {step}: lower the learning rate, or look at the rewards"
+                self._policy = None  # keep the last policy.pt
+                what = f"{key} is {value} at step {step}: lower the learning rate, or check the rewards"
                 processes.on_rank_zero(functools.partial(fail, what, code=4))
         values |= self._clock.row(step)
         self.loggers.log(values, self._episodes.take_means(), step, self._time())
@@ -118,37 +112,36 @@ class Run:
             self._progress.show(step, values["charts/SPS"], sum(recent) / len(recent) if recent else None)
 
     def log_episodes(self, infos: dict[str, Any], step: int) -> None:
-        """Logs the episodes that ended in this step; call it after every `envs.step`.
+        """Logs the episodes that ended in this step: call it after every `envs.step`.
 
-        metrics.jsonl gets a line for each, under torchrun at the next `log`. TensorBoard and W&B get their mean at the
-        next `log`, so that an environment whose episodes are short does not spend its time on dashboards.
-        A run without a Checkpoint stops here when Ctrl-C or a signal asks it to; one that has one, when that saves.
+        metrics.jsonl gets each episode (under torchrun at the next `log`), TensorBoard and W&B get means at the next
+        `log`. After Ctrl-C or another stop signal a run without a Checkpoint ends here.
         """
         self.step = step
         for episode in self._episodes.add(infos, step, self._time()):
             self._log_episode(episode)
         if not self.resumable:
             if WORLD_SIZE > 1:
-                fail("torchrun needs common.Checkpoint in the script: by it all processes begin with the same weights")
+                fail("torchrun needs common.Checkpoint in the script: it gives all processes the same initial weights")
             if self._signals.number:
                 self.stop(step)
 
     def _log_episode(self, episode: Episode) -> None:
-        r, length, step, seconds = episode
-        self._episodes.recent.append(r)
-        self._alarms.note(r)
-        row = {"charts/episodic_return": r, "charts/episodic_length": float(length)}
+        episodic_return, length, step, seconds = episode
+        self._episodes.recent.append(episodic_return)
+        self._alarms.note(episodic_return)
+        row = {"charts/episodic_return": episodic_return, "charts/episodic_length": float(length)}
         self.loggers.call("log", row, step, seconds, only=JsonLines)
 
     def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        """The means of `values` over all processes; the first one logs the episodes of all."""
+        """The means of `values` over all processes; the first process logs the episodes of all."""
         means, episodes = self._episodes.mean_over_processes(values)
         for episode in episodes:
             self._log_episode(episode)
         return means
 
     def evaluation_due(self, step: int) -> bool:
-        """Whether a multiple of eval_interval, or the end, has been reached since the last evaluation."""
+        """Whether `step` has passed a multiple of eval_interval, or the end, since the last evaluation."""
         args, last = self.args, self.evaluated
         if args.eval_episodes == 0 or step <= last:
             return False
@@ -156,7 +149,7 @@ class Run:
         return passed or step >= args.total_timesteps
 
     def log_evaluation(self, metrics: Mapping[str, float], step: int, video: Path | None) -> None:
-        """Logs an evaluation; `metrics` are empty where it failed."""
+        """Logs an evaluation; `metrics` are empty if it failed."""
         self._mean_over_processes({})
         if RANK > 0 or not metrics:
             return
@@ -168,13 +161,11 @@ class Run:
         self._progress.line(shown + (f"  {video}" if video else ""))
 
     def save_policy(self, policy: Callable[[Tensor], Tensor]) -> None:
-        """Writes policy.pt now, and again at every evaluation and when the run ends or is stopped.
+        """Writes policy.pt now, at every evaluation and at the end; ends the process with code 6 if that fails now.
 
         Args:
-            policy: a method, [n, ...] observations to [n, ...] actions, of a network that is made of
-                `(envs, args)` by a class in the script; `python -m common evaluate` makes it anew.
-
-        Ends the process with code 6 if the file cannot be written.
+            policy: a method, [n, ...] observations to [n, ...] actions, of a network whose class is in the script and
+                takes `(envs, args)`: `python -m common evaluate` builds it from them.
         """
         self._policy = policy
         try:
@@ -185,32 +176,32 @@ class Run:
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
     def write_policy(self) -> None:
-        """Writes policy.pt as it is now; a warning where that fails."""
+        """Writes policy.pt; a failure is a warning."""
         with beside_training("writing policy.pt"):
             self._save_policy()
 
     def _save_policy(self) -> None:
-        # Until the networks of a resumed run are restored, policy.pt is better than they are.
+        # Until the networks of a resumed run are restored, the file has the better policy.
         if self._policy is not None and self.saved is None and RANK == 0:
             save_policy(self._policy, self.dir / "policy.pt")
 
     def stop(self, step: int) -> None:
-        """Ends the process because a signal asked for it, with everything kept; 128 + its number."""
+        """Ends the process with code 128 + n after signal n; everything logged is kept."""
         number = self._signals.number
         resumable = self.checkpointed == step
         if resumable:
-            self._episodes.ended.clear()  # the checkpoint has them, and the next row will
+            self._episodes.ended.clear()  # the checkpoint has them for the resumed run's next row
         self._mean_over_processes({})
 
         def end() -> None:
             self._close(exit_code=128 + number)
-            how = f"continue with --resume {self.dir}" if resumable else f"what it learnt is in {self.dir}"
+            how = f"continue with --resume {self.dir}" if resumable else f"its policy and logs are in {self.dir}"
             fail(f"stopped by {signal.Signals(number).name} at step {step}; {how}", 128 + number)
 
         processes.on_rank_zero(end)
 
     def must_stop(self, now: bool = False) -> bool:
-        """Whether a signal asked to stop; all processes call it at the same steps."""
+        """Whether a signal asked to stop; all processes must call it at the same steps."""
         return self._signals.agreed(now)
 
     @property
@@ -218,7 +209,7 @@ class Run:
         return bool(self._signals.number)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs so that its rows follow on; everything logged so far is on the disk afterwards."""
+        """The state of the logs. Flushes them to disk."""
         return {
             "step": self.step,
             "evaluated": self.evaluated,
@@ -242,11 +233,11 @@ class Run:
         self._clock.load_state_dict(state["clock"])
 
     def leave_out(self, seconds: float) -> None:
-        """charts/SPS is that of training: `seconds` of something else do not count."""
+        """Excludes `seconds` that were not training from charts/SPS."""
         self._clock.leave_out(seconds)
 
     def finish(self) -> None:
-        """Writes the final policy, closes the loggers and prints where the run is."""
+        """Writes the final policy, closes the loggers and prints the run directory."""
         self._mean_over_processes({})
         seconds = self._time()
         self._close(exit_code=0)
@@ -277,7 +268,7 @@ class Run:
             self._lock.close()
         if unsaved and exit_code == 6:
             fail(unsaved, code=6)
-        elif unsaved:  # another error ends the run
+        elif unsaved:  # another error ends the process
             warn(unsaved)
 
     def _time(self) -> float:

@@ -1,12 +1,12 @@
-"""When to do something that is due every so many environment steps."""
+"""Events that are due every so many environment steps."""
 
 
 class Every:
-    """Counts the multiples of `interval` that the step counter has passed since the last call.
+    """How often an event was due since the last call: the multiples of `interval` that the step counter has passed.
 
-    The counter advances by `num_envs` at a time, so `step % interval == 0` may never be true; this is
-    right for any stride. With `start`, multiples are counted from there, and nothing is due before.
-    An interval of 0 is never due. `now` is the step a resumed run goes on from: what was due until then is done.
+    The counter advances by `num_envs` at a time, so `step % interval == 0` could miss them. With `start`, multiples
+    are counted from there. An interval of 0 is never due. `now` is the step that a resumed run starts at: events up to
+    it have happened already.
 
         train_due = Every(args.train_frequency, start=args.learning_starts, now=global_step)
         for _ in range(train_due(global_step)):
