@@ -224,7 +224,7 @@ class _Reader(_Globals):
             old = _MISSING
         self.taken[id(old)] = old
         if kind is np.ndarray:
-            value = self._array(old, name, *map(self.read, states))
+            value = self._array(old, name is not None, states)
         else:
             value = self._object(kind, what, states, number, name, old)
         self.made[number] = value
@@ -238,49 +238,46 @@ class _Reader(_Globals):
             self.callable_packages |= {_package(owner) for owner in type(old).__mro__} - _LIBRARIES
         if rule.change is _set_attributes and _hashed_by_value(kind) and name is None and _may_be_made(kind):
             old = _MISSING  # a dict may need its hash before the end, and thus its attributes
-        olds = () if old is _MISSING else rule.parts(old)
+        by_name = isinstance(states, dict)
+        olds: Any = rule.parts(old) if old is not _MISSING else {} if by_name else ()
         if rule.make is None:
             self.made[number] = new = _new(kind, what) if old is _MISSING else old
         values: Any
-        if isinstance(states, dict):
-            values = {key: self.read(part, dict(olds).get(key, _MISSING)) for key, part in states.items()}
+        if by_name:
+            values = {key: self.read(part, olds.get(key, _MISSING)) for key, part in states.items()}
         else:
             values = [self.read(part, olds[i] if i < len(olds) else _MISSING) for i, part in enumerate(states)]
         if rule.change is None:
-            if old is not _MISSING and len(values) == len(olds) and all(map(_same, values, olds)):
+            pairs = zip(values, olds, strict=False)
+            same = [one is two or (type(one) in _ATOMS and repr(one) == repr(two)) for one, two in pairs]
+            if old is not _MISSING and len(values) == len(olds) and all(same):
                 return old
             return _differs(f"another {what}", old) if rule.make is None else rule.make(*values)
-        change = functools.partial(rule.change, new, *([values] if isinstance(values, dict) else values))
+        change = functools.partial(rule.change, new, *([values] if by_name else values))
         if old is _MISSING:
             change()
         else:
             self.changes.append(change)
         return new
 
-    def _array(
-        self, old: Any, name: Any, dtype: str, shape: Any, strides: Any, writeable: bool, offset: int, memory: Any
-    ):
+    def _array(self, old: Any, is_global: bool, states: list[Any]) -> Any:
+        dtype, shape, strides, writeable, offset, memory = map(self.read, states)
         if isinstance(memory, np.ndarray):
             new = np.ndarray(shape, dtype, _in_memory_order(memory), offset, strides)
         else:
-            memory = self._large(memory) if isinstance(memory, str) else memory
-            new = np.ndarray(shape, dtype, bytearray(memory), 0, strides).copy(order="K")
+            data = self.large[memory] if isinstance(memory, str) else memory
+            if data is None:
+                data = _in_memory_order(self.constants.get(memory, np.zeros(0))).tobytes()
+                if _hash(np.frombuffer(data, np.uint8)) != memory:
+                    raise ValueError("a large array that never changed differs here: is it drawn without a seed?")
+            new = np.ndarray(shape, dtype, bytearray(data), 0, strides).copy(order="K")
         new.flags.writeable = writeable
-        if name is None:
+        if not is_global:
             return new
         if (old.dtype, old.shape) != (new.dtype, new.shape):
             _differs(f"an array {new.shape} of {new.dtype}", old)
         self.changes.append(functools.partial(np.copyto, old, new))
         return old
-
-    def _large(self, key: str) -> bytes:
-        data = self.large[key]
-        if data is None:
-            block = _in_memory_order(self.constants.get(key, np.zeros(0)))
-            if _hash(block) != key:
-                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
-            data = block.tobytes()
-        return data
 
 
 class _Rule(NamedTuple):
@@ -395,10 +392,6 @@ def _new(kind: Any, what: str) -> Any:
 def _differs(saved: str, old: Any) -> Any:
     there = "nothing of that kind" if old is _MISSING else _name(type(old)).replace(":", ".")
     raise ValueError(f"the snapshot has {saved.replace(':', '.')} where this environment has {there}")
-
-
-def _same(one: Any, two: Any) -> bool:
-    return one is two or (type(one) in _ATOMS and repr(one) == repr(two))
 
 
 def _hash(array: np.ndarray) -> str:

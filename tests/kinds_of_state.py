@@ -344,6 +344,7 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "closure": (lambda env: counter(), lambda env: env.x()),
     "two closures over one variable": (lambda env: two_counters(), lambda env: env.x[env.t % 2]()),
     "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),
+    "method of a NumPy generator": (lambda env: np.random.default_rng(3).normal, lambda env: env.x()),
     "bound method": (lambda env: Enemy(0).roar, lambda env: env.x()),
     "class attribute": (lambda env: None, of_class),
     "attribute that shows late": (lambda env: None, late_attribute),
@@ -375,9 +376,9 @@ NAMED: dict[str, tuple[str, Any, Any]] = {
     "array subclass": ("kinds_of_state.Matrix", lambda env: np.zeros(3).view(Matrix), lambda env: 0),
     "closure over a generator": ("generator", lambda env: over_a_generator(walk()), lambda env: env.x()),
     "partial": ("functools.partial", lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
-    "method of a NumPy generator": (
+    "method of a random.Random": (
         "builtin_function_or_method",
-        lambda env: np.random.default_rng(3).normal,
+        lambda env: random.Random(3).random,
         lambda env: env.x(),
     ),
     "method of a list": (
