@@ -57,7 +57,8 @@ class Envs:
         self.single_action_space: Any = vector.single_action_space
         self.terminal_on_life_loss = terminal_on_life_loss
         is_atari = isinstance(vector, ReplayedAtari)
-        self.frame_stack = self.single_observation_space.shape[0] if is_atari else 0  # frames per observation, if known
+        shape: Any = vector.single_observation_space.shape
+        self.frame_stack = shape[0] if is_atari else 0  # frames per observation, if known
         self._has_lives = is_atari  # `lives` in the infos of other environments may mean anything
         self._obs_dtype = np.uint8 if self.single_observation_space.dtype == np.uint8 else np.float32
         first_action = getattr(self.single_action_space, "start", 0)  # of Discrete and MultiDiscrete

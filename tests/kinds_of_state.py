@@ -93,6 +93,16 @@ class Lookup(dict):
         return self.misses
 
 
+class AttrDict(dict):
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Recent(collections.deque):
+    pass
+
+
 class Celsius(float):
     pass
 
@@ -136,6 +146,15 @@ def counter():
         return n
 
     return count
+
+
+def over_a_generator(generator):
+    return lambda: next(generator)
+
+
+def twins(one, two):
+    one.__dict__ = two.__dict__
+    return [one, two]
 
 
 def two_counters():
@@ -240,16 +259,15 @@ EXACT: dict[str, tuple[Any, Any]] = {
         lambda env: (collections.defaultdict(int), collections.Counter()),
         lambda env: env.x[1].update("ab") or operator.iadd(env.x[0]["k"], 1) + env.x[1]["a"],
     ),
-    "bytearray": (lambda env: bytearray(b"\0"), lambda env: env.x.append(env.t) or sum(env.x)),
     "range, slice": (
         lambda env: (range(3), slice(1)),
         lambda env: sum(replaced(env, (range(env.x[0].stop + 1), slice(env.t)))[0]),
     ),
-    "date, Decimal, Fraction": (
-        lambda env: [datetime.datetime(2026, 1, 1), decimal.Decimal("0.1"), fractions.Fraction(1, 3)],
+    "date, time span": (
+        lambda env: [datetime.datetime(2026, 1, 1), datetime.date(2026, 1, 1), datetime.timedelta(1)],
         lambda env: (
-            put(env, x=[env.x[0] + datetime.timedelta(1), env.x[1] * 3, env.x[2] + 1])
-            or env.x[0].day + float(env.x[1]) + float(env.x[2])
+            put(env, x=[env.x[0] + env.x[2], env.x[1] + env.x[2], env.x[2] * 1.25])
+            or env.x[0].day + env.x[1].day + env.x[2].total_seconds() / 1e6
         ),
     ),
     "path": (lambda env: pathlib.Path("a"), lambda env: len(str(replaced(env, env.x / "b")))),
@@ -288,8 +306,6 @@ EXACT: dict[str, tuple[Any, Any]] = {
         lambda env: (env.x is ANGRY) + 2 * (replaced(env, ANGRY if env.x is CALM else CALM) is CALM),
     ),
     "view that a module names": (lambda env: WINDOW, lambda env: add(WINDOW) + float(env.x.sum())),
-    "list subclass with attributes": (lambda env: Stack(), lambda env: env.x.push(env.t) or sum(env.x) + env.x.pushed),
-    "dict subclass with attributes": (lambda env: Lookup(), lambda env: env.x["nothing"]),
     "array": (lambda env: np.zeros((2, 3)), lambda env: add(env.x)),
     "array that is replaced": (lambda env: TABLE, lambda env: float(replaced(env, env.x * 0.5 + 1).sum())),
     "view of an array": (lambda env: put(env, y=np.zeros(4)) or env.y[:2], views),
@@ -313,10 +329,6 @@ EXACT: dict[str, tuple[Any, Any]] = {
     ),
     "RandomState": (lambda env: np.random.RandomState(3), lambda env: env.x.randn()),
     "random.Random": (lambda env: random.Random(3), lambda env: env.x.gauss(0, 1)),
-    "method of a generator": (
-        lambda env: (np.random.default_rng(3).normal, random.Random(3).random),
-        lambda env: env.x[0]() + env.x[1](),
-    ),
     "torch generator": (
         lambda env: torch.Generator().manual_seed(3),
         lambda env: float(torch.rand((), generator=env.x)),
@@ -332,13 +344,8 @@ EXACT: dict[str, tuple[Any, Any]] = {
     "closure": (lambda env: counter(), lambda env: env.x()),
     "two closures over one variable": (lambda env: two_counters(), lambda env: env.x[env.t % 2]()),
     "lambda with a default": (lambda env: lambda n, seen=[]: seen.append(n) or sum(seen), lambda env: env.x(1)),
-    "partial": (lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
-    "partial with an attribute": (
-        lambda env: functools.partial(flee),
-        lambda env: put(env.x, n=getattr(env.x, "n", 0) + 1) or env.x.n,
-    ),
+    "method of a NumPy generator": (lambda env: np.random.default_rng(3).normal, lambda env: env.x()),
     "bound method": (lambda env: Enemy(0).roar, lambda env: env.x()),
-    "bound method of a list": (lambda env: put(env, y=[]) or env.y.append, lambda env: env.x(env.t) or sum(env.y)),
     "class attribute": (lambda env: None, of_class),
     "attribute that shows late": (lambda env: None, late_attribute),
     "attribute with any name": (lambda env: None, slash_attribute),
@@ -367,7 +374,35 @@ NAMED: dict[str, tuple[str, Any, Any]] = {
         lambda env: add(env.x),
     ),
     "array subclass": ("kinds_of_state.Matrix", lambda env: np.zeros(3).view(Matrix), lambda env: 0),
-    "closure over a generator": ("generator", lambda env: functools.partial(next, walk()), lambda env: env.x()),
+    "closure over a generator": ("generator", lambda env: over_a_generator(walk()), lambda env: env.x()),
+    "partial": ("functools.partial", lambda env: functools.partial(add, np.zeros(2)), lambda env: env.x()),
+    "method of a random.Random": (
+        "builtin_function_or_method",
+        lambda env: random.Random(3).random,
+        lambda env: env.x(),
+    ),
+    "method of a list": (
+        "builtin_function_or_method",
+        lambda env: put(env, y=[]) or env.y.append,
+        lambda env: env.x(env.t) or sum(env.y),
+    ),
+    "list subclass": ("kinds_of_state.Stack", lambda env: Stack(), lambda env: env.x.push(env.t) or sum(env.x)),
+    "dict subclass": ("kinds_of_state.Lookup", lambda env: Lookup(), lambda env: env.x["nothing"]),
+    "dict that is its own __dict__": (
+        "kinds_of_state.AttrDict",
+        lambda env: AttrDict(n=0),
+        lambda env: put(env.x, n=env.x["n"] + 1) or env.x["n"],
+    ),
+    "objects with one __dict__": (
+        "kinds_of_state.Enemy that shares its __dict__",
+        lambda env: twins(Enemy(0), Enemy(1)),
+        lambda env: env.x[0].roar() + env.x[1].n,
+    ),
+    "deque subclass": ("kinds_of_state.Recent", lambda env: Recent(), lambda env: env.x.append(1) or len(env.x)),
+    "bytearray": ("bytearray", lambda env: bytearray(1), lambda env: env.x.append(env.t) or sum(env.x)),
+    "Decimal": ("decimal.Decimal", lambda env: decimal.Decimal("0.1"), lambda env: replaced(env, env.x * 3)),
+    "Fraction": ("fractions.Fraction", lambda env: fractions.Fraction(1, 3), lambda env: replaced(env, env.x + 1)),
+    "time zone": ("datetime.timezone", lambda env: datetime.datetime.now(datetime.UTC), lambda env: env.x.year),
     "exception": ("kinds_of_state.OwnError", lambda env: OwnError(1), lambda env: 0),
     "tensor": ("torch.Tensor", lambda env: torch.zeros(4), lambda env: float(env.x.add_(1).sum())),
     "torch module": ("torch.nn.parameter.Parameter", lambda env: torch.nn.Linear(1, 1), lambda env: 0),

@@ -544,7 +544,7 @@ def test_what_has_no_counterpart_is_made_without_a_constructor_but_never_of_the_
     monkeypatch.undo()
     for made in (argparse.Namespace(), Closing(), gym.Env()):
         zoo.parts[3] = made
-        with pytest.raises(ValueError, match="there is no"):
+        with pytest.raises(ValueError, match="where this environment has nothing"):
             restore(Zoo(), snapshot(zoo))
 
 

@@ -1,7 +1,7 @@
-"""Environments that cannot be saved, but led again to where they were: Box2D worlds and ALE's vector environment.
+"""Environments that cannot be saved and are replayed: Box2D worlds and ALE's vector environment.
 
-What is noted is a few numbers for each step of the running episode. Going there again is checked: the last
-observation must be the same to the bit.
+The random state at the start of the running episode and its actions are recorded. To restore the environment, the
+episode is re-run from them. The last observation must then be the same to the bit.
 """
 
 from typing import Any
@@ -12,8 +12,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 
 def replayable(env: gym.Env) -> gym.Env:
-    """`env`, with a `Replayed` around its innermost part if that is gymnasium's of Box2D: what follows a reset is known
-    to depend on the random state there and the actions since, alone."""
+    """`env`; if its innermost part is gymnasium's and of Box2D, with a `Replayed` around that part."""
     base, outer = env.unwrapped, env
     if not type(base).__module__.startswith("gymnasium.envs.box2d."):
         return env
@@ -26,25 +25,25 @@ def replayable(env: gym.Env) -> gym.Env:
 
 
 class Replayed(gym.Wrapper):
-    """Notes what leads to the present state of a Box2D environment: the random state at its reset, and the actions.
+    """Records what an episode of a Box2D environment depends on: the random state at its reset, and the actions.
 
-    Restoring costs what playing the episode so far did (30 µs a step in LunarLander), noting 0.5 µs a step.
+    A step takes 0.5 µs longer. A restore takes as long as the episode did so far (30 µs a step in LunarLander).
 
-    BipedalWalker and CarRacing use one world for all episodes: in 26 of 40 of BipedalWalker the trajectory depended,
-    in the last bits, on what had been played before. So they get a new world at each reset, in all training, as
-    LunarLander has since https://github.com/Farama-Foundation/Gymnasium/issues/728.
+    BipedalWalker and CarRacing get a new world at each reset, as LunarLander does since
+    https://github.com/Farama-Foundation/Gymnasium/issues/728: in 26 of 40 episodes of BipedalWalker the last bits
+    depended on the episodes before, which had the same world.
 
-    A wrapper may draw from the environment's generator between its steps, as StickyAction does; it comes by that
-    through `np_random`, and from then on the random state before each step is noted as well.
+    A wrapper that draws from the environment's generator between steps (StickyAction) gets it from `np_random` here.
+    From then on, the random state before each step is recorded too.
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self.beginning: tuple[Any, ...] = (None, None, None)
+        self.start: tuple[Any, ...] = (None, None, None)  # seed and options of the reset, random state before it
         self.actions: list[np.ndarray] = []
         self.last_obs: Any = None
         self.drawn_from = False
-        self.before: dict[int, Any] = {}  # step: the random state before it
+        self.random_states: dict[int, Any] = {}  # by step
 
     @property
     def np_random(self) -> np.random.Generator:
@@ -66,51 +65,49 @@ class Replayed(gym.Wrapper):
                 base.world = Box2D.b2World()
             else:
                 base.world = Box2D.b2World((0, 0), contactListener=base.contactListener_keepref)
-        self.beginning = (seed, options, base.np_random.bit_generator.state if seed is None else None)
-        self.actions, self.before = [], {}
+        self.start = (seed, options, base.np_random.bit_generator.state if seed is None else None)
+        self.actions, self.random_states = [], {}
         self.last_obs, info = self.env.reset(seed=seed, options=options)
         return self.last_obs, info
 
     def step(self, action: Any) -> Any:
         if self.drawn_from:
-            self.before[len(self.actions)] = self.env.np_random.bit_generator.state
+            self.random_states[len(self.actions)] = self.env.np_random.bit_generator.state
         self.actions.append(np.array(action))
         result = self.env.step(action)
         self.last_obs = result[0]
         return result
 
     def history(self) -> tuple[Any, ...]:
+        """The arguments of `replay`."""
         actions = np.stack(self.actions) if self.actions else None
         last_obs = None if self.last_obs is None else np.array(self.last_obs)
-        return (*self.beginning, actions, self.before, last_obs, self.env.np_random.bit_generator.state)
+        return (*self.start, actions, self.random_states, last_obs, self.env.np_random.bit_generator.state)
 
-    def replay(self, seed: Any, options: Any, start: Any, actions: Any, before: Any, last_obs: Any, end: Any) -> None:
+    def replay(self, seed: Any, options: Any, start: Any, actions: Any, states: Any, last_obs: Any, end: Any) -> None:
         base: Any = self.env.unwrapped
         if start is not None:
             base.np_random.bit_generator.state = start
         self.reset(seed=seed, options=options)
         for t, action in enumerate(() if actions is None else actions):
-            if t in before:
-                base.np_random.bit_generator.state = before[t]
+            if t in states:
+                base.np_random.bit_generator.state = states[t]
             self.step(action if action.ndim else action[()])
-        self.before = before
+        self.random_states = states
         base.np_random.bit_generator.state = end
         if last_obs is not None and np.asarray(self.last_obs).tobytes() != last_obs.tobytes():
-            raise ValueError("the episode, played again, leads elsewhere: is it another version of Box2D?")
+            raise ValueError("the replayed episode ends in another state: is this another version of Box2D?")
 
 
 class ReplayedAtari(VectorWrapper):
-    """ALE's vector environment, with notes that lead to the present state of each game.
+    """ALE's vector environment, with a record of the running episode of each game.
 
-    Its emulators cannot be saved: nothing but reset, send and recv of them is within reach. But a seeded reset
-    loads the game anew, whatever went before, and without sticky actions the start of the k-th episode after it
-    depends on the seed and on k alone. So the notes are the seed, k, and the actions of the running episode; and
-    restoring costs k resets (5 ms each) and the actions (0.4 ms each) per game.
-
-    To bound k, a game is seeded anew after every `EPISODES_PER_SEED` episodes, which takes 0.1 s.
+    Its emulators have no state to save. But a seeded reset loads the game anew, and without sticky actions the start of
+    the k-th episode after it depends on the seed and k alone. Recorded are the seed, k and the actions. A restore takes
+    k resets (5 ms each) and the actions (0.4 ms each) of each game.
     """
 
-    EPISODES_PER_SEED = 64
+    EPISODES_PER_SEED = 64  # then a game gets another seed (0.1 s), which bounds k
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -121,14 +118,14 @@ class ReplayedAtari(VectorWrapper):
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         if seed is None:
             seed = np.random.default_rng().integers(2**31, size=self.num_envs)
-        self.seeds, self.resets = [int(s) for s in seed], [0] * self.num_envs
+        self.seeds, self.resets = [int(one) for one in seed], [0] * self.num_envs
         self.actions = [bytearray() for _ in range(self.num_envs)]
         vector: Any = self.env  # takes an array of seeds
         return vector.reset(seed=np.array(seed))
 
     def step(self, actions: Any) -> Any:
-        for mine, action in zip(self.actions, actions.tolist(), strict=True):
-            mine.append(action)
+        for recorded, action in zip(self.actions, actions.tolist(), strict=True):
+            recorded.append(action)
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
         for i in np.flatnonzero(terminations | truncations):
             self.actions[i].clear()
@@ -141,7 +138,7 @@ class ReplayedAtari(VectorWrapper):
         return obs, rewards, terminations, truncations, infos
 
     def _reset_one(self, i: int, seed: int | None) -> Any:
-        """Observations and infos of all; only the `i`-th is another than before."""
+        """Observations and infos of all games, of which only the `i`-th has changed."""
         self.resets[i] += 1
         if seed is not None:
             self.seeds[i], self.resets[i] = seed, 0
@@ -153,7 +150,7 @@ class ReplayedAtari(VectorWrapper):
         return [list(state) for state in zip(self.seeds, self.resets, map(list, self.actions), strict=True)]
 
     def restore(self, states: list[Any]) -> np.ndarray:
-        """Observations [num_envs, ...] of the restored games. Games with a shorter way to go start later."""
+        """Observations [num_envs, ...] of the restored games, which all end their actions at the same step."""
         longest = max(len(actions) for _, _, actions in states)
         obs, _ = self.reset(seed=np.zeros(self.num_envs, np.int64))
         for t in range(longest + 1):
@@ -165,6 +162,6 @@ class ReplayedAtari(VectorWrapper):
                         obs, _ = self._reset_one(i, None)
             if t < longest:
                 waiting = [len(actions) < longest - t for _, _, actions in states]
-                row = [0 if wait else a[t - longest] for wait, (_, _, a) in zip(waiting, states, strict=True)]
+                row = [0 if wait else game[2][t - longest] for wait, game in zip(waiting, states, strict=True)]
                 obs = self.step(np.array(row))[0]
         return obs

@@ -1,32 +1,23 @@
-"""Snapshots of an environment and all its wrappers, exact to the bit, that a new process can go on from.
+"""The exact state of an environment and its wrappers, from which another process continues.
 
-    state = snapshot(env)         # at any moment between two steps
-    restore(another_env, state)   # made in the same way; goes on as `env` would have
+    state = snapshot(env)         # between two steps
+    restore(another_env, state)   # made in the same way; continues as `env` would have
 
-All that can be reached from the environment is walked through. Each object must be of a type that is known to be
-restored exactly; any other is refused by its name. What is reached twice is one object afterwards, and what a module or
-class names stays that object. docs/faults.md lists what is exact, refused, and outside. Some types need a word:
+`snapshot` visits every object that can be reached from the environment. Each must have a type with a rule that
+restores it exactly; for any other type, a TypeError names it and the attribute. docs/faults.md lists both, and what is
+outside. An object that is reached twice is one object afterwards, and what a global variable or class attribute refers
+to remains that object. Environments with `get_state()` and `set_state(state)` are not searched: their state, random
+generator and spaces are saved. Large arrays are saved by hash, and only if they changed since the environment was made.
 
-Environments with `get_state()` and `set_state(state)`: these two, the random generator and the spaces.
-MuJoCo: all of MjData. The state vectors of `mj_getState`, even mjSTATE_INTEGRATION, leave out derived quantities
-    of the last step that Ant and Humanoid observe and reward. MjModel must be as it was made.
-Box2D of gymnasium, and ALE's vector environment: the running episode is played again: see action_log.
-Atari: ALE's system state, its random generator included; no games with sticky actions, as it leaves out the action
-    that may be repeated (in 7 of 40 trials the restored game went another way).
-Windows, fonts, loggers: output only, so they stay what they are in the environment restored to.
-Large arrays: what was there when the environment was made and has not changed is not saved; others by their hash.
-
-A file cannot run code: nothing is pickled or imported. Missing objects are made without a constructor, `__setstate__`
-or `__reduce__`, of imported classes outside of the standard library that have no `__del__`; functions and classes are
-looked up by name in the environment's own packages only.
+A file cannot run code: nothing is unpickled or imported. An object without a counterpart in the environment restored to
+is made without its constructor; its class must be imported, be outside of the standard library and have no `__del__`.
+Functions must belong to gymnasium or to the package of an object that the environment has.
 """
 
 import collections
 import contextlib
 import datetime
-import decimal
 import enum
-import fractions
 import functools
 import hashlib
 import inspect
@@ -35,8 +26,8 @@ import random
 import sys
 import types
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -44,26 +35,22 @@ import torch
 
 from common.internals.resume.action_log import Replayed
 
-LARGE = 1 << 16  # bytes of an array that is saved by its hash
+LARGE = 1 << 16  # bytes from which an array is saved by its hash
 _MISSING: Any = object()
 _ATOMS = {type(None), bool, int, float, str}
-_MUTABLE = (collections.defaultdict, collections.OrderedDict, dict, list, set, collections.deque, bytearray)
-_BASES: tuple[Any, ...] = (*_MUTABLE, tuple, frozenset, object)  # the built-in types that a class may extend
 _LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "ale_py", "Box2D", "pygame", "common", *sys.stdlib_module_names}
-_MADE = {complex, range, slice, decimal.Decimal, fractions.Fraction, type(pathlib.Path()), pathlib.PurePosixPath}
-_MADE |= {datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone}  # from arguments
 
 
 def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any]:
-    """The state of an environment, or of anything else that has attributes (a space, say), which stays unchanged.
+    """The state of an environment, or of another object that has attributes (a space, say).
 
     Args:
-        constants: what `large_arrays` found when the environment was made.
+        constants: what `large_arrays` returned when the environment was made.
 
     Returns:
-        The state, its large arrays by hash (None for a constant, else its bytes), and about how many bytes all take.
+        [state, its large arrays by hash (bytes; None for a constant), approximate size in bytes].
 
-    Raises TypeError, which names attribute and type, where something is found that is not known to be saved exactly.
+    Raises TypeError, with attribute and type, if a type is not known to be restored exactly.
     """
     writer = _Writer(constants or {})
     return [writer.write(value), writer.large, writer.size]
@@ -72,321 +59,295 @@ def snapshot(value: Any, constants: Mapping[str, Any] | None = None) -> list[Any
 def large_arrays(env: Any) -> dict[str, np.ndarray]:
     """The large arrays that can be reached from `env`, by hash."""
     writer = _Writer(None)
-    with contextlib.suppress(Exception):  # what cannot be saved is reported when a snapshot is taken
+    with contextlib.suppress(Exception):  # `snapshot` reports what cannot be saved
         writer.write(env)
     return writer.arrays
 
 
 def restore(value: Any, state: list[Any], constants: Mapping[str, Any] | None = None) -> None:
-    """Puts `value` into the state that `snapshot` took of one made in the same way.
+    """Puts `value` into the state that `snapshot` took of an object made in the same way.
 
     Raises ValueError if it was made in another way, before anything but a reset was done to it, or if a replayed
-    episode leads elsewhere.
+    episode ends in another state.
     """
     reader = _Reader(state[1], constants or {})
     for env in value if type(value) is tuple else [value]:
         if isinstance(env, gym.Env):
-            env.reset(seed=0)  # what an environment makes at its first reset must exist to be filled
-    reader.read(state[0], value)
-    for fill in reader.fills:
-        fill()
+            env.reset(seed=0)  # some attributes exist only after the first reset
+    if reader.read(state[0], value) is not value:
+        raise ValueError("the snapshot is of another kind of environment")
+    for change in reader.changes:
+        change()
 
 
-class _Walk:
-    """Knows the objects that modules and classes name: they are looked up by name in both processes."""
+class _Globals:
+    """The objects that global variables and class attributes refer to, which have the same names in every process."""
 
     def __init__(self) -> None:
-        python: Any = random.random
-        self.named = {"random": python.__self__, "numpy": np.random.mtrand._rand, "torch": torch.default_generator}
-        self.places = {id(value): place for place, value in self.named.items()}
-        self.met = set(_LIBRARIES)
+        self.objects: dict[str, Any] = {}
+        self.names: dict[int, str] = {}  # by id
+        self.packages = set(_LIBRARIES)
 
-    def meet(self, kind: Any) -> None:
-        """Notes what is named in the packages that the class `kind` and its bases are from."""
-        new = {_root(owner) for owner in getattr(kind, "__mro__", ())} - self.met
-        self.met |= new
+    def add_packages(self, kind: Any) -> None:
+        """Adds the objects of the packages of the class `kind` and its bases."""
+        new = {_package(owner) for owner in getattr(kind, "__mro__", ())} - self.packages
+        self.packages |= new
         for name, module in list(sys.modules.items()) if new else ():
             if name.partition(".")[0] in new:
-                self._note(name, vars(module), 3)
+                self._add(name, vars(module), 3)
 
-    def _note(self, place: str, names: Mapping[Any, Any], depth: int) -> None:
-        for name, value in list(names.items()):
-            path, kind = f"{place}.{name}", type(value)
-            if isinstance(value, type) and path == _what(value).replace(":", "."):
-                self._note(path, vars(value), 3)
-            skipped = isinstance(value, type | types.ModuleType | types.FunctionType | gym.Env)
-            if skipped or kind in _ATOMS or str(name).startswith("__"):
+    def _add(self, prefix: str, values: Mapping[Any, Any], depth: int) -> None:
+        for key, value in list(values.items()):
+            name, kind = f"{prefix}.{key}", type(value)
+            if isinstance(value, type) and name == _name(value).replace(":", "."):
+                self._add(name, vars(value), 3)
+            other = isinstance(value, type | types.ModuleType | types.FunctionType | gym.Env)
+            if other or kind in _ATOMS or str(key).startswith("__"):
                 continue
-            self.named[path] = value
-            self.places.setdefault(id(value), path)
+            self.objects[name] = value
+            self.names.setdefault(id(value), name)
             if depth and kind in (list, tuple, dict) and len(value) <= 1000:
-                self._note(path, dict(enumerate(value.values() if kind is dict else value)), depth - 1)
+                self._add(name, dict(enumerate(value.values() if kind is dict else value)), depth - 1)
 
 
-class _Writer(_Walk):
+class _Writer(_Globals):
     def __init__(self, constants: Mapping[str, Any] | None) -> None:
         super().__init__()
         self.constants = constants  # None: only look for large arrays
-        self.seen: dict[int, tuple[int, Any]] = {}  # id -> number, and the object, lest its id be given away
-        self.large: dict[Any, bytes | None] = {}
-        self.arrays: dict[str, Any] = {}
+        self.numbers: dict[int, tuple[int, Any]] = {}  # by id; the object is held, so that its id is not used again
+        self.dicts: dict[int, Any] = {}  # by id: the __dict__ of each object
+        self.large: dict[str, bytes | None] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         self.size, self.owner, self.path = 0, "it", [""]
 
     def write(self, value: Any, name: str = "") -> Any:
+        """None, numbers and text as they are; else (type, states of its parts, number, global name), or a reference."""
+        kind = type(value)
         self.size += 8
-        if type(value) in _ATOMS:
+        if kind in _ATOMS:
             return value
-        self.path.append(name)
-        state = self._write(value, type(value), _what(type(value)))
-        self.path.pop()
-        return state
-
-    def _write(self, value: Any, kind: Any, what: str) -> tuple[Any, ...]:
-        if kind is bytes:  # as text, which torch.save writes in the same way
-            self.size += len(value)
-            return ("bytes", value.decode("latin1"))
-        if kind is tuple:
-            return ("tuple", self._items(value, "[]"))
-        if kind in _MADE:
-            arguments = value.__reduce_ex__(2)[1]
-            return ("made", kind.__qualname__, self.write(arguments[arguments[:1] == (kind,) :]))
-        if isinstance(value, enum.Enum):
-            return ("enum", what, self.write(value._value_))
-        if isinstance(value, np.generic) and kind.__module__ == "numpy" and _plain(value.dtype):
-            return ("scalar", value.dtype.str, self.write(value.tobytes()))
-        if isinstance(value, np.dtype) and _plain(value):
-            return ("dtype", value.str)
-        if (isinstance(value, types.ModuleType) or callable(value)) and _find(_what(value)) is value:
-            return ("named", _what(value))
-        if id(value) in self.seen:
-            return ("same", self.seen[id(value)][0])
-        number = len(self.seen)
-        self.seen[id(value)] = number, value
-        self.meet(kind)
-        try:
-            parts = self._parts(value, kind, what)
-        except ValueError as error:
-            self.refuse(value, str(error))
-        return (what, parts, self.places.get(id(value)), number)
-
-    def _items(self, values: Iterable[Any], name: str = "") -> list[Any]:
-        values = list(values)
-        if set(map(type, values)) <= _ATOMS:
-            self.size += 8 * len(values)
-            return values
-        return [self.write(item, name) for item in values]
-
-    def refuse(self, value: Any, why: str) -> Any:
-        name = _what(type(value)).removeprefix("builtins:").replace(":", ".")
-        an = "an" if name[0] in "aeiouAEIOU" else "a"
-        path = ".".join(filter(None, self.path)).replace(".[]", "[]")
-        raise TypeError(f"attribute `{path}` of {self.owner} is {an} {name}{why and ' '}{why}, which cannot be saved")
-
-    def _parts(self, value: Any, kind: Any, what: str) -> Any:
-        if what in _KINDS:
-            return self._items(_KINDS[what][0](value))
-        if kind is np.ndarray:
-            return self._items(self._array(value))
-        if what == "mujoco._structs:MjModel":
-            self.arrays[key := _model(value)] = value
-            if self.constants and key not in self.constants:
-                raise ValueError("that has changed since it was made")
-            return [key]
-        if _base(kind) is None or (kind is object and id(value) not in self.places):
-            raise ValueError
+        if (isinstance(value, types.ModuleType) or callable(value)) and _find(_name(value)) is value:
+            return ("named", _name(value))
+        if id(value) in self.numbers:
+            return ("same", self.numbers[id(value)][0])
+        number = len(self.numbers)
+        self.numbers[id(value)] = number, value
+        self.add_packages(kind)
         outside = self.owner, self.path
+        self.path = [*self.path, name]
+        try:
+            parts = self._parts(value, kind)
+        except ValueError as error:
+            path = ".".join(filter(None, self.path)).replace(".[]", "[]")
+            what = f"{_name(kind).removeprefix('builtins:').replace(':', '.')} {error}".strip()
+            an = "an" if what[0] in "aeiouAEIOU" else "a"
+            raise TypeError(f"attribute `{path}` of {self.owner} is {an} {what}, which cannot be saved") from None
+        states: Any
         if isinstance(value, gym.Env):
             self.owner, self.path = kind.__name__, []
-        content, attributes = _split(value, ask=self.constants is not None)
-        items = self._items(content, "get_state()" if _base(kind) is object else "")
-        states = {key: self.write(item, str(key[1] if type(key) is tuple else key)) for key, item in attributes.items()}
+        if isinstance(parts, dict):
+            states = {key: self.write(part, key if type(key) is str else key[1]) for key, part in parts.items()}
+        else:
+            states = [self.write(part, "[]" if isinstance(value, tuple) else "") for part in parts]
         self.owner, self.path = outside
-        return [items, states]
+        return (_name(kind), states, number, self.names.get(id(value)))
+
+    def _parts(self, value: Any, kind: Any) -> Any:
+        rule = _rule(kind)
+        if kind is np.ndarray:
+            return self._array(value)
+        if rule is None or (kind is object and id(value) not in self.names):
+            raise ValueError
+        attributes = getattr(value, "__dict__", value)
+        if id(attributes) in self.dicts:
+            raise ValueError("that shares its __dict__")
+        self.dicts[id(attributes)] = attributes
+        self.size += len(value) if kind is bytes else 0
+        parts = rule.parts(value)
+        if self.constants is not None and _has_own_state(value):
+            parts["get_state()"] = value.get_state()
+        return parts
 
     def _array(self, value: np.ndarray) -> tuple[Any, ...]:
-        base: Any = value.base
-        if not _plain(value.dtype):
+        """dtype, shape, strides, whether it is writeable, offset, and memory: another array, bytes, or their hash."""
+        if value.dtype.hasobject or np.dtype(value.dtype.str) != value.dtype:
             raise ValueError(f"of {value.dtype}")
-        if type(base) is np.ndarray and _as_in_memory(base)[0].flags.c_contiguous:
-            offset = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-            return (value.dtype.str, value.shape, value.flags.writeable, value.strides, offset, base)
+        layout = value.dtype.str, value.shape, value.strides, value.flags.writeable
+        base: Any = value.base
+        if type(base) is np.ndarray and _in_memory_order(base).flags.c_contiguous:
+            return (*layout, value.__array_interface__["data"][0] - base.__array_interface__["data"][0], base)
         of_ale = type(getattr(base, "obj", None)).__name__ == "nb_ndarray" and "ale_py" in sys.modules  # a copy
-        if base is not None and type(base) is not bytes and not of_ale:
+        block = _in_memory_order(value)
+        if not block.flags.c_contiguous or not (base is None or type(base) is bytes or of_ale):
             raise ValueError(f"over the memory of a {type(base).__name__}")
-        inner, axes = _as_in_memory(value)
-        key, data = None, inner.tobytes() if value.nbytes < LARGE else None
-        if data is None:
-            self.arrays[key := _hash(inner)] = value
-            self.large[key] = None if self.constants is None or key in self.constants else inner.tobytes()
-            self.size += len(self.large[key] or b"")
-        return (value.dtype.str, inner.shape, value.flags.writeable, axes, key, data)
+        if value.nbytes < LARGE:
+            return (*layout, 0, block.tobytes())
+        key = _hash(block)
+        self.arrays[key] = value
+        self.large[key] = None if self.constants is None or key in self.constants else block.tobytes()
+        self.size += len(self.large[key] or b"")
+        return (*layout, 0, key)
 
 
-class _Reader(_Walk):
-    """Rebuilds values next to their counterparts (`old`) in the environment restored to.
+class _Reader(_Globals):
+    """Makes values from their states, given their counterparts (`old`) in the environment restored to.
 
-    What is there already is changed at the end, by `fills`, when nothing can fail any more.
+    A counterpart of the same type becomes the value. It is changed at the end, by `changes`, when nothing can fail.
     """
 
     def __init__(self, large: Mapping[str, bytes | None], constants: Mapping[str, Any]) -> None:
         super().__init__()
-        self.large: dict[Any, Any] = dict(large)
-        for key in (key for key, data in large.items() if data is None):
-            inner = _as_in_memory(constants.get(key, np.zeros(0)))[0]
-            if _hash(inner) != key:
-                raise ValueError("a large array that never changed is another one here: is it drawn without a seed?")
-            self.large[key] = inner.tobytes()
+        self.large, self.constants = large, constants
         self.made: dict[int, Any] = {}
-        self.taken: dict[int, Any] = {}  # counterparts in use already: none stands for two objects
-        self.fills: list[Callable[[], Any]] = []
-        self.roots: set[str] = {"gymnasium"}  # packages of which functions and classes may be named
+        self.taken: dict[int, Any] = {}  # by id: each is the counterpart of one object only
+        self.changes: list[Callable[[], Any]] = []
+        self.callable_packages = {"gymnasium"}
 
     def read(self, state: Any, old: Any = _MISSING) -> Any:
         if not isinstance(state, tuple):
             return state
-        what, *parts = state
-        if what == "same":
-            return self.made[parts[0]]
-        if what == "tuple":
-            return self._items(parts[0], old)
-        if what == "bytes":
-            return parts[0].encode("latin1")
-        if what == "made":
-            return {kind.__qualname__: kind for kind in _MADE}[parts[0]](*self.read(parts[1]))
-        if what == "scalar":
-            return np.ndarray((), parts[0], bytearray(self.read(parts[1])))[()]
-        if what == "dtype":
-            return np.dtype(parts[0])
-        if what == "enum":
-            kind = type(old) if _what(type(old)) == parts[0] else _find(parts[0])
-            if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
-                _wrong(parts[0], old)
-            return kind(self.read(parts[1]))
-        if what == "named":  # it may be called with whatever the file says
-            found = old if _what(old) == parts[0] else _find(parts[0])
-            if found is None or (found is not old and parts[0].partition(":")[0].partition(".")[0] not in self.roots):
-                _wrong(parts[0], old)
-            return found
-        content, place, number = parts
-        kind = type(old) if _what(type(old)) == what else _find(what)
-        self.meet(kind)
-        if place is not None and place not in self.named:
-            raise ValueError(f"{place} is missing")
-        old = self.named[place] if place is not None else _MISSING if id(old) in self.places else old
-        if what not in _OUTPUT and (_what(type(old)) != what or id(old) in self.taken):
+        if state[0] == "same":
+            return self.made[state[1]] if state[1] in self.made else _differs("a tuple that holds itself", old)
+        if state[0] == "named":
+            found = old if _name(old) == state[1] else _find(state[1])
+            package = state[1].partition(":")[0].partition(".")[0]
+            allowed = found is old or package in self.callable_packages  # it may be called with values from the file
+            return found if found is not None and allowed else _differs(state[1], old)
+        what, states, number, name = state
+        kind = type(old) if _name(type(old)) == what else _find(what)
+        self.add_packages(kind)
+        if name is not None:
+            old = self.objects[name] if name in self.objects else _differs(name, _MISSING)
+        elif id(old) in self.names:
+            old = _MISSING
+        if what not in _OUTPUT and (type(old) is not kind or id(old) in self.taken):
             old = _MISSING
         self.taken[id(old)] = old
-        if what in _IN_PLACE:
-            self.made[number] = old if old is not _MISSING else _wrong(what, old)
-        if what == "mujoco._structs:MjModel":
-            return old if _model(old) == content[0] else _wrong("another MjModel", old)
         if kind is np.ndarray:
-            value = self._array(old, *self._items(content))
-        elif what in _KINDS:
-            before, join = _KINDS[what]
-            value = join(self, old, *self._items(content, before(old) if old is not _MISSING else ()))
+            value = self._array(old, name is not None, states)
         else:
-            value = self._object(kind, content[0], content[1], old, number)
+            value = self._object(kind, what, states, number, name, old)
         self.made[number] = value
         return value
 
-    def _items(self, states: list[Any], old: Any = ()) -> tuple[Any, ...]:
-        olds = old if type(old) is tuple else ()
-        return tuple(self.read(state, olds[i] if i < len(olds) else _MISSING) for i, state in enumerate(states))
-
-    def later(self, value: Any, change: Callable[..., Any], *arguments: Any) -> Any:
-        self.fills.append(functools.partial(change, *arguments))
-        return value
-
-    def _array(self, old: Any, dtype: str, shape: Any, writeable: bool, axes: Any, key: Any, data: Any) -> Any:
-        if isinstance(data, np.ndarray):
-            new = np.ndarray(shape, dtype, _as_in_memory(data)[0], offset=key, strides=axes)
-        elif key and old is not _MISSING and old.nbytes >= LARGE and _hash(_as_in_memory(old)[0]) == key:
-            return old
-        else:
-            new = np.ndarray(shape, dtype, bytearray(self.large[key] if key else data))
-            new = new.transpose(np.argsort(axes)).copy(order="K")
-        new.flags.writeable = writeable
-        # A new one, as the old one may be a constant; but what a module names is changed in place.
-        if id(old) not in self.places:
-            return new
-        if (old.dtype, old.shape) != (new.dtype, new.shape):
-            _wrong(f"an array {new.shape} of {new.dtype}", old)
-        return old if old.tobytes() == new.tobytes() else self.later(old, np.copyto, old, new)
-
-    def _object(self, kind: Any, content: Any, attributes: Any, old: Any, number: int) -> Any:
-        mine = isinstance(kind, type) and number > 0 and _may_be_made(kind)
-        named = old if id(old) in self.places else None
-        if old is _MISSING and not mine:
-            raise ValueError(f"there is no {kind and _what(kind).replace(':', '.')} to change, and it cannot be made")
-        olds: Any = ((), {}) if old is _MISSING else _split(old, ask=False)
+    def _object(self, kind: Any, what: str, states: Any, number: int, name: str | None, old: Any) -> Any:
+        rule: Any = _RULES[what] if what in _OUTPUT else _rule(kind) if isinstance(kind, type) else None
+        if rule is None:
+            _differs(what, old)
         if old is not _MISSING:
-            self.roots |= {_root(owner) for owner in kind.__mro__} - _LIBRARIES
-        if mine and named is None and kind.__hash__ not in (None, object.__hash__):
-            old = _MISSING  # it may be a key, and its hash depends on its attributes: they must be there at once
-        base = _base(kind)
-        if mutable := base in _MUTABLE or base is object:
-            self.made[number] = base.__new__(kind) if old is _MISSING else old  # it may hold itself
-        content = self._items(content, olds[0])
-        self.made[number] = new = self.made[number] if mutable else base.__new__(kind, *content)
-        values = {key: self.read(state, olds[1].get(key, _MISSING)) for key, state in attributes.items()}
-        if named is not None and named is not new:  # it cannot be changed
-            return named if named == new else _wrong(f"another {kind.__name__}", old)
-        self.later(new, _fill, new, base, content, values)
+            self.callable_packages |= {_package(owner) for owner in type(old).__mro__} - _LIBRARIES
+        if rule.change is _set_attributes and _hashed_by_value(kind) and name is None and _may_be_made(kind):
+            old = _MISSING  # a dict may need its hash before the end, and thus its attributes
+        by_name = isinstance(states, dict)
+        olds: Any = rule.parts(old) if old is not _MISSING else {} if by_name else ()
+        if rule.make is None:
+            self.made[number] = new = _new(kind, what) if old is _MISSING else old
+        values: Any
+        if by_name:
+            values = {key: self.read(part, olds.get(key, _MISSING)) for key, part in states.items()}
+        else:
+            values = [self.read(part, olds[i] if i < len(olds) else _MISSING) for i, part in enumerate(states)]
+        if rule.change is None:
+            pairs = zip(values, olds, strict=False)
+            same = [one is two or (type(one) in _ATOMS and repr(one) == repr(two)) for one, two in pairs]
+            if old is not _MISSING and len(values) == len(olds) and all(same):
+                return old
+            return _differs(f"another {what}", old) if rule.make is None else rule.make(*values)
+        change = functools.partial(rule.change, new, *([values] if by_name else values))
         if old is _MISSING:
-            self.fills.pop()()
+            change()
+        else:
+            self.changes.append(change)
         return new
 
-
-def _fill(new: Any, base: Any, content: tuple[Any, ...], values: dict[Any, Any]) -> None:
-    if issubclass(base, dict):
-        base.clear(new)
-        for key, value in zip(*content[:2], strict=True):
-            base.__setitem__(new, key, value)
-        if base is collections.defaultdict:
-            new.default_factory = content[2]
-    elif base in _MUTABLE:
-        base.__init__(new, *content)
-    own = base is object and content
-    if own:
-        new.set_state(*content)
-    for i, slot in enumerate(() if own else _slots(type(new))):
-        with contextlib.suppress(AttributeError):
-            slot.__set__(new, values[i]) if i in values else slot.__delete__(new)
-    if hasattr(new, "__dict__"):
-        for stale in () if own else vars(new).keys() - values.keys():
-            del vars(new)[stale]
-        vars(new).update({name: value for name, value in values.items() if type(name) is str})
-    owners = {_what(owner): owner for owner in type(new).__mro__ if _root(owner) not in _LIBRARIES}
-    for key in (key for key in values if type(key) is tuple):
-        if vars(owners[key[0]]).get(key[1], _MISSING) is not values[key]:
-            type.__setattr__(owners[key[0]], key[1], values[key])
+    def _array(self, old: Any, is_global: bool, states: list[Any]) -> Any:
+        dtype, shape, strides, writeable, offset, memory = map(self.read, states)
+        if isinstance(memory, np.ndarray):
+            new = np.ndarray(shape, dtype, _in_memory_order(memory), offset, strides)
+        else:
+            data = self.large[memory] if isinstance(memory, str) else memory
+            if data is None:
+                data = _in_memory_order(self.constants.get(memory, np.zeros(0))).tobytes()
+                if _hash(np.frombuffer(data, np.uint8)) != memory:
+                    raise ValueError("a large array that never changed differs here: is it drawn without a seed?")
+            new = np.ndarray(shape, dtype, bytearray(data), 0, strides).copy(order="K")
+        new.flags.writeable = writeable
+        if not is_global:
+            return new
+        if (old.dtype, old.shape) != (new.dtype, new.shape):
+            _differs(f"an array {new.shape} of {new.dtype}", old)
+        self.changes.append(functools.partial(np.copyto, old, new))
+        return old
 
 
-def _split(value: Any, ask: bool) -> tuple[tuple[Any, ...], dict[Any, Any]]:
-    """The content of an object, as its built-in base takes it, and its attributes; slots by number, those of classes by
-    class and name.
+class _Rule(NamedTuple):
+    """How objects of a type are restored. Without `make` and `change`: a counterpart with equal parts is kept."""
 
-    Args:
-        ask: whether an environment's own get_state() is called.
-    """
-    base, attributes = _base(type(value)), dict(getattr(value, "__dict__", {}))
+    parts: Callable[[Any], Any]  # what determines an object: a tuple, or attributes by name
+    make: Callable[..., Any] | None = None  # makes an immutable object of its parts
+    change: Callable[..., Any] | None = None  # change(object, *parts) changes an object, to have these parts
+
+
+@functools.cache
+def _rule(kind: Any) -> _Rule | None:
+    """The rule for a type; None if it is not known to be restored exactly."""
+    if _name(kind) in _RULES:
+        return _RULES[_name(kind)]
+    if issubclass(kind, enum.Enum):
+        return _Rule(lambda member: (member._value_,), make=kind)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields") and not kind.__dictoffset__:
+        return _Rule(tuple, make=lambda *items: tuple.__new__(kind, items))
+    places = len(_slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    if kind.__basicsize__ > object.__basicsize__ + 8 * places or kind.__itemsize__:
+        return None  # it has memory that Python cannot see
+    if _hashed_by_value(kind) and not _may_be_made(kind) and not issubclass(kind, gym.Env):
+        return None
+    return _Rule(_attributes, change=_set_attributes)
+
+
+def _attributes(value: Any) -> dict[Any, Any]:
+    """The attributes in __dict__ and __slots__ by name, and those of its classes by class and name."""
+    attributes: dict[Any, Any] = dict(getattr(value, "__dict__", {}))
+    if _has_own_state(value):
+        beside = ("_np_random", "_np_random_seed", "action_space", "observation_space")
+        return {name: attributes[name] for name in beside if name in attributes}
+    for name, slot in _slots(type(value)).items():
+        with contextlib.suppress(AttributeError):  # not set
+            attributes[name] = slot.__get__(value)
     for owner in type(value).__mro__:
-        for name, item in vars(owner).items() if _root(owner) not in _LIBRARIES else ():
+        for name, item in vars(owner).items() if _package(owner) not in _LIBRARIES else ():
             if not (name.startswith(("__", "_abc_")) or hasattr(type(item), "__get__") or isinstance(item, type)):
-                attributes[_what(owner), name] = item
-    own = isinstance(value, gym.Env) and not isinstance(value, gym.Wrapper)
-    if own and _takes(getattr(value, "get_state", None)) and _takes(getattr(value, "set_state", None), None):
-        names = attributes.keys() & {"_np_random", "_np_random_seed", "action_space", "observation_space"}
-        return (value.get_state() if ask else None,), {name: attributes[name] for name in sorted(names)}
-    for i, slot in enumerate(_slots(type(value))):
-        with contextlib.suppress(AttributeError):
-            attributes[i] = slot.__get__(value)
-    if issubclass(base, dict):
-        factory = (value.default_factory,) if base is collections.defaultdict else ()
-        return (tuple(base.keys(value)), tuple(base.values(value)), *factory), attributes
-    items = () if base is object else (bytes(memoryview(value)) if base is bytearray else tuple(base.__iter__(value)),)
-    return (*items, value.maxlen) if base is collections.deque else items, attributes
+                attributes[_name(owner), name] = item
+    return attributes
+
+
+def _set_attributes(value: Any, attributes: dict[Any, Any]) -> None:
+    if "get_state()" in attributes:
+        value.set_state(attributes.pop("get_state()"))
+        vars(value).update(attributes)
+        return
+    for name, slot in _slots(type(value)).items():
+        with contextlib.suppress(AttributeError):  # not set
+            slot.__set__(value, attributes.pop(name)) if name in attributes else slot.__delete__(value)
+    getattr(value, "__dict__", {}).clear()
+    owners = {_name(owner): owner for owner in type(value).__mro__ if _package(owner) not in _LIBRARIES}
+    for key, item in attributes.items():
+        if type(key) is str:
+            vars(value)[key] = item
+        elif vars(owners[key[0]]).get(key[1], _MISSING) is not item:
+            setattr(owners[key[0]], key[1], item)
+
+
+def _has_own_state(value: Any) -> bool:
+    """Whether it is an environment with get_state() and set_state(state); MujocoEnv's takes qpos and qvel."""
+    if not isinstance(value, gym.Env) or isinstance(value, gym.Wrapper):
+        return False
+    try:
+        inspect.signature(value.get_state).bind()  # type: ignore[attr-defined]
+        inspect.signature(value.set_state).bind(None)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _find(name: str) -> Any:
@@ -398,185 +359,157 @@ def _find(name: str) -> Any:
     return found
 
 
-def _what(value: Any) -> str:
+def _name(value: Any) -> str:
     if isinstance(value, types.ModuleType):
         return value.__name__
     return f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"
 
 
-def _root(kind: Any) -> str:
+def _package(kind: Any) -> str:
     return str(getattr(kind, "__module__", None)).partition(".")[0]
 
 
-def _slots(kind: type) -> list[Any]:
-    of_classes = (vars(owner) for owner in kind.__mro__ if "__slots__" in vars(owner))
-    return [slot for names in of_classes for slot in names.values() if type(slot) is types.MemberDescriptorType]
+def _slots(kind: type) -> dict[str, Any]:
+    of_classes = [vars(owner) for owner in kind.__mro__ if "__slots__" in vars(owner)]
+    return {k: slot for names in of_classes for k, slot in names.items() if type(slot) is types.MemberDescriptorType}
 
 
-def _base(kind: Any) -> Any:
-    """The built-in type of which `kind` has the content; None if its objects have memory that Python cannot see."""
-    base = next(b for b in _BASES if issubclass(kind, b))
-    room = len(_slots(kind))
-    for offset in ("__dictoffset__", "__weakrefoffset__"):
-        at = getattr(kind, offset)
-        room += at != 0 == getattr(base, offset) and (at > 0 or kind.__itemsize__ > 0)
-    whole = kind.__basicsize__ <= base.__basicsize__ + 8 * room and kind.__itemsize__ == base.__itemsize__
-    return base if whole else None
+def _hashed_by_value(kind: Any) -> bool:
+    return kind.__hash__ not in (None, object.__hash__)
 
 
 def _may_be_made(kind: Any) -> bool:
-    """Whether a file may ask for objects of this class that are not there."""
-    library = _root(kind) in sys.stdlib_module_names or issubclass(kind, gym.Env) or hasattr(kind, "__del__")
-    plain = kind in (*_BASES[:-1], collections.Counter, types.SimpleNamespace)
-    return plain or (not library and _base(kind) is not None)
+    """Whether objects of a class may be made without its constructor."""
+    return not (_package(kind) in sys.stdlib_module_names or issubclass(kind, gym.Env) or hasattr(kind, "__del__"))
 
 
-def _takes(function: Any, *arguments: Any) -> bool:
-    try:
-        return bool(inspect.signature(function).bind(*arguments))
-    except (TypeError, ValueError):
-        return False
+def _new(kind: Any, what: str) -> Any:
+    if kind is types.SimpleNamespace or (what in _RULES and what not in _IN_PLACE):
+        return kind()
+    return object.__new__(kind) if what not in _RULES and _may_be_made(kind) else _differs(what, _MISSING)
 
 
-def _plain(dtype: np.dtype) -> bool:
-    return not dtype.hasobject and np.dtype(dtype.str) == dtype
+def _differs(saved: str, old: Any) -> Any:
+    there = "nothing of that kind" if old is _MISSING else _name(type(old)).replace(":", ".")
+    raise ValueError(f"the snapshot has {saved.replace(':', '.')} where this environment has {there}")
 
 
 def _hash(array: np.ndarray) -> str:
     return hashlib.sha1(np.ascontiguousarray(array).data.cast("B"), usedforsecurity=False).hexdigest()
 
 
-def _as_in_memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """`array` with its axes from the slowest to the fastest in memory, and which axes of it these were.
-
-    Arrays are saved in this order, which is not always C's: the last bits of a sum or a matrix product depend on it.
-    """
-    axes = tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
-    return array.transpose(axes), axes
+def _in_memory_order(array: np.ndarray) -> np.ndarray:
+    """`array` with its axes from the slowest to the fastest. The last bits of a sum can depend on their order."""
+    return array.transpose(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
 
 
-def _model(model: Any) -> str:
+def _fill_mapping(mapping: Any, keys: Any, values: Any, *factory: Any) -> None:
+    mapping.clear()
+    for key, value in zip(keys, values, strict=True):
+        mapping[key] = value
+    if factory:
+        mapping.default_factory = factory[0]
+
+
+def _parts_of_function(function: Any) -> tuple[Any, ...]:
+    """What tells functions apart that cannot be found by name, and what they hold."""
+    code = function.__code__
+    place = f"{function.__module__} {code.co_qualname} {code.co_firstlineno} {code.co_linetable.hex()}"
+    keywords, attributes = function.__kwdefaults__ or {}, vars(function)
+    return (place, function.__closure__, function.__defaults__, tuple(keywords.items()), tuple(attributes.items()))
+
+
+def _parts_of_model(model: Any) -> tuple[str]:
     import mujoco
 
     data = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, data)
-    return _hash(data)
+    return (_hash(data),)
 
 
-def _wrong(saved: str, old: Any) -> Any:
-    there = "nothing of that kind" if old is _MISSING else _what(type(old)).replace(":", ".")
-    raise ValueError(f"the snapshot has {saved.replace(':', '.')} where this environment has {there}")
-
-
-def _method(owner: Any, name: str, value: Any = None) -> Any:
-    """The method `name` of the type of `owner`, bound; ValueError if there is none, or `value` is another."""
-    found = getattr(type(owner), name, None)
-    if isinstance(owner, type | types.ModuleType) or found is None or value not in (None, found.__get__(owner)):
-        raise ValueError
-    return found.__get__(owner)
-
-
-def _parts_of_method(value: Any) -> tuple[Any, ...]:
-    _method(value.__self__, value.__name__, value)
-    return value.__self__, value.__name__
-
-
-def _parts_of_bits(value: Any) -> tuple[Any, ...]:
-    seed = value.seed_seq
-    return value.state, seed and (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned)
-
-
-def _join_bits(kind: Any, reader: _Reader, old: Any, state: Any, seed: Any) -> Any:
-    new, (entropy, *rest) = kind() if old is _MISSING else old, seed or (None, (), 4, 0)
-    names = dict(zip(("spawn_key", "pool_size", "n_children_spawned"), rest, strict=True))
-    return reader.later(new, new.__setstate__, (state, seed and np.random.SeedSequence(entropy, **names)))
-
-
-def _random(kind: Any, get: Callable[[Any], Any], change: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    def join(reader: _Reader, old: Any, state: Any) -> Any:
-        new = kind() if old is _MISSING else old
-        return reader.later(new, change, new, state)
-
-    return lambda value: (get(value),), join
-
-
-def _parts_of_function(value: Any) -> tuple[Any, ...]:
-    """What tells functions apart that have no name to find them by, and what they hold."""
-    code = value.__code__
-    atoms = [constant for constant in code.co_consts if type(constant) in _ATOMS]
-    text = repr((code.co_qualname, code.co_firstlineno, code.co_linetable, code.co_code, code.co_names, atoms))
-    return (
-        _hash(np.frombuffer(text.encode(), np.uint8)),
-        value.__closure__,
-        value.__defaults__,
-        value.__kwdefaults__,
-        vars(value),
-    )
-
-
-def _join_function(reader: _Reader, old: Any, code: str, cells: Any, *rest: Any) -> Any:
-    if code != _parts_of_function(old)[0] or [*map(id, cells or ())] != [*map(id, old.__closure__ or ())]:
-        _wrong("another function without a name", old)
-    for name, value in zip(("__defaults__", "__kwdefaults__", "__dict__"), rest, strict=True):
-        reader.later(old, setattr, old, name, value)
-    return old
-
-
-def _join_mujoco(reader: _Reader, old: Any, data: bytes, model: Any) -> Any:
+def _set_mujoco(data: Any, saved: bytes, model: Any) -> None:
     import mujoco
 
-    saved = mujoco.MjData.__new__(mujoco.MjData)
-    saved.__setstate__(zlib.decompress(data))
-    return reader.later(old, mujoco.mj_copyData, old, model, saved)  # in place: the renderer holds it too
+    new = mujoco.MjData.__new__(mujoco.MjData)
+    new.__setstate__(zlib.decompress(saved))
+    mujoco.mj_copyData(data, model, new)
 
 
-def _parts_of_ale(value: Any) -> tuple[bytes]:
-    if value.getFloat("repeat_action_probability") > 0:
+def _parts_of_ale(ale: Any) -> tuple[bytes]:
+    if ale.getFloat("repeat_action_probability") > 0:
         raise ValueError("with sticky actions")
-    return (value.cloneState(include_rng=True).serialize(),)
+    return (ale.cloneState(include_rng=True).serialize(),)
 
 
-def _join_ale(reader: _Reader, old: Any, data: bytes) -> Any:
+def _set_ale(ale: Any, saved: bytes) -> None:
     import ale_py
 
-    return reader.later(old, old.restoreState, ale_py.ALEState(data))
+    ale.restoreState(ale_py.ALEState(saved))
 
 
-_BITS = [np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64]
-_OUTPUT = {
+def _set_cell(cell: Any, contents: Any) -> None:
+    cell.cell_contents = contents
+
+
+def _seed_sequence(entropy: Any, spawn_key: Any, pool_size: int, spawned: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=spawned)
+
+
+_OUTPUT = {  # of the environment restored to, which keeps it
     *("pygame.surface:Surface", "pygame.time:Clock", "pygame.font:Font", "pygame.mixer:Sound", "logging:Logger"),
     *("logging:RootLogger", "re:Pattern", "mujoco.renderer:Renderer", "gymnasium.envs.registration:EnvSpec"),
     "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
 }
-# Name of a type -> its parts, and how they are put together, near to `old` or as `old`.
-_KINDS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    "builtins:cell": (lambda v: (v.cell_contents,), lambda r, old, c: r.later(old, setattr, old, "cell_contents", c)),
-    "builtins:function": (_parts_of_function, _join_function),
-    "builtins:method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
-    "builtins:builtin_function_or_method": (_parts_of_method, lambda r, old, owner, name: _method(owner, name)),
-    "functools:partial": (
-        lambda v: (v.func, v.args, v.keywords, vars(v)),
-        lambda r, old, *parts: r.later(new := functools.partial(parts[0]), new.__setstate__, parts),  # type: ignore[attr-defined]
-    ),
-    _what(np.random.Generator): (
-        lambda v: (v.bit_generator,),
-        lambda r, old, bits: old if getattr(old, "bit_generator", None) is bits else np.random.Generator(bits),
-    ),
-    **{_what(kind): (_parts_of_bits, functools.partial(_join_bits, kind)) for kind in _BITS},
-    _what(random.Random): _random(random.Random, random.Random.getstate, random.Random.setstate),
-    _what(np.random.RandomState): _random(
-        np.random.RandomState, lambda v: v.get_state(legacy=False), np.random.RandomState.set_state
-    ),
-    _what(torch.Generator): _random(
-        torch.Generator, lambda v: v.get_state().numpy().copy(), lambda v, state: v.set_state(torch.from_numpy(state))
-    ),
-    "mujoco._structs:MjData": (lambda v: (zlib.compress(v.__getstate__(), 1), v.model), _join_mujoco),
-    "ale_py._ale_py:ALEInterface": (_parts_of_ale, _join_ale),
-    _what(Replayed): (
-        lambda v: (v.history(), v.env.unwrapped.action_space),
-        lambda r, old, history, space: r.later(old, old.replay, *history),
-    ),
-    **{name: (lambda v: (), lambda r, old: old) for name in _OUTPUT},
-}
 _IN_PLACE = {"builtins:cell", "builtins:function", "mujoco._structs:MjModel", "mujoco._structs:MjData"}
-_IN_PLACE |= {"ale_py._ale_py:ALEInterface", _what(Replayed), *_OUTPUT}
+_IN_PLACE |= {"ale_py._ale_py:ALEInterface", _name(Replayed), *_OUTPUT}
+_BIT_GENERATORS = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+_SCALARS = set(np.sctypeDict.values()) - {np.object_, np.void}
+_DATES = (datetime.date, datetime.time, datetime.datetime, datetime.timedelta)
+_BITS = _Rule(lambda bits: (bits.state, bits.seed_seq), change=lambda bits, *state: bits.__setstate__(state))
+_MAPPING = _Rule(lambda mapping: (tuple(mapping), tuple(mapping.values())), change=_fill_mapping)
+_RANGE = _Rule(lambda value: (value.start, value.stop, value.step), make=range)
+_SCALAR = _Rule(
+    lambda x: (x.dtype.str, x.tobytes()), make=lambda dtype, data: np.ndarray((), dtype, bytearray(data))[()]
+)
+_RULES = {name: _Rule(lambda value: ()) for name in _OUTPUT}
+_RULES |= {_name(kind): _SCALAR for kind in _SCALARS}
+_RULES |= {_name(type(np.dtype(kind))): _Rule(lambda dtype: (dtype.str,), make=np.dtype) for kind in _SCALARS}
+_RULES |= {_name(kind): _BITS for kind in _BIT_GENERATORS}
+_RULES |= {_name(kind): _MAPPING for kind in (dict, collections.OrderedDict, collections.Counter)}
+_RULES |= {_name(kind): _Rule(lambda date: date.__reduce__()[1], make=kind) for kind in _DATES}
+_RULES |= {
+    "builtins:tuple": _Rule(tuple, make=lambda *items: items),
+    "builtins:frozenset": _Rule(lambda items: (tuple(items),), make=frozenset),
+    "builtins:bytes": _Rule(lambda data: (data.decode("latin1"),), make=lambda text: text.encode("latin1")),
+    "builtins:complex": _Rule(lambda number: (number.real, number.imag), make=complex),
+    "builtins:range": _RANGE,
+    "builtins:slice": _RANGE._replace(make=slice),
+    "builtins:list": _Rule(lambda items: (tuple(items),), change=list.__init__),
+    "builtins:set": _Rule(lambda items: (tuple(items),), change=set.__init__),
+    "builtins:function": _Rule(_parts_of_function),
+    "builtins:cell": _Rule(lambda cell: (cell.cell_contents,), change=_set_cell),
+    "builtins:method": _Rule(lambda method: (method.__func__, method.__self__), make=types.MethodType),
+    "mujoco._structs:MjModel": _Rule(_parts_of_model),
+    "mujoco._structs:MjData": _Rule(
+        lambda data: (zlib.compress(data.__getstate__(), 1), data.model), change=_set_mujoco
+    ),
+    "ale_py._ale_py:ALEInterface": _Rule(_parts_of_ale, change=_set_ale),
+    _name(type(pathlib.Path())): _Rule(lambda path: (str(path),), make=pathlib.Path),
+    _name(collections.deque): _Rule(lambda items: (tuple(items), items.maxlen), change=collections.deque.__init__),
+    _name(collections.defaultdict): _Rule(lambda d: (*_MAPPING.parts(d), d.default_factory), change=_fill_mapping),
+    _name(np.random.Generator): _Rule(lambda rng: (rng.bit_generator,), make=np.random.Generator),
+    _name(np.random.SeedSequence): _Rule(
+        lambda seed: (seed.entropy, seed.spawn_key, seed.pool_size, seed.n_children_spawned), make=_seed_sequence
+    ),
+    _name(random.Random): _Rule(lambda rng: (rng.getstate(),), change=random.Random.setstate),
+    _name(np.random.RandomState): _Rule(
+        lambda rng: (rng.get_state(legacy=False),), change=np.random.RandomState.set_state
+    ),
+    _name(torch.Generator): _Rule(
+        lambda rng: (rng.get_state().numpy().copy(),), change=lambda rng, state: rng.set_state(torch.from_numpy(state))
+    ),
+    _name(Replayed): _Rule(
+        lambda env: (env.unwrapped.action_space, *env.history()),
+        change=lambda env, space, *history: env.replay(*history),
+    ),
+}
