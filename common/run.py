@@ -29,10 +29,12 @@ from common import distributed
 from common.args import RANK, WORLD_SIZE, RunArgs, beside_training, fail, read_facts, say, warn
 from common.files import finished_step, require_no_links, write_atomically
 from common.health import Alarms
+from common.local_loggers import JsonLines, TensorBoard, quiet_threads
+from common.local_loggers import Logger as Sink
 from common.phases import stepping, updating
 from common.provenance import is_saved_source, keep_source, places, versions
 from common.redact import REDACTED, redact
-from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
+from common.wandb_logger import Wandb
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
