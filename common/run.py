@@ -23,9 +23,9 @@ from common.internals.speed.timing import RowClock
 from common.internals.tracking import run_dir
 from common.internals.tracking.diagnostics import Alarms
 from common.internals.tracking.episodes import Episode, Episodes
+from common.internals.tracking.local_loggers import JsonLines
 from common.internals.tracking.loggers import Loggers, as_floats
 from common.internals.tracking.policy import save_policy
-from common.sinks import JsonLines
 
 
 def setup(args: RunArgs, torchrun: bool = True) -> torch.device:

@@ -292,7 +292,7 @@ def test_a_policy_that_cannot_be_written_at_the_end_is_exit_6_and_the_run_is_not
 
 def test_metrics_that_the_disk_took_are_kept_by_a_resumed_run(tmp_path, monkeypatch, capsys):
     """A full disk turns metrics.jsonl off; a checkpoint after that must not say that it was empty."""
-    from common.sinks import JsonLines
+    from common.internals.tracking.local_loggers import JsonLines
 
     log, rows_written = JsonLines.log, []
 

@@ -16,7 +16,7 @@ from conftest import clockless, load, only_run, rows, run_script, same, train_wi
 from fake_wandb import FakeWandb
 
 import common
-from common.sinks import TensorBoard
+from common.internals.tracking.local_loggers import TensorBoard
 
 CHAINED = str(Path(__file__).parent / "chained.py")
 TIMEOUT = 300

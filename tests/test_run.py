@@ -312,7 +312,7 @@ def test_a_server_that_dies_costs_no_step(tmp_path, monkeypatch, capfd):
     server = FakeWandb()
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("common.sinks.Wandb.FINISH_TIMEOUT", 3)
+    monkeypatch.setattr("common.internals.tracking.wandb_logger.Wandb.FINISH_TIMEOUT", 3)
     dqn = load("dqn")
     learn = dqn.dqn_loss
 
@@ -372,12 +372,12 @@ def test_a_killed_wandb_process_is_one_warning(tmp_path):
 STOP_IT = """if True:
     import os, signal, sys, time, torch
     import common
-    from common import sinks
-    sinks.Wandb.ANSWER_TIMEOUT, sinks.Wandb.FINISH_TIMEOUT, sinks._Patience.EXIT = 3, 1, 3
+    from common.internals.tracking.wandb_logger import Wandb, wandb_service
+    Wandb.ANSWER_TIMEOUT, Wandb.FINISH_TIMEOUT = 3, 1
     args = common.RunArgs(runs_dir=sys.argv[1], total_timesteps=10)
     run = common.track(args, torch.device("cpu"))
     run.log({"losses/td_loss": 1.0}, 1)
-    service = sinks.wandb_service()
+    service = wandb_service()
     rows = {"in a row": 50_000, "at the end": 1}.get(sys.argv[2], 0)
     if rows:
         os.kill(service.pid, signal.SIGSTOP)

@@ -315,7 +315,7 @@ def test_the_profile_gives_each_phase_its_time(tmp_path, monkeypatch):
         ([("COMMON/health.py", "vitals"), ("SCRIPT", "Agent.features")], "logging"),
         ([("COMMON/rollout.py", "RolloutStorage.add")], "storing"),
         ([("COMMON/rollout.py", "RolloutStorage.minibatches")], "sampling"),
-        ([("bench.py", "log_and_then"), ("COMMON/run.py", "Run.log"), ("COMMON/sinks.py", "write")], "logging"),
+        ([("bench.py", "log_and_then"), ("COMMON/run.py", "Run.log"), ("COMMON/local_loggers.py", "write")], "logging"),
     ],
 )
 def test_phases_are_told_by_what_the_training_loop_called(inner, phase):

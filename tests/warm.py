@@ -32,7 +32,7 @@ PRELOAD += [
     "common.normalize",
     "common.internals.tracking.policy",
     "common.internals.tracking.provenance",
-    "common.sinks",
+    "common.internals.tracking.loggers",
     "common.internals.tracking.video",
     "gymnasium",
 ]

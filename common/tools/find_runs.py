@@ -23,7 +23,7 @@ import numpy as np
 
 from common.args import fail, warn
 from common.internals.resume.files import finished_step, open_file, read_json, read_object
-from common.sinks import wandb_service
+from common.internals.tracking.wandb_logger import wandb_service
 
 LINE = 1_000_000  # bytes; a longer line of metrics is none
 NO_ROW = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)

@@ -1,7 +1,8 @@
-"""Signs that learning goes wrong, measured when a row is logged and at no other time. They draw and change nothing."""
+"""Diagnostics of training, measured when a row is logged. They draw no random numbers and change nothing."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,7 @@ from torch.optim import Adam, Optimizer
 
 from common.args import beside_training
 
-CUT_OFF = (nn.ReLU, nn.ReLU6)  # gradient 0 below 0
-SQUASHED = (nn.Tanh, nn.Sigmoid)  # gradient next to 0 at both ends
-SATURATED = 0.99
+SATURATED = 0.99  # of the range of a tanh; its gradient is next to 0 beyond
 
 
 def diagnostics(
@@ -19,12 +18,12 @@ def diagnostics(
 ) -> dict[str, float]:
     """health/grad_norm, health/dead_units and health/updates_per_step, as docs/health.md describes them.
 
-    What cannot be measured, of a network or an optimizer of another kind, is left out, after one warning.
+    What cannot be measured, for another kind of network or optimizer, is left out after one warning.
 
     Args:
         inputs: what `network` is called with, some hundred observations [B, ...] or (observations, actions).
         step: environment steps so far.
-        optimizers: those of the network first; the others' gradients count in the norm.
+        optimizers: the network's first; the gradients of the others count in the norm.
     """
     found: dict[str, float] = {}
     words = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -39,7 +38,7 @@ def diagnostics(
 
 
 def _updates(optimizer: Optimizer) -> float:
-    """Steps that the optimizer has taken: the most that it has counted for any parameter."""
+    """Steps that the optimizer has taken: the largest count of any parameter."""
     counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
     if not counts and not isinstance(optimizer, Adam):
         raise TypeError(f"{type(optimizer).__name__} counts no steps")
@@ -48,26 +47,23 @@ def _updates(optimizer: Optimizer) -> float:
 
 @torch.no_grad()
 def dead_units(network: nn.Module, *inputs: Tensor) -> float:
-    """Share of the units behind an activation that pass no gradient on for any of the inputs [B, ...]; NaN without any.
+    """Share of the units after a ReLU or tanh that pass no gradient on for any of the inputs [B, ...]; NaN without any.
 
-    A ReLU's unit is dead where it is 0 for the whole batch (Sokar et al., 2023: https://arxiv.org/abs/2302.12902, with
-    tau = 0), one of a tanh or sigmoid where it stays beyond 0.99 of its range, on one side. Of convolutions a
-    unit is a channel. The network is called once more, as it is; what it counts or draws then is put back.
+    A ReLU unit is dead if it is 0 for the whole batch (Sokar et al., 2023: https://arxiv.org/abs/2302.12902, with
+    tau = 0), a tanh unit if it stays beyond 0.99 on one side. In a convolution a unit is a channel. The network is
+    called once more, in its current mode; its buffers and the random state are put back.
     """
     dead: list[Tensor] = []
 
     def look(module: nn.Module, _: object, out: Tensor) -> None:
         units = out.transpose(0, 1).flatten(1)  # [units, batch and places]
-        if isinstance(module, CUT_OFF):
-            dead.append((units <= 0).all(1))
+        if isinstance(module, nn.Tanh):
+            dead.append((units < -SATURATED).all(1) | (units > SATURATED).all(1))
         else:
-            low = 0.0 if isinstance(module, nn.Sigmoid) else -1.0
-            share = (units - low) / (1 - low)  # of the range
-            low_end, high_end = (1 - SATURATED) / 2, (1 + SATURATED) / 2
-            dead.append((share < low_end).all(1) | (share > high_end).all(1))
+            dead.append((units <= 0).all(1))
 
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # of batch norm: one more batch counts in them
-    hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, CUT_OFF + SQUASHED)]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # batch norm counts one more batch
+    hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, nn.ReLU | nn.ReLU6 | nn.Tanh)]
     try:
         with torch.random.fork_rng({p.device for p in network.parameters() if p.device.type == "cuda"}):
             network(*inputs)
@@ -80,7 +76,7 @@ def dead_units(network: nn.Module, *inputs: Tensor) -> float:
 
 
 def grad_norm(*optimizers: Optimizer) -> float:
-    """Root mean square of the gradient's norm over the last 1 / (1 - beta2) updates or so, as Adam's moments tell it.
+    """Root mean square of the gradient's norm over about the last 1 / (1 - beta2) updates, from Adam's second moment.
 
     With v the running mean of squared gradients, corrected for its start at 0: sqrt(sum(v)). It is what the optimizer
     saw, so after clipping. NaN before the first update.
@@ -88,10 +84,9 @@ def grad_norm(*optimizers: Optimizer) -> float:
     total, seen = 0.0, False
     for optimizer in optimizers:
         if not isinstance(optimizer, Adam):
-            raise TypeError(f"{type(optimizer).__name__} keeps no mean of squared gradients as Adam does")
+            raise TypeError(f"{type(optimizer).__name__} has no running mean of squared gradients as Adam has")
         for group in optimizer.param_groups:
-            for p in group["params"]:
-                state = optimizer.state.get(p, {})
+            for state in (optimizer.state.get(p) for p in group["params"]):
                 if state and state["step"] > 0:
                     seen = True
                     correction = 1 - group["betas"][1] ** float(state["step"])
@@ -100,14 +95,14 @@ def grad_norm(*optimizers: Optimizer) -> float:
 
 
 class Alarms:
-    """One line, once a run, for each thing in the rows that a person would stop the run for."""
+    """One warning, once a run, for each thing in the rows for which a person would stop the run."""
 
     ENTROPY = 0.01  # of its first value
     NO_EPISODE = 5000  # steps of each environment
-    DEAD = 0.9  # half of a wide ReLU network's units are silent in runs that learn well
-    SATURATED = 0.9
+    DEAD = 0.9  # half of a wide ReLU network's units are dead in runs that learn well
+    AT_BOUNDS = 0.9
     VALUES = "losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values"
-    BLOWN_UP = 100  # times the largest return; the entropy bonus and DQN's overestimation stay far below
+    DIVERGED = 100  # times the largest return; the entropy bonus and DQN's overestimation stay far below
 
     def __init__(self, total_timesteps: int, num_envs: int) -> None:
         self.total = total_timesteps
@@ -115,7 +110,7 @@ class Alarms:
         self.raised: set[str] = set()
         self.first_entropy = math.nan
         self.episodes = False
-        self.largest_return = 10.0  # in size; where next to nothing is earned, SAC's entropy makes the values
+        self.largest_return = 10.0  # absolute; where rewards are near 0, SAC's values come from the entropy
 
     def note(self, episodic_return: float) -> None:
         self.episodes = True
@@ -123,40 +118,36 @@ class Alarms:
             self.largest_return = max(self.largest_return, abs(episodic_return))
 
     def look(self, row: Mapping[str, float], step: int) -> list[str]:
-        """What is newly wrong, as lines for a person; `row` holds what is logged at `step`."""
-        early = step < self.total / 2
+        """The warnings that are new; `row` holds what is logged at `step`."""
+        at = f"at step {step:,}"
         entropy = row.get("losses/entropy", math.nan)
         if not math.isfinite(self.first_entropy):
             self.first_entropy = entropy
-        # A Box action's entropy may be negative, and then says nothing by its size.
-        collapsed = early and 0 <= entropy < self.ENTROPY * self.first_entropy
-        dead = row.get("health/dead_units", 0.0)
-        saturated = row.get("health/action_saturation", 0.0)
         value = max((abs(row[name]) for name in self.VALUES if not math.isnan(row.get(name, math.nan))), default=0.0)
-        found = {
-            "episode": not self.episodes
-            and step >= self.NO_EPISODE * self.num_envs
-            and f"no episode has ended in {step:,} steps: there is no return to log yet; does the task end, or have a "
-            "time limit?",
-            "entropy": collapsed
-            and f"the policy's entropy has fallen from {self.first_entropy:.3g} to {entropy:.3g} at step {step:,}: it "
-            "hardly explores any more; a lower learning rate or more entropy bonus may help",
-            "value": self.episodes
-            and value > self.BLOWN_UP * self.largest_return
-            and f"predicted values of {value:,.3g} at step {step:,}, where no return was beyond "
-            f"{self.largest_return:,.3g}: they diverge; a lower learning rate or a slower target network may help",
-            "dead": dead > self.DEAD
-            and f"{dead:.0%} of the units pass no gradient on at step {step:,}: a lower learning rate may help",
-            "saturated": saturated > self.SATURATED
-            and f"{saturated:.0%} of the actions are at the bounds at step {step:,}: the policy has stopped to choose",
-        }
-        new = [line for name, line in found.items() if line and name not in self.raised]
-        self.raised |= {name for name, line in found.items() if line}
+        dead, saturated = row.get("health/dead_units", 0.0), row.get("health/action_saturation", 0.0)
+        found = {}
+        if not self.episodes and step >= self.NO_EPISODE * self.num_envs:
+            found["episode"] = f"no episode has ended in {step:,} steps, so there is no return; add a time limit?"
+        # The entropy of a Box action may be negative, and its size then means nothing.
+        if step < self.total / 2 and 0 <= entropy < self.ENTROPY * self.first_entropy:
+            fell = f"its entropy fell from {self.first_entropy:.3g} to {entropy:.3g}"
+            advice = "try a lower learning rate or a larger entropy bonus"
+            found["entropy"] = f"the policy hardly explores any more: {fell} {at}; {advice}"
+        if self.episodes and value > self.DIVERGED * self.largest_return:
+            most = f"no return exceeded {self.largest_return:,.3g}"
+            advice = "try a lower learning rate or a slower target network"
+            found["value"] = f"predicted values diverge: {value:,.3g} {at}, but {most}; {advice}"
+        if dead > self.DEAD:
+            found["dead"] = f"{dead:.0%} of the hidden units pass no gradient on {at}; try a lower learning rate"
+        if saturated > self.AT_BOUNDS:
+            found["saturated"] = f"the policy no longer chooses: {saturated:.0%} of its actions sit at the bounds {at}"
+        new = [line for name, line in found.items() if name not in self.raised]
+        self.raised |= found.keys()
         return new
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         kept = ("first_entropy", "episodes", "largest_return")
         return {"raised": sorted(self.raised), **{name: getattr(self, name) for name in kept}}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        self.__dict__ |= {**state, "raised": set(state.get("raised", ()))}  # type: ignore[call-overload]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "raised": set(state.get("raised", ()))}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from common.args import RANK, RunArgs, warn
-from common.sinks import JsonLines, Sink, TensorBoard, Wandb, quiet_threads
+from common.internals.tracking.local_loggers import JsonLines, Logger, TensorBoard, quiet_threads
+from common.internals.tracking.wandb_logger import Wandb
 
 
 class Loggers:
@@ -19,7 +20,7 @@ class Loggers:
     """
 
     def __init__(self, path: Path, args: RunArgs, config: dict[str, Any], saved: Any = None) -> None:
-        self.active: list[Sink] = []
+        self.active: list[Logger] = []
         self.metrics = path / "metrics.jsonl"
         self.wandb: Wandb | None = None
         self.rows: list[dict[str, float]] = []  # those of `rows_at`, the newest step
@@ -40,7 +41,7 @@ class Loggers:
         self.active.append(logger)
         return logger
 
-    def call(self, method: str, *arguments: Any, only: Any = Sink, but: Any = ()) -> None:
+    def call(self, method: str, *arguments: Any, only: Any = Logger, but: Any = ()) -> None:
         """Calls a method of every logger that is an instance of `only` and not of `but`."""
         for logger in [logger for logger in self.active if isinstance(logger, only) and not isinstance(logger, but)]:
             try:

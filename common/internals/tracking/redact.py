@@ -1,4 +1,4 @@
-"""Keeps secrets out of what a run writes down and uploads: known by their values, never by a name beside them."""
+"""Keeps secrets out of what a run writes and uploads: known by their values, never by a name beside them."""
 
 import base64
 import contextlib
@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -16,8 +15,8 @@ LEAST = 8  # characters of a secret
 _SECRET_NAME = re.compile(
     r"(?i)passw|passphrase|secret|credential|(api|access|private)_?key|(^|_)(tokens?|keys?)(_|$)|_pwd$|pass$"
 )
-# Values that secret-named variables have as well, and that would be missed in code and arguments: a word or a dotted
-# name, a number or an address, an environment id.
+# Not secret, though in a variable with a secret's name: a word or dotted name, a number or address, an environment id.
+# Code and arguments are full of them.
 _ORDINARY = re.compile(r"[A-Za-z]{1,12}([_./][A-Za-z]{1,12})*|[\d.:,_+-]+|[\w./:-]+-v\d+")
 _KEY_BLOCK = r"(?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?"
 _PATTERNS = [
@@ -41,8 +40,8 @@ def redact(value: Any) -> Any:
     """`value` with every secret in it replaced by "[redacted]"; text, bytes, and dicts, lists and tuples of them.
 
     Secret are the values of environment variables whose names say so (..._KEY, ..._TOKEN, ..._SECRET, PASSWORD and
-    the like), passwords in URLs, and keys whose issuers gave them a form of their own. Values shorter than 8
-    characters, ordinary ones (a word, a number, an environment id) and the names of existing files are not secret.
+    the like), passwords in URLs, and keys with a prefix of their issuer. Values shorter than 8 characters, ordinary
+    ones (a word, a number, an environment id) and names of existing files are not secret.
     """
     return _redact(value, _secrets())
 
@@ -70,25 +69,20 @@ def _secrets() -> list[str]:
         value = value.strip()
         if len(value) < LEAST or _ORDINARY.fullmatch(value) or not _SECRET_NAME.search(name) or os.path.exists(value):
             continue
-        found |= {value, *_written(value)}
+        raw = value.encode("utf-8", "surrogateescape")
+        found |= {value, quote(raw, safe=""), quote(raw), quote_plus(raw)}
+        found |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+        found |= {encode(raw).decode().rstrip("=") for encode in (base64.b64encode, base64.urlsafe_b64encode)}
     return sorted(found, key=len, reverse=True)
 
 
-def _written(value: str) -> Iterable[str]:
-    raw = value.encode("utf-8", "surrogateescape")
-    yield from (quote(raw, safe=""), quote(raw), quote_plus(raw))
-    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
-    yield from (base64.b64encode(raw).decode().rstrip("="), base64.urlsafe_b64encode(raw).decode().rstrip("="))
-
-
 def filter_lines(path: str) -> None:
-    """Appends stdin to the file at `path`, line by line, without secrets; ends when all who write to it have ended.
+    """Appends stdin to the file at `path`, line by line, without secrets, until the last writer has ended.
 
-    A full disk loses lines, and no signal ends it: whoever writes here would break off with it.
+    Neither a full disk, which loses lines, nor a signal ends it: its writers would end as well.
     """
-    for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in {"SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"} & set(dir(signal)):
+        signal.signal(getattr(signal, number), signal.SIG_IGN)
     with open(path, "ab", buffering=0) as file:
         for line in iter(lambda: sys.stdin.buffer.readline(1 << 20), b""):
             with contextlib.suppress(OSError):
