@@ -128,8 +128,11 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
     return found
 
 
-def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run]:
-    """Every run directory and every folder of committed results below `folder`; nothing inside of them is opened."""
+def walk(folder: Path, seen: set[tuple[int, int]] | None = None, stored: bool = True) -> Iterator[Run]:
+    """Every run directory and every folder of stored results below `folder`; nothing inside of them is opened.
+
+    Results below a folder `reference` are found only where that folder, or one inside of it, is named.
+    """
     seen = set() if seen is None else seen
     here = folder.stat()
     if (here.st_dev, here.st_ino) in seen:  # a link that leads back
@@ -141,14 +144,14 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
         if name == "args.json":
             yield _directory(folder)
         elif name == "runs.json":
-            yield from results(folder)
+            yield from results(folder) if stored else ()
         else:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (OSError, ValueError) as error:
         warn(f"{folder} is left out" + (f", its {name} cannot be read" if name else "") + f": {error}")
     for entry in entries:
         if entry.is_dir() and not entry.name.startswith("."):
-            yield from walk(Path(entry.path), seen)
+            yield from walk(Path(entry.path), seen, stored and entry.name != "reference")
 
 
 def _directory(path: Path) -> Run:
