@@ -513,8 +513,7 @@ def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(wandb, "Api", never.wait)
     with pytest.raises(KeyboardInterrupt, match="2"):
         found(["wandb:me/plainrl"], tmp_path)
-    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait() for _ in "ab"))
-    monkeypatch.setattr(wandb, "Api", FakeApi)
+    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait(5) for _ in "ab"))
     with pytest.raises(KeyboardInterrupt, match="2"):
         found(["wandb:me/plainrl"], tmp_path)
     never.set()

@@ -161,31 +161,3 @@ def check_method(space: list[Dimension], method: str) -> None:
             fail(f"--search {d.name}: a grid needs a number of points, as in {d.low}..{d.high}{':log' * d.log}:5")
         if method != "grid" and d.points is not None:
             fail(f"--search {d.name}: {method} draws from the whole range; leave out :{d.points}, or list the values")
-
-
-def wandb_sweep(script: Path, fixed: list[str], space: list[Dimension], method: str, defaults: Mapping) -> dict:
-    """The same search as W&B's own configuration, for `wandb sweep FILE` and `wandb agent`.
-
-    https://docs.wandb.ai/guides/sweeps/sweep-config-keys. An agent gives a flag for True and nothing for False, so a
-    switch that is on by default appears as its opposite, no_NAME.
-    """
-    parameters: dict[str, Any] = {}
-    for d in space:
-        if any(isinstance(argument, list | dict) for argument in d.arguments):
-            fail(f"{d.name}: a W&B agent gives a value as one word; leave it out of --wandb-sweep")
-        if d.values and all(isinstance(value, bool) for value in d.values):
-            on = bool(defaults[d.name])
-            parameters[f"no_{d.name}" if on else d.name] = {"values": [value is not on for value in d.values]}
-        elif d.values or method == "grid":
-            # None as a word, which the script reads; what W&B's server makes of a null is not documented.
-            parameters[d.name] = {"values": ["None" if value is None else value for value in d.grid()]}
-        else:
-            kinds = ("int_uniform", "q_log_uniform_values") if d.whole else ("uniform", "log_uniform_values")
-            parameters[d.name] = {"distribution": kinds[d.log], "min": d.low, "max": d.high}
-    return {
-        "program": str(script),
-        "method": {"grid": "grid", "random": "random"}.get(method, "bayes"),
-        "metric": {"name": "eval/episodic_return", "goal": "maximize"},
-        "parameters": parameters,
-        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_boolean_flags}"],
-    }

@@ -1,10 +1,11 @@
-"""The trials of a sweep, in a database: a queue that processes on several machines share. Needs optuna."""
+"""The trials of a sweep, in a database: a queue that several processes share. Needs optuna."""
 
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -24,43 +25,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat, and plots
 
 
-class Database:
-    """Where the trials are, and a lock that all who work at them share, on all machines."""
-
-    def __init__(self, sweep: "Sweep", url: str) -> None:
-        self.folder = sweep.folder
-        self.key = int.from_bytes(hashlib.sha256(sweep.group.encode()).digest()[:8], "big", signed=True)
-        kind = url.partition(":")[0].partition("+")[0]
-        if kind not in ("sqlite", "postgresql"):
-            fail("--storage is sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")
-        self.sqlite, beat = kind == "sqlite", sweep.args.heartbeat
-        options = {"connect_args": {"timeout": 60} if self.sqlite else {}}
-        try:
-            self.engine = sqlalchemy.create_engine(url)
-            with self.lock():
-                self.storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs=options, heartbeat_interval=beat, grace_period=4 * beat
-                )
-        except ModuleNotFoundError as error:
-            fail(f"--storage {kind} needs {error.name}: pip install {error.name}")
-        except sqlalchemy.exc.ArgumentError:
-            fail("--storage is no address of a database")
-        except sqlalchemy.exc.OperationalError as error:
-            fail(f"the storage cannot be opened: {str(error.orig).splitlines()[0]}", code=6)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time. SQLite's own would let two take the same trial."""
-        if self.sqlite:
-            with locked(self.folder / "lock"):
-                yield
-            return
-        with self.engine.connect() as connection:  # closed, and so unlocked, however this process ends
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
-            try:
-                yield
-            finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
+def open_storage(folder: Path, heartbeat: int) -> Any:
+    """The database of a sweep; code 6 if it cannot be opened."""
+    options = {"heartbeat_interval": heartbeat, "grace_period": 4 * heartbeat}
+    try:
+        with locked(folder / "lock"):
+            url = f"sqlite:///{(folder / 'study.db').resolve()}"
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}}, **options)
+    except sqlalchemy.exc.OperationalError as error:
+        fail(f"cannot open the database in {folder}: {str(error.orig).splitlines()[0]}", code=6)
 
 
 def sampler(method: str, search_seed: int, trials: int, slot: int | str) -> Any:
@@ -113,7 +86,7 @@ class Queue:
     """An Optuna study in which every slot is a waiting trial from the start: there are neither more nor fewer."""
 
     def __init__(self, sweep: "Sweep", name: str, wanted: list[dict[str, Any]]) -> None:
-        self.sweep, self.database, self.storage = sweep, sweep.database, sweep.database.storage
+        self.sweep, self.storage = sweep, sweep.storage
         self.wanted = {slot["slot"]: slot for slot in wanted}
         self.plan = {  # what must be the same for all that work at it
             "script": sweep.args.script.name,
@@ -126,7 +99,7 @@ class Queue:
         plan = jsonable({**self.plan, "slots": wanted if sweep.args.method == "grid" else None})
         median = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
         self.pruner = median if sweep.args.prune else pruners.NopPruner()
-        with self.database.lock():
+        with self.lock():
             self.study = optuna.create_study(
                 study_name=name, storage=self.storage, direction="maximize", load_if_exists=True, pruner=self.pruner
             )
@@ -140,6 +113,10 @@ class Queue:
                 if number not in present:  # those of a larger --trials, or all, or those a kill prevented
                     self.study.enqueue_trial(slot["fixed"], user_attrs={"slot": number})
 
+    def lock(self) -> AbstractContextManager[Any]:
+        """One process at a time: SQLite's own lock would let two take the same trial."""
+        return locked(self.sweep.folder / "lock")
+
     def slots(self) -> list[Slot]:
         """As they are now, in order."""
         found: dict[int | str, Slot] = {}
@@ -151,7 +128,7 @@ class Queue:
 
     def take(self) -> Any:
         """The next waiting trial, now this process's; None if there is none."""
-        with self.database.lock():
+        with self.lock():
             for waiting in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 self.storage.record_heartbeat(waiting._trial_id)  # before it runs: one without would never be missed
                 with contextlib.suppress(UpdateFinishedTrialError):
@@ -185,7 +162,7 @@ class Queue:
 
     def requeue(self) -> None:
         """Queues again what failed or lost its worker. If this is killed, the next call makes up for it."""
-        with self.database.lock():
+        with self.lock():
             optuna.storages.fail_stale_trials(self.study)
             for slot in self.slots():
                 if slot.state == "FAIL" and not self.given_up(slot):

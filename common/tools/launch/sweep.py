@@ -11,8 +11,8 @@ with :5 of so many points in a grid.
 same tenth of the run of the same seed (Optuna's MedianPruner; not among the first 5 trials, nor in the first three
 tenths). A trial whose numbers are not finite counts as pruned.
 
-The same command again goes on; started several times, or with one PostgreSQL --storage on several machines, it shares
-the work. A trial whose worker is gone is queued again, and goes on from the checkpoint of its run.
+The same command again continues; started several times, it shares the work. A trial whose worker has ended is queued
+again, and continues from the checkpoint of its run.
 """
 
 import json
@@ -29,7 +29,7 @@ from common.tools import stats
 from common.tools.compare.tables import Table, markdown
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
 from common.tools.launch.jobs import Job, Pool, Progress, Screen, make_folder, make_job, stop, write_file
-from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space, wandb_sweep
+from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
 if TYPE_CHECKING:
     from common.tools.launch.study import Queue
@@ -61,8 +61,6 @@ class Args:
     """runs at a time; the cores this process may use are divided among them"""
     search_seed: int = 0
     """seed of what random, tpe and gp draw"""
-    storage: str | None = None
-    """where trials are kept (default: SQLite, in the sweep's folder); postgresql+psycopg://... for many machines"""
     heartbeat: int = 15
     """seconds between a worker's signs of life; after four times as long without one its trials are queued again"""
     wandb_group: str | None = None
@@ -71,8 +69,6 @@ class Args:
     """W&B tags, besides `sweep` and the trial"""
     runs_dir: Path = Path("runs")
     """where run directories are made, and the sweep's own folder"""
-    wandb_sweep: Path | None = None
-    """write the same search into this file for W&B's own agents, and run nothing"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -93,13 +89,6 @@ def main(argv: list[str]) -> None:
     check_method(space, args.method)
     if args.method == "grid" and args.trials is not None:
         fail(f"--trials is for random, tpe and gp; this grid has {len(product(space))} points")
-    if args.wandb_sweep is not None:
-        import yaml  # a dependency of wandb
-
-        search = wandb_sweep(args.script, fixed, space, args.method, base)
-        write_file(args.wandb_sweep, yaml.safe_dump(search, sort_keys=False))
-        print(f"wrote {args.wandb_sweep}: wandb sweep {args.wandb_sweep}")
-        return
     try:
         import matplotlib
         import scipy  # noqa: F401 - for optuna's gp
@@ -166,11 +155,11 @@ class Sweep:
     seeds: list[int]
 
     def __post_init__(self) -> None:
-        from common.tools.launch.study import Database
+        from common.tools.launch.study import open_storage
 
         self.trials = self.args.trials or TRIALS
         self.screen = Screen()
-        self.database = Database(self, self.args.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
+        self.storage = open_storage(self.folder, self.args.heartbeat)
 
     def work(self, queue: "Queue", command: list[str]) -> None:
         """Until every slot of the queue is done, by this process or another."""
