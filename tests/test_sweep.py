@@ -196,8 +196,6 @@ def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
     assert found["fresh"]["defaults"] == pytest.approx([score(1e-2, 0.99, seed) for seed in range(11, 16)])
     assert "The winner beats the defaults on fresh seeds: difference +1, 95" in done.stdout
     (folder,) = (fork / "runs").glob("*.sweep")
-    for name in ("history.png", "importance.png"):
-        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 8
 
 
@@ -338,7 +336,7 @@ def test_a_trial_that_is_not_finite_is_recorded_and_the_sweep_goes_on(fork):
 def test_if_no_trial_comes_to_its_end_it_says_so(fork):
     words = ["sweep", "my_fork.py", "--search", "learning_rate=0.9,0.8", "--method", "grid", "--seeds", "1"]
     done = tool(*words, cwd=fork, check=4)
-    assert done.stderr.startswith("error: no trial came to its end; the last: exit 4: error: losses/policy_loss is nan")
+    assert done.stderr.startswith("error: no trial was completed; the last: exit 4: error: losses/policy_loss is nan")
 
 
 def test_failed_trials_are_tried_again_but_not_for_ever(fork):
