@@ -11,8 +11,8 @@ the logarithm, `:5` makes 5 points of it for a grid.
 run (Optuna's MedianPruner; not among the first 5 trials, nor in the first three tenths). A trial with non-finite
 numbers counts as pruned.
 
-The same command again continues the sweep; several at once share the work. A trial whose process has ended is queued
-again, and resumes its run. `optuna-dashboard sqlite:///runs/NAME.sweep/study.db` plots the trials.
+The same command continues a sweep that was stopped or killed: unfinished trials resume their runs.
+`optuna-dashboard sqlite:///runs/NAME.sweep/study.db` plots the trials.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from common.args import fail, parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
-from common.tools.launch.jobs import Job, Pool, Progress, Screen, make_folder, make_job, stop, write_file
+from common.tools.launch.jobs import Job, Pool, Progress, Screen, locked, make_folder, make_job, stop, write_file
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
 if TYPE_CHECKING:
@@ -62,8 +62,6 @@ class Args:
     """runs at a time; the cores are divided among them"""
     search_seed: int = 0
     """seed of the search methods"""
-    heartbeat: int = 15
-    """seconds between heartbeats of this process; after four missed ones its trials are queued again"""
     wandb_group: str | None = None
     """W&B group, and name of the sweep (default: sweep_SCRIPT_ENV_METHOD)"""
     wandb_tags: tuple[str, ...] = ()
@@ -77,7 +75,7 @@ class Args:
 def main(argv: list[str]) -> None:
     own, fixed = split_flags(argv)
     args = parse(Args, __doc__, own, prog="python -m common sweep")
-    at_least(args, workers=1, trials=1, heartbeat=1, retries=0, search_seed=0)
+    at_least(args, workers=1, trials=1, retries=0, search_seed=0)
     seeds, fresh = numbers(args.seeds, "--seeds"), numbers(args.fresh_seeds, "--fresh-seeds")
     if set(seeds) & set(fresh):
         fail("--fresh-seeds must not be among --seeds: the winner was chosen on those")
@@ -91,16 +89,25 @@ def main(argv: list[str]) -> None:
     if args.method == "grid" and args.trials is not None:
         fail(f"--trials is for random, tpe and gp; this grid has {len(product(space))} points")
     try:
+        import optuna  # noqa: F401
         import scipy  # noqa: F401 - for optuna's gp
-
-        from common.tools.launch.study import Queue
     except ImportError as error:
         fail(f'sweep needs {error.name}, which is not installed: pip install -e ".[sweep]"')
     group = args.wandb_group or sanitized(f"sweep_{args.script.stem}_{base['env_id']}_{args.method}")
     folder = args.runs_dir / f"{component(group, '--wandb-group')}.sweep"
     make_folder(folder)
     sweep = Sweep(args, folder, group, fixed, base, space, seeds)
-    command = ["python", "-m", "common", "sweep", *argv]
+    with locked(folder / "lock", wait=False) as lock:
+        if lock is None:
+            fail(f"another process works at {folder}")
+        search(sweep, fresh, ["python", "-m", "common", "sweep", *argv])
+
+
+def search(sweep: "Sweep", fresh: list[int], command: list[str]) -> None:
+    """The trials, then the winner and the defaults on fresh seeds, then the report."""
+    from common.tools.launch.study import Queue
+
+    args, base, space, seeds, group = sweep.args, sweep.base, sweep.space, sweep.seeds, sweep.group
     combinations = product(space) if args.method == "grid" else [{}] * sweep.trials
     tried = Queue(sweep, group, [{"slot": i, "fixed": params, "seeds": seeds} for i, params in enumerate(combinations)])
     sweep.work(tried, command)
@@ -150,43 +157,26 @@ class Sweep:
     seeds: list[int]
 
     def __post_init__(self) -> None:
-        from common.tools.launch.study import open_storage
-
         self.trials = self.args.trials or TRIALS
         self.screen = Screen()
-        self.storage = open_storage(self.folder, self.args.heartbeat)
 
     def work(self, queue: "Queue", command: list[str]) -> None:
-        """Runs trials until every slot of the queue is done, by this process or another."""
+        """Runs the trials of a queue until each is completed, pruned or given up."""
         self.pool = Pool(self.args.workers)
         self.pool.listen()
         attempts: list[Attempt] = []
-        looked = beaten = -math.inf
-        queue.requeue()
         while True:
-            now = time.monotonic()
-            if now - beaten > self.args.heartbeat:
-                beaten = now
-                for attempt in attempts:
-                    queue.storage.record_heartbeat(attempt.trial._trial_id)
-                queue.requeue()
-            while len(attempts) < self.args.workers and not self.pool.stopping:
-                trial = queue.take()
-                if trial is None:
-                    break
+            while len(attempts) < self.args.workers and not self.pool.stopping and (trial := queue.take()) is not None:
                 attempts.append(self.begin(queue, trial))
-            self.step(queue, attempts)
             if self.pool.stopping and not self.pool.jobs:
                 for attempt in attempts:
                     queue.tell(attempt.trial, "FAIL")
-                queue.requeue()
                 self.pool.leave(command)
-            if not attempts and now - looked > 1:
-                looked = now
-                if not queue.open():
-                    return
+            if not attempts:
+                return
+            self.step(queue, attempts)
             self.screen.show(lambda: self.status(queue, attempts))
-            time.sleep(0.1 if attempts else 0.5)
+            time.sleep(0.1)
 
     def begin(self, queue: "Queue", trial: Any) -> Attempt:
         slot = queue.wanted[trial.user_attrs["slot"]]
@@ -228,7 +218,8 @@ class Sweep:
             attempt.reported += 1
             if value is None or "name" in attempt.slot:
                 continue
-            if queue.report(attempt.trial, value, step) and not attempt.waits:
+            attempt.trial.report(value, step)
+            if attempt.trial.should_prune() and not attempt.waits:
                 attempt.pruned = True
                 stop(attempt.job)
 
@@ -246,8 +237,8 @@ class Sweep:
             if len(attempt.values) < len(attempt.jobs):
                 return False
             value = sum(attempt.values) / len(attempt.values)
-            if queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values):
-                self.screen.say(f"{queue.count()} {title}: {value:.5g}")
+            queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values)
+            self.screen.say(f"{queue.count()} {title}: {value:.5g}")
             return True
         if self.pool.stopping:
             return False  # the loop queues it again
@@ -257,7 +248,6 @@ class Sweep:
             queue.tell(attempt.trial, "PRUNED", error=error)
         else:
             queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # a retry would end the same way
-            queue.requeue()
         self.screen.say(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
         return True
 
