@@ -228,7 +228,9 @@ def test_bayesian_search_learns_from_every_trial_so_far(tmp_path):
     assert away[1] < 0.75 and away[2] < 0.2
 
 
-@pytest.mark.parametrize("method", ["random", "tpe", "gp"])
+@pytest.mark.parametrize(
+    "method", ["tpe", pytest.param("random", marks=pytest.mark.slow), pytest.param("gp", marks=pytest.mark.slow)]
+)
 def test_a_search_makes_as_many_trials_as_asked_for_and_more_can_be_added(fork, method):
     words = ["sweep", "my_fork.py", "--search", "learning_rate=1e-5..1e-1:log", "gamma=0.9,0.95", "--method", method]
     words += ["--seeds", "1", "--fresh-seeds", "5", "--no-prune", "--workers", "2"]
@@ -345,6 +347,10 @@ def test_failed_trials_are_tried_again_but_not_for_ever(fork):
 
 def test_trials_below_the_median_are_pruned_on_training_returns(fork):
     """In turn: five that are not judged, then one above their median, one below it, and one above."""
+    source = (fork / "my_fork.py").read_text()
+    (fork / "my_fork.py").write_text(
+        source.replace("sleep(args.pause)", "sleep(args.pause * (args.learning_rate > 0.05))")
+    )
     rates = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 1.5e-3, 1e-1, 2.5e-3]
     words = ["sweep", "my_fork.py", "--search", f"learning_rate={','.join(map(str, rates))}", "--method", "grid"]
     words += ["--seeds", "1", "--fresh-seeds", "5"]
