@@ -317,6 +317,7 @@ def test_scripts_tell_their_arguments_without_starting(script):
     assert "--gamma must be between 0 and 1" in answers[2].error and "--gamma" in answers[3].error
 
 
+@pytest.mark.slow
 def test_real_scripts(tmp_path):
     flags = ["--total-timesteps", "300", "--no-track", "--eval-episodes", "1", "--no-capture-video", "--no-cuda"]
     done = tool(
