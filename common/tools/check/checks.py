@@ -1,10 +1,10 @@
-"""Checks that a script, a fork of yours included, handles episodes, time limits, seeds, flags and logging rightly.
+"""Checks a script, such as your fork, for bugs in episodes, time limits, seeds, flags, resuming and logging.
 
     python -m common check my_ppo.py
 
-Runs the script as it is, many times for a moment, in environments whose right answers are known, and prints one line a
-check: PASS and what was seen, FAIL and what that means, or SKIP and why. Exit code 0 if none failed, else 1.
-docs/check.md says what each check sees, and what none of them does.
+Runs the script many times for a moment in environments with known answers, and prints one line a check: PASS with what
+was measured, FAIL with what it means, or SKIP with the reason. Exit code 0 if none failed, else 1. docs/check.md says
+what each check finds, and what none of them does.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from common.tools.launch.cli import as_words
 
 VALUES = ("losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values")
 CLOSED_FORMS = {  # the value, and what another one means
-    "Constant": (1.0, "one step, reward 1, terminated: more than 1 means that values are carried over the end"),
-    "Endless": (2.0, "reward 1 for ever, cut by a time limit: less than 2 means that the cut is taken for the end"),
-    "Ladder": (1.5, "1.0 means that a cut episode bootstraps from the observation after the reset, 0.75 from none"),
+    "Constant": (1.0, "one step, reward 1, terminated: more than 1 means that values bootstrap over terminations"),
+    "Endless": (2.0, "reward 1 until a time limit: less than 2 means that truncation is taken for termination"),
+    "Ladder": (1.5, "1.0 means that truncated episodes bootstrap from the observation after the reset, 0.75 from none"),
 }
 
 
@@ -40,13 +40,13 @@ class Args:
     script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
     """the script to check"""
     only: tuple[str, ...] = ()
-    """names of checks to make (default: all)"""
+    """names of checks to run (default: all)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
 
 @dataclass
-class Verdict:
+class Result:
     word: str  # PASS, FAIL or SKIP
     name: str
     text: str
@@ -55,7 +55,7 @@ class Verdict:
         return f"{self.word}  {self.name:<13} {self.text}"
 
 
-# --- what happened is what is stored, counted and logged
+# --- transitions, returns and steps
 
 
 def transitions(harness: Harness) -> str:
@@ -210,7 +210,7 @@ def exploration(harness: Harness) -> str:
     return f"{text}; with epsilon 1 both actions come, with epsilon 0 the greedy one alone"
 
 
-# --- learning happens, and depends on what it should
+# --- learning, seeds, flags and resuming
 
 
 def parameters(harness: Harness) -> str:
@@ -399,7 +399,7 @@ def _on_line(logged: list[tuple[int, float]], name: str, line: tuple[float, floa
     return f"{name} {logged[0][1]:g} to {logged[-1][1]:g}"
 
 
-# --- what is learnt is what is known
+# --- values and policies with known answers
 
 
 def values(harness: Harness) -> str:
@@ -518,15 +518,15 @@ CHECKS: dict[str, Callable[[Harness], str]] = {
 }
 
 
-def examine(harness: Harness, names: tuple[str, ...] = ()) -> Iterator[Verdict]:
-    """The verdict of each check, as soon as it is made."""
+def examine(harness: Harness, names: tuple[str, ...] = ()) -> Iterator[Result]:
+    """The result of each check, as soon as it is known."""
     for name in names or CHECKS:
         try:
-            yield Verdict("PASS", name, CHECKS[name](harness))
+            yield Result("PASS", name, CHECKS[name](harness))
         except Failed as failure:
-            yield Verdict("FAIL", name, str(failure))
+            yield Result("FAIL", name, str(failure))
         except Skipped as reason:
-            yield Verdict("SKIP", name, str(reason))
+            yield Result("SKIP", name, str(reason))
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -539,9 +539,9 @@ def main(argv: list[str]) -> NoReturn:
     with contextlib.closing(Harness(args.script)) as harness:
         refused = f" (not {harness.refused})" if harness.refused else ""
         print(f"{args.script}: {' and '.join(harness.spaces)} actions, {len(harness.flags)} flags{refused}", flush=True)
-        for verdict in examine(harness, args.only):
-            counts[verdict.word] += 1
-            print(verdict, flush=True)
+        for result in examine(harness, args.only):
+            counts[result.word] += 1
+            print(result, flush=True)
     said = "{PASS} passed, {FAIL} failed, {SKIP} skipped".format(**counts)
     print(f"{said} in {time.monotonic() - began:.0f} s, {len(harness.runs)} runs")
     raise SystemExit(counts["FAIL"] > 0)
