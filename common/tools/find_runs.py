@@ -281,11 +281,13 @@ def _answer(ask: Callable[[], Any], what: str) -> Any:
 
 def _history(run: Any, keys: Sequence[str]) -> Metrics:
     rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
+
+    def scan(key: str) -> list[dict[str, Any]]:
+        return list(run.scan_history(keys=["global_step", "_runtime", key], page_size=10_000))
+
     for key in keys:  # a scan for several keys has only the rows that hold all of them
-        wanted = ["global_step", "_runtime", key]
-        scanned = _answer(lambda names=wanted: list(run.scan_history(keys=names, page_size=10_000)), run.url)
-        for row in map(_numbers, scanned):
-            if row.keys() >= set(wanted):
+        for row in map(_numbers, _answer(functools.partial(scan, key), run.url)):
+            if row.keys() >= {"global_step", "_runtime", key}:
                 _take(row, {key: rows[key]}, seconds="_runtime")
     end = _numbers(_answer(lambda: dict(run.summary), run.url))
     metrics = Metrics(_arrays(rows))
