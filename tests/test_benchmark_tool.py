@@ -119,7 +119,7 @@ def test_asked_to_stop_it_asks_its_runs_once_and_says_how_to_go_on(fork, number)
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         assert process.wait(60) == 128 + number
         said = process.said()
-    assert f"stopped by {number.name}; go on with python -m common {' '.join(words)}\n" in said
+    assert f"stopped by {number.name}; continue with python -m common {' '.join(words)}\n" in said
     first = run_dirs(fork)
     assert len(first) == 2  # no other was begun
     for log in fork.glob("runs/*.benchmark/logs/*.log"):

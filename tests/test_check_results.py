@@ -150,7 +150,7 @@ def test_interrupted_or_killed_it_goes_on(fork):
         until(lambda: len([p for p in run_dirs(fork) if list(p.glob("checkpoints/*.pt"))]) == 2)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert f"go on with python -m common {' '.join(words)}" in process.said()
+        assert f"continue with python -m common {' '.join(words)}" in process.said()
     first = run_dirs(fork)
     assert len(first) == 2
     with started(*words, cwd=fork) as process:

@@ -308,7 +308,7 @@ def test_asked_to_stop_it_gives_its_trials_back_and_says_how_to_go_on(fork):
         until(lambda: len([p for p in run_dirs(fork) if list(p.glob("checkpoints/*.pt"))]) == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-        assert f"error: stopped by SIGTERM; go on with python -m common {' '.join(words)}\n" in process.said()
+        assert f"error: stopped by SIGTERM; continue with python -m common {' '.join(words)}\n" in process.said()
     assert sorted(state for _, state, _ in trials(fork)) == ["FAIL", "FAIL", "WAITING", "WAITING"]
     (fork / "hurry").touch()
     tool(*words, cwd=fork)
