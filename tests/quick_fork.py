@@ -41,7 +41,7 @@ class Args(common.RunArgs):
     kind: Literal["plain", "fails", "crashes_once", "refuses"] = "plain"
     """what becomes of the run"""
     pause: float = 0.0
-    """seconds that a step takes"""
+    """seconds that a step takes, while the current folder has no file `hurry`"""
 
 
 def score(args):
@@ -86,7 +86,7 @@ def main(args):
     with (run_dir / "metrics.jsonl").open("a") as metrics:
         metrics.truncate(size)
         while step < args.total_timesteps:
-            time.sleep(args.pause)
+            time.sleep(0 if Path("hurry").exists() else args.pause)
             step += 1
             row = {"global_step": step, "time": 0.0, "charts/episodic_return": score(args)}
             print(json.dumps(row), file=metrics, flush=True)

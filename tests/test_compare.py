@@ -117,7 +117,7 @@ def test_committed_results_are_runs(tmp_path):
         (run,) = found([word], tmp_path)
         assert run.finished and run.seed() == "4"
         assert run.read([EVAL]).rows[EVAL].tolist() == [[1000], [10], [9.5]]
-    committed = ROOT / "runs" / "results" / "dqn"
+    committed = ROOT / "runs" / "reference" / "results" / "dqn"
     assert len(found([committed], tmp_path)) == len(list(committed.glob("*/seed*.jsonl.gz"))) > 0
 
 
@@ -244,10 +244,32 @@ def test_what_only_some_runs_have_makes_no_group(tmp_path):
     assert set(labels(found([tmp_path], tmp_path))) == {"dqn", "dqn n_step=1", "dqn n_step=3"}
 
 
-def test_groups_with_many_differences_get_numbers(tmp_path):
-    for i in range(2):
-        make_run(tmp_path, f"run{i}", **{f"a_rather_long_hyperparameter_{j}": i for j in range(9)})
-    assert list(labels(found([tmp_path], tmp_path))) == ["dqn #1", "dqn #2"]
+def test_reference_results_are_compared_only_where_they_are_named(tmp_path):
+    """`compare runs` in a fresh clone shows the user's runs."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "reference").symlink_to(ROOT / "runs" / "reference")
+    mine = make_run(tmp_path / "runs", "mine")
+    assert [run.path for run in found([tmp_path / "runs"], tmp_path)] == [mine]
+    assert [run.path for run in found(["dqn.py"], tmp_path / "runs")] == [mine]
+    assert len(found([tmp_path / "runs" / "reference"], tmp_path)) > 200
+
+
+def test_labels_are_the_flags_that_differ_never_numbers(tmp_path):
+    """All of them where they fit, else as few as it takes."""
+    for i, (a, b) in enumerate([(1, 1), (1, 2), (2, 2)]):
+        make_run(tmp_path / "few", f"run{i}", gae=a, rate=b)
+        more = {f"a_rather_long_hyperparameter_{j}": int(i == 2) for j in range(9)}
+        make_run(tmp_path / "many", f"run{i}", the_rate=b, **more)
+    assert list(labels(found([tmp_path / "few"], tmp_path))) == [
+        "dqn gae=1, rate=1",
+        "dqn gae=1, rate=2",
+        "dqn gae=2, rate=2",
+    ]
+    assert list(labels(found([tmp_path / "many"], tmp_path))) == [
+        "dqn a_rather_long_hyperparameter_0=0, the_rate=1",
+        "dqn a_rather_long_hyperparameter_0=0, the_rate=2",
+        "dqn a_rather_long_hyperparameter_0=1, the_rate=2",
+    ]
 
 
 # What is computed
@@ -491,8 +513,7 @@ def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(wandb, "Api", never.wait)
     with pytest.raises(KeyboardInterrupt, match="2"):
         found(["wandb:me/plainrl"], tmp_path)
-    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait() for _ in "ab"))
-    monkeypatch.setattr(wandb, "Api", FakeApi)
+    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait(5) for _ in "ab"))
     with pytest.raises(KeyboardInterrupt, match="2"):
         found(["wandb:me/plainrl"], tmp_path)
     never.set()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from common.tools.check.probe_envs import Endless, Probe, Push
+from common.tools.check.probe_envs import Endless, ProbeEnv
 
 
 class Counter(gym.Env):
@@ -49,6 +49,53 @@ class Counter(gym.Env):
 
     def render(self):
         return np.full((40, 60, 3), min(self.t * 20, 255), np.uint8)
+
+
+class Probe(ProbeEnv):
+    """Andy Jones's probe environments (andyljones.com/posts/rl-debugging.html): each isolates one thing to get right.
+
+    "constant": one step, reward 1. "obs": one step, reward = observation (1 or -1). "discount": two steps, reward 1 at
+    the end. "action": one step, reward 1 or -1 by the action. "both": one step, reward 1 or -1 by action and
+    observation. Of Box actions the sign counts.
+    """
+
+    def __init__(self, kind="constant", actions=None):
+        super().__init__(-1.0, 1.0, 1, actions)
+        self.kind = kind
+
+    def begin(self):
+        self.x = float(self.np_random.choice((-1.0, 1.0))) if self.kind in ("obs", "both") else 0.0
+
+    def observe(self):
+        return [self.x]
+
+    def advance(self, action):
+        if self.kind == "discount":
+            self.x = 1.0
+            return float(self.t - 1), self.t == 2, False
+        sign = 1.0 if action > 0 else -1.0
+        return {"constant": 1.0, "obs": self.x, "action": sign, "both": sign * self.x}[self.kind], True, False
+
+
+class Push(ProbeEnv):
+    """The action drags two coordinates, to be kept at (0.5, -0.5); its bounds are centre ± unit.
+
+    Whatever the centre and the unit, the task is the same: only the units of its actions differ.
+    """
+
+    def __init__(self, centre=0.0, unit=1.0):
+        super().__init__(-2.0, 2.0, 2, Box(centre - unit, centre + unit, (2,), np.float32))
+        self.centre, self.unit = centre, unit
+
+    def begin(self):
+        self.x = self.np_random.uniform(-1, 1, 2)
+
+    def observe(self):
+        return self.x
+
+    def advance(self, action):
+        self.x = 0.7 * self.x + 0.3 * (np.asarray(action, np.float64) - self.centre) / self.unit
+        return -float(np.sum((self.x - (0.5, -0.5)) ** 2)), False, False
 
 
 class Reach(gym.Env):

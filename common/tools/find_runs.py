@@ -1,4 +1,4 @@
-"""Finding runs - directories, groups, scripts, W&B projects, committed results - and reading what is asked of them.
+"""Finds runs (directories, scripts, groups, W&B projects, stored results) and reads their metrics.
 
 A run's arguments are read when it is found, its metrics only when it is compared.
 """
@@ -10,11 +10,10 @@ import gzip
 import json
 import math
 import os
-import queue
 import sys
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from common.internals.tracking.wandb_logger import wandb_service
 
 LINE = 1_000_000  # bytes; a longer line of metrics is none
 NO_ROW = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
-unreadable: list[str] = []  # of runs that were named to `find`, or found by it, and cannot be read: which and why
-W_AND_B_TIMEOUT = 60  # seconds; a server that refuses connections takes wandb 20
+unreadable: list[str] = []  # why, for each run that was named or found and cannot be read
+W_AND_B_TIMEOUT = 120  # seconds for one question; a server that refuses connections takes wandb 20
 
 
 @dataclass
@@ -128,8 +127,11 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
     return found
 
 
-def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run]:
-    """Every run directory and every folder of committed results below `folder`; nothing inside of them is opened."""
+def walk(folder: Path, seen: set[tuple[int, int]] | None = None, stored: bool = True) -> Iterator[Run]:
+    """Every run directory and every folder of stored results below `folder`; nothing inside of them is opened.
+
+    Results below a folder `reference` are found only where that folder, or one inside of it, is named.
+    """
     seen = set() if seen is None else seen
     here = folder.stat()
     if (here.st_dev, here.st_ino) in seen:  # a link that leads back
@@ -141,14 +143,14 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Run
         if name == "args.json":
             yield _directory(folder)
         elif name == "runs.json":
-            yield from results(folder)
+            yield from results(folder) if stored else ()
         else:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (OSError, ValueError) as error:
         warn(f"{folder} is left out" + (f", its {name} cannot be read" if name else "") + f": {error}")
     for entry in entries:
         if entry.is_dir() and not entry.name.startswith("."):
-            yield from walk(Path(entry.path), seen)
+            yield from walk(Path(entry.path), seen, stored and entry.name != "reference")
 
 
 def _directory(path: Path) -> Run:
@@ -232,87 +234,67 @@ def _arrays(rows: dict[str, list[tuple[float, float, float]]]) -> dict[str, np.n
 
 
 def from_wandb(word: str) -> list[Run]:
-    """Runs of `wandb:[ENTITY/]PROJECT` or `wandb:ENTITY/PROJECT/GROUP`; CleanRL's are understood as well.
+    """The runs of `wandb:[ENTITY/]PROJECT` or `wandb:ENTITY/PROJECT/GROUP`; CleanRL's are read too.
 
     Their rows are W&B's, in which an episodic return is the mean of the episodes since the last row.
     """
     import wandb
 
     path = word.removeprefix("wandb:").strip("/")
-    parts = path.split("/", 2)
-    group = {"group": parts[2]} if len(parts) == 3 else {}
+    project, group = "/".join(path.split("/")[:2]), path.split("/", 2)[2:]
+    filters = {"group": group[0]} if group else {}
     found = []
-
-    def ask() -> Iterable[Any]:
-        return wandb.Api().runs("/".join(parts[:2]), filters=group, per_page=200, lazy=False)
-
-    for run in _answers(ask, f"W&B has no answer for {path}"):
+    for run in _answer(lambda: list(wandb.Api().runs(project, filters=filters, per_page=200, lazy=False)), path):
         config = dict(run.config)
         config.setdefault("script", config.get("exp_name"))
         if not config["script"] or not config.get("env_id"):
             warn(f"{run.name} is left out: its configuration has no env_id, or neither script nor exp_name")
             continue
         config["wandb_group"] = run.group
-        found.append(Run(run.name, config, run.state == "finished", _history(run), url=run.url))
+        found.append(Run(run.name, config, run.state == "finished", functools.partial(_history, run), url=run.url))
     if not found:
         fail(f"W&B has no runs in {path}")
     return found
 
 
-def _answers(ask: Callable[[], Iterable[Any]], otherwise: str) -> Iterator[Any]:
-    """What W&B answers, one by one; an error, or no answer for W_AND_B_TIMEOUT seconds, ends the process.
+def _answer(ask: Callable[[], Any], what: str) -> Any:
+    """What W&B answers. An error, or no answer for W_AND_B_TIMEOUT seconds, ends the process with code 2.
 
-    wandb may wait for its service process for ever, in its atexit hook too: a thread asks, and the hook is left out.
+    It ends at once, without exit hooks: wandb can wait for its service process for ever, in its own hook too.
     """
     import wandb
 
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def asking() -> None:
-        try:
-            for answer in ask():
-                answers.put(answer)
-            answers.put(None)
-        except BaseException as error:
-            answers.put(error)
-
-    threading.Thread(target=asking, daemon=True).start()
     try:
-        try:
-            while (answer := answers.get(timeout=W_AND_B_TIMEOUT)) is not None:
-                if isinstance(answer, BaseException):
-                    raise answer
-                yield answer
-        except queue.Empty:
-            fail(f"{otherwise}: nothing came for {W_AND_B_TIMEOUT} s")
-        except (wandb.errors.Error, ValueError, OSError) as error:
-            fail(f"{otherwise}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    except SystemExit as end:
+        return ThreadPoolExecutor(1).submit(ask).result(W_AND_B_TIMEOUT)
+    except TimeoutError:
+        why = f"nothing came for {W_AND_B_TIMEOUT} s"
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+    try:
+        fail(f"W&B has no answer for {what}: {why}")
+    finally:
         if service := wandb_service():
             service.kill()  # it holds this process's output open
         sys.stdout.flush()
-        os._exit(int(end.code or 0))
+        os._exit(2)
 
 
-def _history(run: Any) -> Callable[[Sequence[str]], Metrics]:
-    def read(keys: Sequence[str]) -> Metrics:
-        metrics = Metrics({})
-        rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
-        otherwise = f"the history of {run.url} cannot be read from W&B"
-        for key in keys:  # a scan for several keys has only the rows that hold all of them
-            scan = functools.partial(run.scan_history, keys=["global_step", "_runtime", key], page_size=10_000)
-            for row in _answers(scan, otherwise):
-                numbers = _numbers(row)
-                if {"global_step", "_runtime"} <= numbers.keys():
-                    _take(numbers, {key: rows[key]}, seconds="_runtime")
-        (end,) = map(_numbers, _answers(lambda: [dict(run.summary)], otherwise))
-        metrics.rows = _arrays(rows)
-        last = [array[:2, -1] for array in metrics.rows.values() if array.size]
-        metrics.end_step = max([end.get("global_step") or 0.0, *(step for step, _ in last)])
-        metrics.end_seconds = max([end.get("_runtime") or 0.0, *(seconds for _, seconds in last)])
-        return metrics
+def _history(run: Any, keys: Sequence[str]) -> Metrics:
+    rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
 
-    return read
+    def scan(key: str) -> list[dict[str, Any]]:
+        return list(run.scan_history(keys=["global_step", "_runtime", key], page_size=10_000))
+
+    for key in keys:  # a scan for several keys has only the rows that hold all of them
+        for row in map(_numbers, _answer(functools.partial(scan, key), run.url)):
+            if row.keys() >= {"global_step", "_runtime", key}:
+                _take(row, {key: rows[key]}, seconds="_runtime")
+    end = _numbers(_answer(lambda: dict(run.summary), run.url))
+    metrics = Metrics(_arrays(rows))
+    last = [array[:2, -1] for array in metrics.rows.values() if array.size]
+    metrics.end_step = max([end.get("global_step") or 0.0, *(step for step, _ in last)])
+    metrics.end_seconds = max([end.get("_runtime") or 0.0, *(seconds for _, seconds in last)])
+    return metrics
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
     pytest -p common.tools.pytest_plugin --plainrl-check my_ppo.py
 
-runs the checks alone; with folders or files named as well, these too. In a conftest.py of your own,
-`pytest_plugins = ["common.tools.pytest_plugin"]` stands for `-p`. It has no entry point that pytest would load unasked:
-in a project with a folder named `common` of its own, that would stop every pytest.
+runs the checks alone; with folders or files named as well, those tests too. In a conftest.py,
+`pytest_plugins = ["common.tools.pytest_plugin"]` replaces `-p`. There is no entry point for pytest to load: in a
+project with a folder `common` of its own, it would break every pytest.
 """
 
 import functools
@@ -40,10 +40,10 @@ class CheckItem(pytest.Item):
         self.script, self.harness = script, harness
 
     def runtest(self) -> None:
-        (verdict,) = examine(self.harness(), (self.name,))
-        if verdict.word == "SKIP":
-            pytest.skip(verdict.text)
-        assert verdict.word == "PASS", verdict.text
+        (result,) = examine(self.harness(), (self.name,))
+        if result.word == "SKIP":
+            pytest.skip(result.text)
+        assert result.word == "PASS", result.text
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> str:
         return str(excinfo.value)

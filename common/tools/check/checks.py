@@ -1,10 +1,10 @@
-"""Checks that a script, a fork of yours included, handles episodes, time limits, seeds, flags and logging rightly.
+"""Checks a script, such as your fork, for bugs in episodes, time limits, seeds, flags, resuming and logging.
 
     python -m common check my_ppo.py
 
-Runs the script as it is, many times for a moment, in environments whose right answers are known, and prints one line a
-check: PASS and what was seen, FAIL and what that means, or SKIP and why. Exit code 0 if none failed, else 1.
-docs/check.md says what each check sees, and what none of them does.
+Runs the script many times for a moment in environments with known answers, and prints one line a check: PASS with what
+was measured, FAIL with what it means, or SKIP with the reason. Exit code 0 if none failed, else 1. docs/check.md says
+what each check finds, and what none of them does.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from common.tools.launch.cli import as_words
 
 VALUES = ("losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values")
 CLOSED_FORMS = {  # the value, and what another one means
-    "Constant": (1.0, "one step, reward 1, terminated: more than 1 means that values are carried over the end"),
-    "Endless": (2.0, "reward 1 for ever, cut by a time limit: less than 2 means that the cut is taken for the end"),
-    "Ladder": (1.5, "1.0 means that a cut episode bootstraps from the observation after the reset, 0.75 from none"),
+    "Constant": (1.0, "one step, reward 1, terminated: more than 1 means that values bootstrap over terminations"),
+    "Endless": (2.0, "reward 1 until a time limit: less than 2 means that truncation is taken for termination"),
+    "Ladder": (1.5, "1.0 means that truncated episodes bootstrap from the observation after the reset, 0.75 from none"),
 }
 
 
@@ -41,13 +41,13 @@ class Args:
     script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
     """the script to check"""
     only: tuple[str, ...] = ()
-    """names of checks to make (default: all)"""
+    """names of checks to run (default: all)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
 
 @dataclass
-class Verdict:
+class Result:
     word: str  # PASS, FAIL or SKIP
     name: str
     text: str
@@ -56,7 +56,7 @@ class Verdict:
         return f"{self.word}  {self.name:<13} {self.text}"
 
 
-# --- what happened is what is stored, counted and logged
+# --- transitions, returns and steps
 
 
 def transitions(harness: Harness) -> str:
@@ -76,17 +76,16 @@ def transitions(harness: Harness) -> str:
 def _compare_stored(stored: dict[str, Any], played: list[dict[str, Any]], where: str, gamma: float) -> int:
     """Identifies each stored step by its observation, which no other step has, and looks for it in what happened."""
     happened = {_key(env["obs"][t]): (n, t) for n, env in enumerate(played) for t in range(len(env["rewards"]))}
-    rewards: dict[float, float] = {}  # as it was paid: as it is stored
+    rewards: dict[float, float] = {}  # reward of the environment: as it is stored
     seen: set[tuple[int, int]] = set()
     longest = 1
-    steps, num_envs = stored["obs"].shape[:2]
-    for t, column in itertools.product(range(steps), range(num_envs)):
+    for t, column in itertools.product(*map(range, stored["obs"].shape[:2])):
         step = {name: values[t, column] for name, values in stored.items()}
         place = happened.get(_key(step["obs"]))
         if place is None:
             skip_if(not seen, "it stores observations that are not the environment's (normalised?); see values")
             ended = _key(step["obs"]) in {_key(obs) for env in played for obs in env["next_obs"]}
-            what = "the last one of an episode, on which no action follows" if ended else "none that was seen"
+            what = "the last one of an episode, on which no action follows" if ended else "unknown to its environment"
             raise Failed(f"{where}: a stored obs is {what}, at step {t} of environment {column}")
         here = f"{where}: the step from {_say(step['obs'])}"
         fail_if(place in seen, f"{here} is stored twice")
@@ -98,25 +97,24 @@ def _compare_stored(stored: dict[str, Any], played: list[dict[str, Any]], where:
             raise Failed(f"{here} is stored as leading to {led}: use common.final_obs(next_obs, infos)")
         longest = max(longest, length)
         last = first + length - 1
-        for name in ("terminations", "truncations"):
-            if name in step and bool(step[name]) != bool(env[name][last]):
-                means = "a time limit is taken for death" if name == "terminations" and step[name] else "ends are lost"
-                told = f"{bool(step[name])}, where it was {bool(env[name][last])}"
-                raise Failed(f"{here} has {name} stored as {told}: {means}")
+        for name in {"terminations", "truncations"} & step.keys():
+            kept, true = bool(step[name]), bool(env[name][last])
+            means = "a time limit is stored as a termination" if name == "terminations" and kept else "ends are lost"
+            fail_if(kept != true, f"{here} has {name} stored as {kept}, where it was {true}: {means}")
         if "actions" in step and step["actions"].numel() == env["actions"][first].numel():
             kept, sent = (x.double().flatten() for x in (step["actions"], env["actions"][first]))
             arrives = kept.clip(-1, 1) if env["actions"].is_floating_point() else kept  # the bounds of a Box action
-            if not torch.allclose(arrives, sent, rtol=0, atol=1e-6):
-                raise Failed(f"{here} has action {kept.tolist()} stored, {sent.tolist()} was played")
+            same = torch.allclose(arrives, sent, rtol=0, atol=1e-6)
+            fail_if(not same, f"{here} has action {kept.tolist()} stored, {sent.tolist()} was played")
         if "rewards" in step:
             paid = sum(gamma**i * float(env["rewards"][first + i]) for i in range(length))
             reward = float(step["rewards"])
             usual = rewards.setdefault(paid, reward) if length == 1 else paid  # clipped or scaled is still a function
-            if not math.isclose(reward, usual, rel_tol=1e-4, abs_tol=1e-6):
-                others = f", for others that paid as much {usual:g}" if length == 1 else ""
-                raise Failed(f"{here}: {paid:g} was paid and {reward:g} is stored{others}")
-    if "rewards" in stored and len(rewards) > 1 and len(set(rewards.values())) == 1:
-        raise Failed(f"{where}: every reward is stored as {reward:g}, and {len(rewards)} different ones were paid")
+            others = f", for others that paid as much {usual:g}" if length == 1 else ""
+            same = math.isclose(reward, usual, rel_tol=1e-4, abs_tol=1e-6)
+            fail_if(not same, f"{here}: {paid:g} was paid and {reward:g} is stored{others}")
+    constant = "rewards" in stored and len(rewards) > 1 and len(set(rewards.values())) == 1
+    fail_if(constant, f"{where}: {len(rewards)} different rewards were paid, and all are stored as the same number")
     missing = len(happened) - len(seen)
     fail_if(missing > len(played) * (longest - 1), f"{where}: {missing} of {len(happened)} steps are not stored")
     return len(seen)
@@ -159,16 +157,14 @@ def returns(harness: Harness) -> str:
             for begin, end in _episodes(played)
         )
         logged = sorted(tuple(round(row[key], 3) for key in keys) for row in trace.rows if row.keys() >= set(keys))
-        fail_if(
-            not logged, f"{where}: {len(paid)} episodes ended, none is logged: run.log_episodes(infos, global_step)"
-        )
+        means = "none is logged: call run.log_episodes(infos, global_step)"
+        fail_if(not logged, f"{where}: {len(paid)} episodes ended, {means}")
         if sorted(x[1:] for x in paid) != sorted(x[1:] for x in logged):
             first = f"the first returns were {[x[1] for x in paid[:4]]}, logged are {[x[1] for x in logged[:4]]}"
             raise Failed(f"{where}: {len(paid)} episodes ended, {len(logged)} are logged; {first}")
-        for a, b in zip(paid, logged, strict=True):
-            if a != b:
-                means = "the x axis is not the steps of all environments"
-                raise Failed(f"{where}: an episode that ended at step {a[0]} is logged at {b[0]}: {means}")
+        for ended, row in zip(paid, logged, strict=True):
+            means = "global_step does not count the steps of all environments"
+            fail_if(ended != row, f"{where}: an episode that ended at step {ended[0]} is logged at {row[0]}: {means}")
         count += len(paid)
     return f"{count} episodes of 1 and 3 environments are logged with the return, length and step they ended with"
 
@@ -195,8 +191,7 @@ def exploration(harness: Harness) -> str:
     few = 30 if harness.spaces[0] == "Box" else None  # two real numbers are never equal by chance
     rows = [played["actions"][:few].flatten().tolist() for played in harness.planned("Uneven", 3).played(3)]
     for a, b in itertools.combinations(range(len(rows)), 2):
-        if rows[a] == rows[b]:
-            raise Failed(f"environments {a} and {b} get the same {len(rows[a])} actions: they share one draw")
+        fail_if(rows[a] == rows[b], f"environments {a} and {b} get the same {len(rows[a])} actions: they share a draw")
     text = "three environments get three series of actions"
     if not {"start_e", "end_e", "exploration_fraction", "learning_starts"} <= harness.flags.keys():
         return text
@@ -204,14 +199,14 @@ def exploration(harness: Harness) -> str:
     flags |= {"total_timesteps": 1000, "learning_starts": 1000, "num_envs": 1, **harness.epsilon}
     (played,) = harness.run("Constant-Discrete", **{**harness.small, **flags}).played(1)
     early, late = (100 * float(part.float().mean()) for part in (played["actions"][:100], played["actions"][500:]))
-    if not 25 < early < 75:
-        raise Failed(f"with --start-e 1, {early:.0f} % of the first 100 actions are 1: they are not drawn with epsilon")
-    if late not in (0.0, 100.0):
-        raise Failed(f"with --end-e 0, {late:.0f} % of the second half's actions are 1: epsilon has not fallen")
+    means = f"{early:.0f} % of the first 100 actions are 1: they are not drawn with epsilon"
+    fail_if(not 25 < early < 75, f"with --start-e 1, {means}")
+    means = f"{late:.0f} % of the second half's actions are 1: epsilon has not fallen"
+    fail_if(late not in (0.0, 100.0), f"with --end-e 0, {means}")
     return f"{text}; with epsilon 1 both actions come, with epsilon 0 the greedy one alone"
 
 
-# --- learning happens, and depends on what it should
+# --- learning, seeds, flags and resuming
 
 
 def parameters(harness: Harness) -> str:
@@ -225,13 +220,13 @@ def parameters(harness: Harness) -> str:
         for name, value in first[part].items()
         if value.numel()
     }
-    if still := [name for name, moves in moved.items() if not moves]:
-        raise Failed(f"{len(still)} of {len(moved)} parameter tensors never change: {', '.join(still[:4])}")
+    still = [name for name, moves in moved.items() if not moves]
+    fail_if(still, f"{len(still)} of {len(moved)} parameter tensors never change: {', '.join(still[:4])}")
     kept = trace.weights
-    if not any(
+    held = any(
         part and kept.keys() >= part.keys() and _equal({k: kept[k] for k in part}, part) for part in last.values()
-    ):
-        raise Failed("policy.pt holds none of the networks as they were at the end")
+    )
+    fail_if(not held, "policy.pt holds none of the networks as they were at the end")
     networks = ", ".join(part for part, tensors in first.items() if tensors)
     return f"all {len(moved)} parameter tensors of {networks} change; policy.pt is the trained policy"
 
@@ -239,18 +234,18 @@ def parameters(harness: Harness) -> str:
 def seed(harness: Harness) -> str:
     """The same seed gives the same run to the bit; another seed reaches networks, environments and actions."""
     one, again, other = harness.base(), harness.base(again=1), harness.base(seed=harness.default("seed", 1) + 1)
-    if difference := _difference(one, again):
-        raise Failed(f"two runs with the same seed differ: {difference}. Something draws from a generator of its own")
+    difference = _difference(one, again)
+    fail_if(difference, f"two runs with the same seed differ: {difference}. Something draws from an unseeded generator")
     seeds = [[s for env in trace.recorded["envs"] for s in env["seeds"]] for trace in (one, other)]
     fail_if(not seeds[0] or seeds[0][0] is None, "the environments are reset without a seed")
     fail_if({*seeds[0]} & {*seeds[1]} - {None}, "with another --seed the environments are reset with the same seeds")
     mine = [{*env["seeds"]} - {None} for env in harness.planned("Uneven", 3).recorded["envs"]]
-    if any(a & b for a, b in itertools.combinations(mine, 2)):
-        raise Failed("several environments are reset with the same seed: they play the same episodes")
+    shared = any(a & b for a, b in itertools.combinations(mine, 2))
+    fail_if(shared, "several environments are reset with the same seed: they play the same episodes")
     for part, tensors in one.recorded["first"].items():
         drawn = any(value.numel() and value.std(correction=0) > 0 for value in tensors.values())
-        if drawn and _equal(tensors, other.recorded["first"][part]):
-            raise Failed(f"with another --seed {part} begins with the same weights: the seed does not reach them")
+        same = drawn and _equal(tensors, other.recorded["first"][part])
+        fail_if(same, f"with another --seed {part} starts with the same weights: the seed does not reach them")
     fail_if(all(_equal_actions(one, other)), "with another --seed the same actions are taken")
     fail_if(_equal(one.weights, other.weights), "with another --seed the same weights are learnt")
     return "twice the same seed: the same weights, metrics and actions, to the bit; another seed: others of each"
@@ -284,33 +279,30 @@ def evaluation(harness: Harness) -> str:
     evaluated = harness.base(eval_episodes=3, eval_interval=every)
     filmed = harness.base(eval_episodes=2, eval_interval=every, capture_video=True)
     for trace, what in ((evaluated, "evaluation"), (filmed, "evaluation with a video")):
-        if difference := _difference(plain, trace):
-            raise Failed(f"{what} changes what is learnt ({difference}): it shares generators or environments with it")
+        difference = _difference(plain, trace)
+        fail_if(difference, f"{what} changes training ({difference}): it shares generators or environments with it")
     scores = evaluated.logged("eval/episodic_return")
     fail_if(not scores, "nothing is logged as eval/episodic_return: evaluation = common.Evaluation(run, policy)")
-    if scores[-1][0] != evaluated.end or len(scores) < 2:
-        when = [step for step, _ in scores]
-        raise Failed(f"with --eval-interval {every} it is evaluated at {when}, and ended at {evaluated.end}")
+    when = f"at {[step for step, _ in scores]}, and training ended at {evaluated.end}"
+    fail_if(scores[-1][0] != evaluated.end or len(scores) < 2, f"with --eval-interval {every} it is evaluated {when}")
     fail_if(not list((filmed.run_dir / "videos").glob("*.mp4")), "--capture-video leaves no video")
     envs = evaluated.recorded["envs"][harness.small.get("num_envs", 1) :]
     if len(envs) == 3 * len(scores):
         paid = [float(env["rewards"][: next(_episodes(env))[1]].sum()) for env in envs]
         for k, (at, score) in enumerate(scores):
             mean = sum(paid[3 * k : 3 * k + 3]) / 3
-            if not math.isclose(mean, score, rel_tol=1e-4, abs_tol=1e-4):
-                raise Failed(f"at step {at} three episodes paid {mean:g} on average, and {score:g} is logged")
-    return (
-        f"evaluated {len(scores)} times, the last at the end, with video, or not at all: the same weights and actions"
-    )
+            same = math.isclose(mean, score, rel_tol=1e-4, abs_tol=1e-4)
+            fail_if(not same, f"at step {at} three episodes paid {mean:g} on average, and {score:g} is logged")
+    return f"weights and actions are the same with {len(scores)} evaluations, with video, and without"
 
 
 def flags(harness: Harness) -> str:
-    """Every flag that the script adds to common's changes something: weights, actions, metrics."""
+    """Every flag that the script adds to common's changes weights, actions or metrics."""
     own = {name: flag["others"] for name, flag in harness.flags.items() if flag["others"] is not None}
     switches = {name: values[0] for name, values in own.items() if isinstance(harness.flags[name]["default"], bool)}
     untried, tried = [], 0
     for name, values in own.items():
-        # first as it is; then with other actions; then with each switch turned, those of a similar name first
+        # with the defaults; then with other actions; then with each switch flipped, those of a similar name first
         nearest = sorted(switches, key=lambda x: (-len(os.path.commonprefix([name, x])), x not in harness.epsilon))  # noqa: RUF071
         settings: list[dict[str, Any]] = [{}, *({other: switches[other]} for other in nearest if other != name)]
         outcomes: list[bool | None] = []
@@ -351,17 +343,17 @@ def resume(harness: Harness) -> str:
     each = total // harness.small.get("num_envs", 1)  # steps of the first environment
     often = {"save_interval": total // 5}
     whole = harness.base(**often)
-    if not list((whole.run_dir / "checkpoints").glob("step-*.pt")):
-        raise Failed("it writes no checkpoint at --save-interval: checkpoint.save(global_step) at the end of its loop")
+    saved = list((whole.run_dir / "checkpoints").glob("step-*.pt"))
+    fail_if(not saved, "it writes no checkpoint: call checkpoint.save(global_step) at the end of the loop")
     for number, at in ((signal.SIGKILL, 7 * each // 10), (signal.SIGTERM, 9 * each // 20)):
         env = f"PushedPoint-{harness.spaces[0]}"
         stopped = harness.trial(env, stop=(int(number), at), **{**harness.small, **often})
         right = -number if number == signal.SIGKILL else 128 + number
-        if stopped.code != right:
-            raise Failed(f"{number.name} ends it with exit code {stopped.code}, not {right}: {stopped.error}")
-        if difference := _difference(whole, harness.resumed(stopped), skip_actions=True):
-            means = "Name all that is learnt or counted in common.Checkpoint(run, envs, ...)"
-            raise Failed(f"resumed after {number.name}, it goes on otherwise: {difference}. {means}")
+        means = f"{number.name} ends it with exit code {stopped.code}, not {right}: {stopped.error}"
+        fail_if(stopped.code != right, means)
+        difference = _difference(whole, harness.resumed(stopped), skip_actions=True)
+        means = "Name all that is learnt or counted in common.Checkpoint(run, envs, ...)"
+        fail_if(difference, f"resumed after {number.name}, the run differs: {difference}. {means}")
     return "killed at 70 %, stopped by SIGTERM at 45 %, and resumed: weights, optimizers and metrics to the bit"
 
 
@@ -381,11 +373,8 @@ def schedules(harness: Harness) -> str:
         fail_if(_equal(*both), "--anneal-lr changes no weight: the optimizer does not use the rate that is logged")
     if {"start_e", "end_e", "exploration_fraction"} <= harness.flags.keys():
         start, end, share = (harness.flags[name]["default"] for name in ("start_e", "end_e", "exploration_fraction"))
-        said.append(
-            _on_line(
-                harness.base(**harness.epsilon).logged("charts/epsilon"), "epsilon", (start, end, share * total), slack
-            )
-        )
+        logged = harness.base(**harness.epsilon).logged("charts/epsilon")
+        said.append(_on_line(logged, "epsilon", (start, end, share * total), slack))
     skip_if(not said, "it has no --anneal-lr and no --start-e, --end-e, --exploration-fraction")
     return "; ".join(said)
 
@@ -399,12 +388,12 @@ def _on_line(logged: list[tuple[int, float]], name: str, line: tuple[float, floa
     fail_if(len(logged) < 3, f"charts/{name.split()[0]} is not logged")
     for step, value in logged:
         low, high = sorted((_line(*line, step - slack), _line(*line, step)))
-        if not low - 1e-6 <= value <= high + 1e-6:
-            raise Failed(f"{name} is {value:g} at step {step}, where {high:g} is due: the schedule is not used")
+        wrong = not low - 1e-6 <= value <= high + 1e-6
+        fail_if(wrong, f"{name} is {value:g} at step {step}, where {high:g} is due: the schedule is not used")
     return f"{name} {logged[0][1]:g} to {logged[-1][1]:g}"
 
 
-# --- what is learnt is what is known
+# --- values and policies with known answers
 
 
 def values(harness: Harness) -> str:
@@ -463,8 +452,8 @@ def advantages(harness: Harness) -> str:
     wanted = {"num_envs": num_envs, "num_steps": size, "total_timesteps": 4 * num_envs * size}
     rollouts = harness.run(f"ElapsedTime-{harness.spaces[0]}", **{**harness.small, **wanted}).recorded["minibatches"]
     needed = ("rewards", "values", "advantages", "terminations", "truncations")
-    if not rollouts or not {*needed} <= rollouts[0].keys():
-        raise Skipped("it hands no advantages and values to rollout.minibatches")
+    has = rollouts and rollouts[0].keys() >= {*needed}
+    skip_if(not has, "it passes no advantages and values to rollout.minibatches")
     gamma, trace_decay = (harness.flags[name]["default"] for name in ("gamma", "gae_lambda"))
     count = 0
     for rollout in rollouts:
@@ -494,8 +483,8 @@ def advantages(harness: Harness) -> str:
 
 def entropy(harness: Harness) -> str:
     """With a fixed temperature the soft value has its closed form: the density is that of the squashed action."""
-    if "alpha" not in harness.flags or "Box" not in harness.spaces:
-        raise Skipped("it has no --alpha, the weight of the entropy, and Box actions")
+    has = "alpha" in harness.flags and "Box" in harness.spaces
+    skip_if(not has, "it has no --alpha, the weight of the entropy, and Box actions")
     expected = (1 + GAMMA * 0.5 * math.log(2)) / (1 - GAMMA)  # uniform actions in [-1, 1] have log 2 nats
     means = "--alpha 0.5: more means a density without the correction for the tanh, 2.00 no entropy"
     found = _value(harness, "Endless", "Box", expected, {"alpha": 0.5}, means)
@@ -508,9 +497,9 @@ def units(harness: Harness) -> str:
     curves = [harness.run(f"Push-{i}", **harness.small).logged("losses/alpha") for i in (0, 1)]
     skip_if(not curves[0], "it logs no losses/alpha, a learnt temperature")
     for (step, a), (_, b) in zip(*curves, strict=True):
-        if not math.isclose(a, b, rel_tol=1e-4):
-            means = "the log-probability or the target entropy is in the environment's units"
-            raise Failed(f"actions in 1/64 of the unit give temperature {b:.4g} at step {step}, not {a:.4g}: {means}")
+        means = "the log-probability or the target entropy is in the environment's units"
+        text = f"actions in 1/64 of the unit give temperature {b:.4g} at step {step}, not {a:.4g}: {means}"
+        fail_if(not math.isclose(a, b, rel_tol=1e-4), text)
     return f"with actions in 1/64 of the unit: the same temperature, {curves[0][-1][1]:.3f} at the end"
 
 
@@ -523,15 +512,15 @@ CHECKS: dict[str, Callable[[Harness], str]] = {
 }
 
 
-def examine(harness: Harness, names: tuple[str, ...] = ()) -> Iterator[Verdict]:
-    """The verdict of each check, as soon as it is made."""
+def examine(harness: Harness, names: tuple[str, ...] = ()) -> Iterator[Result]:
+    """The result of each check, as soon as it is known."""
     for name in names or CHECKS:
         try:
-            yield Verdict("PASS", name, CHECKS[name](harness))
+            yield Result("PASS", name, CHECKS[name](harness))
         except Failed as failure:
-            yield Verdict("FAIL", name, str(failure))
+            yield Result("FAIL", name, str(failure))
         except Skipped as reason:
-            yield Verdict("SKIP", name, str(reason))
+            yield Result("SKIP", name, str(reason))
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -544,9 +533,9 @@ def main(argv: list[str]) -> NoReturn:
     with contextlib.closing(Harness(args.script)) as harness:
         refused = f" (not {harness.refused})" if harness.refused else ""
         print(f"{args.script}: {' and '.join(harness.spaces)} actions, {len(harness.flags)} flags{refused}", flush=True)
-        for verdict in examine(harness, args.only):
-            counts[verdict.word] += 1
-            print(verdict, flush=True)
+        for result in examine(harness, args.only):
+            counts[result.word] += 1
+            print(result, flush=True)
     said = "{PASS} passed, {FAIL} failed, {SKIP} skipped".format(**counts)
     print(f"{said} in {time.monotonic() - began:.0f} s, {len(harness.runs)} runs")
     raise SystemExit(counts["FAIL"] > 0)

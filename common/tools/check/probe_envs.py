@@ -1,10 +1,11 @@
-"""Environments whose right answers are known. `register()` makes them gymnasium ids, each under a `Recorder`.
+"""Environments with known answers, each under a `Recorder`. `register()` makes them gymnasium ids.
 
-Values hold for gamma = 0.5 and for every policy, unless said otherwise.
+Values hold for gamma = 0.5 and for every policy.
 """
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -117,34 +118,28 @@ class PushedPoint(Point):
         return np.full((40, 60, 3), 128, np.uint8)
 
 
-class Probe(ProbeEnv):
-    """Andy Jones's probe environments (andyljones.com/posts/rl-debugging.html): each isolates one thing to get right.
+class OneStep(ProbeEnv):
+    """One step: reward 1; with `signed`, reward 1 or -1 by action and observation. Of Box actions the sign counts.
 
-    "constant": one step, reward 1. "obs": one step, reward = observation (±1). "discount": two steps, reward 1 at
-    the end. "action": one step, reward ±1 by the action. "both": one step, reward ±1 by action and observation.
-    Of Box actions the sign counts.
+    Two of Andy Jones's probe environments: https://andyljones.com/posts/rl-debugging.html.
     """
 
-    def __init__(self, kind: str = "constant", actions: gym.Space | None = None) -> None:
+    def __init__(self, actions: gym.Space, signed: bool = False) -> None:
         super().__init__(-1.0, 1.0, 1, actions)
-        self.kind = kind
+        self.signed = signed
 
     def begin(self) -> None:
-        self.x = float(self.np_random.choice((-1.0, 1.0))) if self.kind in ("obs", "both") else 0.0
+        self.x = float(self.np_random.choice((-1.0, 1.0))) if self.signed else 0.0
 
     def observe(self) -> Any:
         return [self.x]
 
     def advance(self, action: Any) -> tuple[float, bool, bool]:
-        if self.kind == "discount":
-            self.x = 1.0
-            return float(self.t - 1), self.t == 2, False
-        sign = 1.0 if action > 0 else -1.0
-        return {"constant": 1.0, "obs": self.x, "action": sign, "both": sign * self.x}[self.kind], True, False
+        return (self.x if action > 0 else -self.x) if self.signed else 1.0, True, False
 
 
 class Endless(ProbeEnv):
-    """Reward 1 for ever; only a time limit cuts it, so the value is 1 / (1 - gamma) whatever the limit."""
+    """Reward 1 in every step; only a time limit ends it, so the value is 1 / (1 - gamma) whatever the limit."""
 
     def __init__(self, actions: gym.Space | None = None) -> None:
         super().__init__(-1.0, 1.0, 2, actions)
@@ -157,11 +152,11 @@ class Endless(ProbeEnv):
 
 
 class Ladder(ProbeEnv):
-    """Below (0) nothing is paid and a step leads above (1), where each step pays 1 and leads nowhere.
+    """The first step (observation 0) pays nothing; every later one (observation 1) pays 1.
 
-    Above is worth 1 / (1 - gamma) = 2, below gamma times that. A time limit of two steps cuts it, so that half of all
-    steps begin below: their mean value is 1.5. It comes out as 1.0 if the cut step bootstraps from the observation
-    after the reset, as 0.75 if the cut is taken for a termination.
+    Observation 1 is worth 1 / (1 - gamma) = 2, observation 0 gamma times that. A time limit of two steps makes half of
+    all steps first ones: the mean value is 1.5. It is 1.0 if a truncated step bootstraps from the observation after the
+    reset, 0.75 if truncation is taken for termination.
     """
 
     def __init__(self, actions: gym.Space) -> None:
@@ -175,17 +170,14 @@ class Ladder(ProbeEnv):
 
 
 class Push(Point):
-    """The action drags two coordinates, to be kept at (0.5, -0.5); its bounds are centre ± unit.
+    """The action, in [-unit, unit], drags two coordinates, to be kept at (0.5, -0.5). The unit changes nothing else."""
 
-    Whatever the centre and the unit, the task is the same: only the units of its actions differ.
-    """
-
-    def __init__(self, centre: float = 0.0, unit: float = 1.0) -> None:
-        super().__init__(-2.0, 2.0, 2, Box(centre - unit, centre + unit, (2,), np.float32))
-        self.centre, self.unit = centre, unit
+    def __init__(self, unit: float = 1.0) -> None:
+        super().__init__(-2.0, 2.0, 2, Box(-unit, unit, (2,), np.float32))
+        self.unit = unit
 
     def advance(self, action: Any) -> tuple[float, bool, bool]:
-        self.x = 0.7 * self.x + 0.3 * (np.asarray(action, np.float64) - self.centre) / self.unit
+        self.x = 0.7 * self.x + 0.3 * np.asarray(action, np.float64) / self.unit
         return -float(np.sum((self.x - (0.5, -0.5)) ** 2)), False, False
 
 
@@ -197,7 +189,7 @@ class Recorder(gym.Wrapper):
     """
 
     seen: ClassVar[list[dict[str, list[Any]]]] = []
-    after_step: ClassVar[Callable[[], None] | None] = None  # called after each step of the first environment
+    stop: ClassVar[tuple[int, int] | None] = None  # a signal, and the step of the first environment it comes after
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -213,8 +205,8 @@ class Recorder(gym.Wrapper):
         result = self.env.step(action)
         self.seen[self.number]["steps"].append((self.obs, np.array(action), *result[1:4], result[0]))
         self.obs = result[0]
-        if self.number == 0 and Recorder.after_step is not None:
-            Recorder.after_step()
+        if self.number == 0 and self.stop is not None and self.stop[1] == len(self.seen[0]["steps"]):
+            os.kill(os.getpid(), self.stop[0])
         return result
 
 
@@ -226,8 +218,8 @@ ENVS: dict[str, tuple[Callable[..., gym.Env], int]] = {  # each with any action 
     "Uneven": (functools.partial(PlannedEpisodes, (1, 30, 4), "Tt"), 0),
     "ElapsedTime": (ElapsedTime, 0),
     "PushedPoint": (PushedPoint, 12),
-    "Constant": (functools.partial(Probe, "constant"), 0),
-    "Both": (functools.partial(Probe, "both"), 0),
+    "Constant": (OneStep, 0),
+    "Both": (functools.partial(OneStep, signed=True), 0),
     "Endless": (Endless, 2),
     "Ladder": (Ladder, 2),
 }

@@ -1,8 +1,7 @@
-"""Runs a script as it is, in a process of its own, and records what it did.
+"""Runs a script as it is, in a process of its own, and records its environments and what it passes to `common`.
 
-Every run is a fork of one server process that has done the slow imports (multiprocessing's forkserver; where the
-system has none, each run imports anew). Recorded are what its environments answered and what the script passed to
-`common`: steps stored, rollouts split into minibatches, parts of the checkpoint.
+Every run is forked from one server process that has done the slow imports (multiprocessing's forkserver; where the
+system has none, each run imports again).
 """
 
 import ast
@@ -10,7 +9,6 @@ import atexit
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -35,12 +33,12 @@ PRELOAD = [
 ]
 PRELOAD += ["common.normalize", "common.tools.check.recorder", "common.tools.check.probe_envs", "imageio_ffmpeg"]
 PRELOAD += ["torch._dynamo", "torch.utils.tensorboard", "tyro", "typeguard"]  # torch._dynamo: Adam's 2 s
-REPORT = "recorded.pt"  # what a run leaves behind, unless it was killed
+REPORT = "recorded.pt"  # what a run writes at its end
 
 
 def server(script: Path) -> Any:
-    """Where processes are started, with what `script` imports already there."""
-    # The server's socket lies in the temporary folder, and the name of a socket has at most 107 characters.
+    """The multiprocessing context that starts the runs, with the imports of `script` already done."""
+    # The server's socket is in the temporary folder, and the name of a socket has at most 107 characters.
     forkserver = "forkserver" in multiprocessing.get_all_start_methods() and len(tempfile.gettempdir()) < 70
     context: Any = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
@@ -53,7 +51,7 @@ def server(script: Path) -> Any:
 
 
 def play(script: str, folder: str, environ: dict[str, str], argv: list[str], stop: tuple[int, int] | None) -> None:
-    """Runs `python script argv` in `folder`; its output goes to files there, its exit code is this process's.
+    """Runs `python script argv` in `folder`, with its output in files there, and exits with its code.
 
     Args:
         stop: a signal, and the step of the first environment after which the process sends it to itself.
@@ -64,14 +62,7 @@ def play(script: str, folder: str, environ: dict[str, str], argv: list[str], sto
     register()
     recording = Recording()
     if stop is not None:
-        number, at = stop
-        steps = itertools.count(1)
-
-        def after_step() -> None:
-            if next(steps) == at:
-                os.kill(os.getpid(), number)
-
-        Recorder.after_step = staticmethod(after_step)
+        Recorder.stop = stop
     code: Any = 0
     try:
         runpy.run_path(script, run_name="__main__")
@@ -108,7 +99,7 @@ def describe(script: str, folder: str, environ: dict[str, str]) -> None:
 
 
 def others(kind: Any, value: Any) -> list[Any]:
-    """Values near `value` that a flag of this type can have as well; none for a type that is not known."""
+    """Values near `value` that a flag of this type can have as well; none for other types."""
     options = typing.get_args(kind)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         kind = next(option for option in options if option is not type(None))
@@ -142,7 +133,7 @@ def _enter(script: str, folder: str, environ: dict[str, str], argv: list[str]) -
 
 
 class Recording:
-    """What a script passes to `common`, from here on."""
+    """Records what a script passes to `common`, from here on."""
 
     def __init__(self) -> None:
         from common.checkpoint import Checkpoint
@@ -150,10 +141,10 @@ class Recording:
         from common.rollout import RolloutStorage
 
         self.stored: dict[int, list[dict[str, Any]]] = {}  # of each storage: its steps
-        self.minibatches: list[dict[str, Any]] = []  # whole rollouts, when they are first split up
+        self.minibatches: list[dict[str, Any]] = []  # whole rollouts, when they are first split
         self.parts: dict[str, Any] = {}  # of the checkpoint
         self.first: dict[str, dict[str, Any]] = {}  # its parameters at the start
-        split: dict[int, int] = {}  # storage: how many steps it had had when it was split up last
+        split: dict[int, int] = {}  # steps that each storage had when it was last split
         minibatches, restore = RolloutStorage.minibatches, Checkpoint.restore
 
         def recorded(add: Any) -> Any:
@@ -217,18 +208,13 @@ def digest(part: Any) -> str:
 
     def take(value: Any) -> None:
         if isinstance(value, dict):
-            for key in sorted(value, key=str):
-                sha.update(repr(key).encode())
-                take(value[key])
-        elif isinstance(value, list | tuple):
+            value = [item for key in sorted(value, key=str) for item in (repr(key), value[key])]
+        if isinstance(value, list | tuple):
             for item in value:
                 take(item)
-        elif isinstance(value, torch.Tensor):
-            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
-        elif isinstance(value, np.ndarray):
-            sha.update(value.tobytes())
         else:
-            sha.update(repr(value).encode())
+            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+            sha.update(array.tobytes() if isinstance(array, np.ndarray) else repr(value).encode())
 
     take(part if isinstance(part, dict) else part.state_dict())
     return sha.hexdigest()

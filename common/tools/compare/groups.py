@@ -1,14 +1,14 @@
-"""Which runs are seeds of one method: groups, and the names that tell them apart."""
+"""Groups: which runs are seeds of one method, and the labels that tell groups apart."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.args import fail
 from common.tools.find_runs import Run
 
-# What may differ between runs of one method: how and where it ran, what else was written down.
+# What may differ between seeds of one method: how and where they ran, and what was logged.
 NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}
 NOT_THE_METHOD |= {"eval_episodes", "eval_interval", "log_interval", "save_interval", "async_envs", "env_timeout"}
 NOT_THE_METHOD |= {"runs_dir", "allow_env_import", "env_id", "script", "device", "threads", "versions", "git_commit"}
@@ -27,13 +27,13 @@ def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
     keys = [] if by else differing(runs)
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        mine = [run.config.get(key) for key in by] if by else [run.script, *(_said(run).get(key) for key in keys)]
+        mine = [run.config.get(key) for key in by] if by else [run.script, *(_method(run).get(key) for key in keys)]
         groups.setdefault((run.label,) if run.label else (None, *map(repr, mine)), []).append(run)
     return dict(zip(labels(list(groups.values()), by, keys), groups.values(), strict=True))
 
 
-def _said(run: Run) -> dict[str, Any]:
-    """What may make another method of it: hyperparameters, and the word of the command line that it was found by."""
+def _method(run: Run) -> dict[str, Any]:
+    """Its hyperparameters, and as "" the word of the command line that it was found by."""
     method = {k: v for k, v in run.config.items() if k not in NOT_THE_METHOD and not k.startswith("wandb_")}
     return {**method, "": run.word}
 
@@ -46,32 +46,46 @@ def differing(runs: list[Run]) -> list[str]:
     seen: dict[tuple[str, str, str], set[str]] = {}
     for run in runs:
         if run.label is None:
-            for key, value in _said(run).items():
+            for key, value in _method(run).items():
                 seen.setdefault((run.script, run.env_id, key), set()).add(repr(value))
     return sorted({key for (_, _, key), values in seen.items() if len(values) > 1})
 
 
 def labels(groups: list[list[Run]], by: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The shortest of these kinds of names that tells all groups apart: script, word, hyperparameters, numbers."""
-    firsts = [mine[0] for mine in groups]
-
-    def pairs(run: Run, names: Sequence[str]) -> str:
-        return ", ".join(
-            str(run.config[k]) if k == "script" else f"{k}={run.config[k]}" for k in names if k in run.config
-        )
-
-    def differ(run: Run) -> list[str]:
-        others = [other for other in firsts if other.script == run.script and other.label is None]
-        return [k for k in keys if k and len({repr(other.config.get(k)) for other in others}) > 1]
-
+    """The first of these that tells all groups apart: script, word of the command line, hyperparameters that differ."""
+    firsts = [runs[0] for runs in groups]
     if by:
-        kinds = [[pairs(run, by) for run in firsts]]
+        kinds = [[_pairs(run, by) for run in firsts]]
     else:
-        words = [Path(mine[0].word).name if len({run.word for run in mine}) == 1 else "" for mine in groups]
-        full = [" ".join([run.script, pairs(run, differ(run))]).strip() for run in firsts]
-        kinds = [[run.script for run in firsts], words, [run.word for run in firsts], full]
+        words = [Path(runs[0].word).name if len({run.word for run in runs}) == 1 else "" for runs in groups]
+        kinds = [[run.script for run in firsts], words, [run.word for run in firsts]]
     for kind in kinds:
-        named = [run.label or name for run, name in zip(firsts, kind, strict=True)]
-        if len(set(named)) == len(named) and all(named) and all(len(name) <= MOST for name in named):
-            return named
-    return [run.label or f"{run.script} #{i}" for i, run in enumerate(firsts, 1)]
+        names = [run.label or name for run, name in zip(firsts, kind, strict=True)]
+        if by or (len(set(names)) == len(names) and all(names) and all(len(name) <= MOST for name in names)):
+            return names
+    telling = {
+        run.script: _telling([r for r in firsts if r.script == run.script and not r.label], keys) for run in firsts
+    }
+    return [run.label or " ".join([run.script, _pairs(run, telling[run.script])]).strip() for run in firsts]
+
+
+def _pairs(run: Run, names: Iterable[str]) -> str:
+    found = {"": run.word or run.name, "script": run.script}
+    return ", ".join(found.get(name) or f"{name}={run.config[name]}" for name in names if name in found | run.config)
+
+
+def _telling(runs: list[Run], keys: Sequence[str]) -> list[str]:
+    """What tells one script's groups apart: all hyperparameters that differ, or as few as it takes if that is long."""
+    values = {key: [repr(_method(run).get(key)) for run in runs] for key in keys}
+
+    def distinct(names: list[str]) -> int:
+        return len(set(zip(*(values[name] for name in names), strict=True))) if names else 1
+
+    differ = [key for key in keys if len(set(values[key])) > 1]
+    shown = [key for key in differ if key]
+    if distinct(shown) == len(runs) and all(len(_pairs(run, shown)) <= MOST for run in runs):
+        return shown
+    chosen: list[str] = []
+    while distinct(chosen) < len(runs):
+        chosen.append(max(differ, key=lambda key: distinct([*chosen, key])))
+    return chosen

@@ -23,7 +23,6 @@ from common.tools.find_runs import Run
 
 if TYPE_CHECKING:
     from common.tools.compare.compare import Comparison
-    from common.tools.compare.measure import Cell
 
 
 MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
@@ -100,42 +99,37 @@ def _runs(comparison: "Comparison") -> str:
 
 
 def _videos(comparison: "Comparison", here: Path, embed_mb: float) -> str:
-    """Of each group and task the last video of the run whose final score is the median, or nearest to it."""
-    left = embed_mb * 1e6
-    parts = []
+    """Of each group and task the last video of the run with the median final score, or of the nearest that has one."""
+    left, parts = embed_mb * 1e6, []
     for task in comparison.tasks:
         figures = []
         for label, cell in task.cells.items():
-            path, caption = _typical_video(cell)
-            if path is None:
+            middle = float(np.median(cell.final))
+            runs = sorted(cell.runs, key=lambda run: abs(run.final - middle))
+            run, path = next(((run, path) for run in runs if (path := _last_video(run.run))), (None, None))
+            if run is None or path is None:
                 continue
+            caption = f"{label}: seed {run.run.seed()} at step {int(path.stem[5:]):,}, score {number(run.final)}"
             if (size := path.stat().st_size) <= left:
                 left -= size
                 source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
             else:
                 source = Path(os.path.relpath(path, here.resolve())).as_posix()
-                caption += ", linked: seen only beside the run directories"
+                caption += ", linked: it plays only beside the run directories"
             video = f'<video controls muted loop playsinline preload="metadata" src="{html.escape(source)}"></video>'
-            figures.append(f"<figure>{video}<figcaption>{html.escape(f'{label}: {caption}')}</figcaption></figure>")
+            figures.append(f"<figure>{video}<figcaption>{html.escape(caption)}</figcaption></figure>")
         if figures:
             start = f"<h3>{html.escape(task.env_id)}</h3><div><button data-videos>play all</button>"
             parts.append(f'{start}<div class="videos">{"".join(figures)}</div></div>')
     return "<h2>Videos</h2>" + "\n".join(parts) if parts else ""
 
 
-def _typical_video(cell: "Cell") -> tuple[Path | None, str]:
-    middle = float(np.median(cell.final))
-    for one in sorted(cell.runs, key=lambda run: abs(run.final - middle)):
-        folder = one.run.path
-        names = [path.name for path in folder.glob("videos/step-*.mp4")] if folder else []
-        for name in sorted(names, reverse=True):
-            match = re.fullmatch(r"step-(\d{1,18})\.mp4", name, re.ASCII)
-            with contextlib.suppress(OSError):  # a link, say: it may lead to any file of this machine
-                if match:
-                    path = data_file(folder, f"videos/{name}").resolve()  # type: ignore[arg-type]
-                    at = f"seed {one.run.seed()} at step {int(match[1]):,}"
-                    return path, f"{at}; this run's score is {number(one.final)}"
-    return None, ""
+def _last_video(run: Run) -> Path | None:
+    for path in sorted(run.path.glob("videos/step-*.mp4"), reverse=True) if run.path else ():
+        with contextlib.suppress(OSError):  # a link, which may lead to any file of this machine
+            if re.fullmatch(r"step-\d{1,18}", path.stem, re.ASCII):
+                return data_file(run.path, f"videos/{path.name}").resolve()  # type: ignore[arg-type]
+    return None
 
 
 def _read(run: Run, name: str) -> str | None:
@@ -147,28 +141,23 @@ def _read(run: Run, name: str) -> str | None:
 
 
 def _diffs(groups: dict[str, list[Run]]) -> str:
-    """Each group's script as a diff to the first group's, and to the script that it was forked from."""
+    """Each group's script as a diff against the first group's, or else against the script that it was forked from."""
     sources = {label: _sources(runs) for label, runs in groups.items()}
-    (first, base), *others = sources.items()
+    first, base = next(iter(sources.items()))
     parts = []
     for label, found in sources.items():
         if len(found) > 1:
             parts.append(f"<p>The runs of {html.escape(label)} ran {len(found)} versions of their script.</p>")
-    for label, found in others:
         if found and base and found[0] != base[0]:
             (old_name, old), (new_name, new) = base[0], found[0]
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm="")
             parts.append(_diff(f"{label} against {first}", list(lines)))
-    for label, runs in groups.items():
-        kept = next((text for run in runs if (text := _read(run, "source/parent.diff")) is not None), None)
-        if kept is not None and not (base and kept.startswith(f"--- algos/{base[0][0]}")):
-            parts.append(_diff(f"{label} against the script it was forked from", kept.splitlines()))
-    if not parts and others:
-        known = [label for label, found in sources.items() if found]
-        same = (
-            "All groups ran the same code." if len(known) == len(sources) else "The code of these runs is not at hand."
-        )
-        parts.append(f"<p>{same}</p>")
+        elif label == first or not base:
+            kept = next((text for run in groups[label] if (text := _read(run, "source/parent.diff"))), None)
+            if kept is not None:
+                parts.append(_diff(f"{label} against the script it was forked from", kept.splitlines()))
+    if not parts and len(groups) > 1:
+        parts = ["<p>All groups ran the same code.</p>" if all(sources.values()) else "<p>The code was not stored.</p>"]
     return "<h2>Code</h2>" + "\n".join(parts) if parts else ""
 
 

@@ -1,14 +1,13 @@
-"""Scripts x environments x seeds, several at a time, each on cores of its own.
+"""Runs scripts on environments with several seeds, several runs at a time.
 
     python -m common benchmark algos/dqn.py algos/ppo.py --env-ids CartPole-v1 Acrobot-v1 --seeds 1-5 --workers 2
     python -m common benchmark my_idea.py --env-ids CartPole-v1 --seeds 1-10 -- --total-timesteps 2e5 --gamma 0.98
 
-What stands after `--` goes to every script. The same command again goes on: finished runs are left alone, others resume
-from their last checkpoint, and those that failed are tried once more. More seeds, environments or scripts may be added.
-Several such commands at once share the work. The runs are one W&B group.
+Flags after `--` go to every script. The same command continues: finished runs are kept, others resume from their last
+checkpoint, failed ones are retried. Seeds, environments and scripts may be added. Several such commands at once share
+the work. The runs form one W&B group.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from common.internals.console.cli import parse
 from common.internals.resume.files import read_object
 from common.internals.tracking.provenance import is_saved_source
 from common.internals.tracking.redact import REDACTED, redact
+from common.tools.compare.tables import Table, text
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
 from common.tools.launch.jobs import Job, Pool, Screen, clock, locked, make_folder, make_job, stop, write_file
 
@@ -38,37 +38,37 @@ class Args:
     env_ids: tuple[str, ...]
     """gymnasium environment ids"""
     seeds: str = "1-5"
-    """seeds of every script on every environment: 1-5 or 1,3,7-9"""
+    """seeds: 1-5 or 1,3,7-9"""
     workers: int = 1
-    """runs at a time; the cores this process may use are divided among them"""
+    """runs at a time; the cores are divided among them"""
     wandb_group: str | None = None
-    """W&B group, and the name of the folder in which the plan is kept (default: benchmark_ and the scripts' names)"""
+    """W&B group, and name of the folder of the plan (default: benchmark_SCRIPTS)"""
     wandb_tags: tuple[str, ...] = ()
     """W&B tags, besides `benchmark` and the git commit"""
     runs_dir: Path = Path("runs")
-    """where run directories are made"""
+    """folder of the run directories"""
     slurm: bool = False
-    """submit the runs as a SLURM array (at most `workers` at a time) instead of starting them here"""
+    """submit the runs as a SLURM array, at most --workers at a time"""
     slurm_options: tuple[str, ...] = ()
-    """options of submitit, as in timeout_min=240 slurm_partition=gpu cpus_per_task=4; cluster=local needs no SLURM"""
+    """options of submitit: timeout_min=240 slurm_partition=gpu; cluster=local runs here, without SLURM"""
     debug: bool = False
     """print the whole traceback of an error"""
 
 
 def load_plan(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is to be run, by name, from plan.json; ends the process with code 3 if that is no plan."""
+    """The planned runs of plan.json, by name; code 3 if it cannot be read."""
     path = folder / "plan.json"
     try:
         plan = read_object(folder, path.name)["jobs"] if path.exists() else {}
         for job in plan.values():
             job["script"], job["flags"] + [], int(job["wanted"]["total_timesteps"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        fail(f"{path} is no plan of a benchmark: remove it, or choose another --wandb-group", code=3)
+        fail(f"{path} is not a plan of a benchmark: remove it, or choose another --wandb-group", code=3)
     return plan
 
 
 def add_to_plan(folder: Path, jobs: list[Job]) -> list[Job]:
-    """The jobs as they are planned; ends the process with code 2 if one is planned already, but otherwise."""
+    """Adds jobs to plan.json, and returns them as planned; code 2 if one is planned with other arguments."""
     with locked(folder / "plan.lock"):
         plan = load_plan(folder)
         for job in jobs:
@@ -111,21 +111,24 @@ def main(argv: list[str]) -> None:
             wanted.append(make_job(name, script.resolve(), words, base, args.runs_dir, folder, **own))
     make_folder(folder)
     jobs = add_to_plan(folder, wanted)
-    for job in jobs:  # runs of two versions of a script under one name would be taken for seeds of one
+    for job in jobs:  # two versions of a script are not seeds of one method
         if job.finished() and not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
-            fail(
-                f"{job.script.name} has changed since {job.run_dir} was finished: choose another --wandb-group, or put "
-                f"the script back (the run has it in {job.run_dir}/source)"
-            )
+            back = f"restore the script from {job.run_dir}/source"
+            fail(f"{job.script.name} has changed since {job.run_dir} finished: choose another --wandb-group, or {back}")
     command = ["python", "-m", "common", "benchmark", *argv]
-    if args.slurm:
-        _submit(folder, jobs, args)
+    todo = [job for job in jobs if not job.finished()]
+    if args.slurm and todo:
+        _submit(folder, todo, args)
     else:
         _summary(jobs, run_all(jobs, args.workers, command))
 
 
 def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
-    """Every job once, by this process or another; returns those that failed. `command` is to go on after a signal."""
+    """Runs every job once, in this process or another. Returns those that failed.
+
+    Args:
+        command: what to run again after a signal, for the message.
+    """
     pool, screen, began = Pool(workers), Screen(), time.monotonic()
     pool.listen()
     failed: list[Job] = []
@@ -151,7 +154,7 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
             if pool.start(job):
                 todo.remove(job)
                 if job.run_dir is not None:
-                    screen.say(f"{title(job)}: goes on with {job.run_dir}")
+                    screen.say(f"{title(job)}: resumes {job.run_dir}")
             elif job.finished():  # meanwhile, by another command
                 todo.remove(job)
                 done.append(job)
@@ -178,21 +181,19 @@ def _name(job: Job) -> str:
 
 
 def _summary(jobs: list[Job], failed: list[Job]) -> None:
-    """Scores, failures, and the exit code."""
-    rows: dict[str, list[Job]] = {}
-    for job in jobs:
-        rows.setdefault(f"{job.script.stem}  {job.wanted['env_id']}", []).append(job)
-    width = max(map(len, rows))
-    print(f"\n{'script and environment':<{width}}  runs  final evaluation, mean ± std over seeds")
-    for name, row in rows.items():
-        scores = [score for job in row if (score := job.score()) is not None]
+    """Prints scores and failures; ends the process if a run failed."""
+    table = Table("", ["script", "environment", "runs", "final evaluation, mean ± std over seeds"], [])
+    for (stem, env_id), row in itertools.groupby(jobs, key=lambda job: (job.script.stem, job.wanted["env_id"])):
+        mine = list(row)
+        scores = [score for job in mine if (score := job.score()) is not None]
         shown = f"{statistics.fmean(scores):.1f} ± {statistics.pstdev(scores):.1f}" if scores else "none"
-        print(f"{name:<{width}}  {sum(job.finished() for job in row):>4}  {shown}")
+        table.rows.append([stem, env_id, str(sum(job.finished() for job in mine)), shown])
+    print(text(table))
     for job in failed:
         print(f"failed: {_name(job)} (exit {job.code}): {job.error()}\n        {job.log}")
     sys.stdout.flush()
     if failed:
-        fail(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again", failed[0].code or 1)
+        fail(f"{len(failed)} of {len(jobs)} runs failed; the same command retries them", failed[0].code or 1)
 
 
 def _commit(script: Path) -> list[str]:
@@ -213,19 +214,17 @@ class Task:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self.pool = Pool(1, pin=False)  # the cores are those SLURM gave
+        self.pool = Pool(1, pin=False)  # SLURM has chosen the cores
 
-    def __call__(self) -> str:
+    def __call__(self) -> None:
         job = planned(self.folder, self.name, load_plan(self.folder))
         while not self.pool.start(job):
             if job.finished():
-                return f"{self.name} is finished"
+                return
             time.sleep(1)  # another process has it
-        while not self.pool.poll():
-            time.sleep(0.2)
+        self.pool.wait()
         if job.code != 0:
             raise RuntimeError(f"{self.name}: exit {job.code}: {job.error()}")
-        return f"{self.name} is finished"
 
     def checkpoint(self) -> Any:
         """For submitit, which calls it in its handler of SIGUSR2."""
@@ -242,29 +241,20 @@ def _submit(folder: Path, jobs: list[Job], args: Args) -> None:
         import submitit
     except ImportError:
         fail('--slurm needs submitit: pip install -e ".[slurm]"')
-    options: dict[str, Any] = {"timeout_min": 24 * 60, "name": folder.stem}
+    if any(redact(job.flags) != job.flags for job in jobs):
+        fail("--slurm: a secret is among the script's flags, and plan.json keeps none: let the script read it itself")
+    options: dict[str, Any] = {"timeout_min": 24 * 60, "name": folder.stem, "slurm_array_parallelism": args.workers}
     for word in args.slurm_options:
         name, equals, value = word.partition("=")
         if not equals:
             fail(f"--slurm-options {word!r} is not of the form name=value")
-        options[name] = value
-        with contextlib.suppress(ValueError):
-            options[name] = float(value)
-            options[name] = int(value)
+        options[name] = int(value) if value.isdecimal() else value
     cluster = options.pop("cluster", "slurm")
-    todo = [job for job in jobs if not job.finished()]
-    if any(redact(job.flags) != job.flags for job in todo):
-        fail("--slurm: a secret is among the script's flags, and plan.json keeps none: let the script read it itself")
-    if not todo:
-        _summary(jobs, [])
-        return
-    times = {f"{cluster}_max_num_timeout": 1000}  # as often as it takes: each time a run gets further
+    times = {f"{cluster}_max_num_timeout": 1000}  # no limit: each time a run gets further
     try:
         executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster, **times)
-        if cluster == "slurm":
-            options["slurm_array_parallelism"] = args.workers
         executor.update_parameters(**options)
-        submitted = executor.submit_array([Task(folder.resolve(), job.name) for job in todo])
+        submitted = executor.submit_array([Task(folder.resolve(), job.name) for job in jobs])
     except Exception as error:  # submitit's own checks raise NameError, AssertionError and others
         fail(f"the runs cannot be submitted: {error}")
     print(f"{len(submitted)} runs submitted: {', '.join(job.job_id for job in submitted)}; logs in {folder}")

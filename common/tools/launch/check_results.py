@@ -1,20 +1,19 @@
-"""Runs a row of the reference results again, and says whether its scores still stand.
+"""Runs a row of the reference results again, and tests whether its scores have dropped.
 
-    python -m common check-results                                  # the rows there are
-    python -m common check-results ppo/CartPole-v1 --workers 2      # one again, with seeds that it does not have
-    python -m common check-results ppo/CartPole-v1 --same-seeds     # its very runs: the same to the bit?
+    python -m common check-results                                  # list the rows
+    python -m common check-results ppo/CartPole-v1 --workers 2      # run one again, with new seeds
+    python -m common check-results ppo/CartPole-v1 --same-seeds     # the stored seeds: equal to the bit?
     python -m common check-results ppo/CartPole-v1 --script my_ppo.py
 
-A row is a folder with a runs.json, which runs/reference/collect.py writes. Its arguments are the stored ones; arguments
-that the script got later have their defaults; tracking and video are off. The same command goes on where it was
-stopped, and begins anew when the script, `common` or a library has changed.
+A row is a folder with a runs.json, which runs/reference/collect.py writes. Its stored arguments are used; arguments
+that the script got later have their defaults. The same command continues where it was stopped, and starts again when
+the script, `common` or a library has changed.
 
-FAIL means that the new scores are lower than the stored ones, by a one-sided permutation test of the difference of
-means: p is at most --level, 0.01, the probability with which a script that learns as before FAILs, for each row. PASS
-means that no drop was found; the interval says how large a one may be missed. The test finds, 4 times in 5, a drop
-of 2.7 standard deviations with five runs beside five stored ones, 2.0 with five beside ten or ten beside five, 3.0 with
-seven beside three; if single seeds fail altogether, four of five beside ten good ones. Fewer than five new runs are not
-compared. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+FAIL: the new scores are lower, by a one-sided permutation test of the difference of means with p at most --level, the
+probability with which an unchanged script FAILs. PASS: no drop was found; the interval shows how large a drop could
+have been missed. Four times in five the test finds a drop of 2.7 standard deviations with five runs beside five stored
+ones, of 2.0 with five beside ten. At least five new runs are needed. With --same-seeds, PASS means that every return
+is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import difflib
@@ -39,28 +38,18 @@ from common.internals.resume.files import read_json, read_object
 from common.internals.tracking.provenance import ALGOS, versions
 from common.tools.compare.tables import Table, number, text
 from common.tools.find_runs import read_lines
+from common.tools.launch import cli
 from common.tools.launch.benchmark import run_all
-from common.tools.launch.cli import (
-    INCIDENTAL,
-    OWN_FLAGS,
-    as_words,
-    ask,
-    at_least,
-    base_arguments,
-    component,
-    jsonable,
-    numbers,
-    sanitized,
-)
+from common.tools.launch.cli import INCIDENTAL, OWN_FLAGS, as_words, ask, jsonable
 from common.tools.launch.jobs import Job, make_job
 from common.tools.stats import FEW, permutation, runs_needed
 
 COMMON = Path(__file__).parents[2]
 MOST = 10  # fresh seeds that are run without being asked for
-# What args.json says of a run besides its arguments.
+# Keys of args.json that are no arguments.
 NOT_ARGUMENTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
 NOT_ARGUMENTS |= {"folder", "cwd"}
-# Arguments that are not repeated. Films change no score; which module may be imported, the user says.
+# Arguments that are not repeated: videos change no score, and the user decides which modules may be imported.
 NOT_REPEATED = (INCIDENTAL - {"cuda", "torch_threads"}) | {"capture_video", "allow_env_import"}
 # Options that left dqn.py for rainbow.py, and the values with which they were off.
 LEFT_DQN = {"dueling": False, "n_step": 1, "prioritized_replay": False}
@@ -73,21 +62,21 @@ class Args:
     results: Path = ALGOS.parent / "runs" / "reference" / "results"
     """the folder they are in"""
     seeds: str | None = None
-    """seeds to run, 101-105 or 101,103 (default: five new ones from 101 on, more beside fewer than five stored)"""
+    """seeds to run, 101-105 or 101,103 (default: five from 101 on, more beside fewer than five stored)"""
     same_seeds: bool = False
-    """run the row's own seeds (or those of --seeds), and say whether every return is the stored one, to the bit"""
+    """run the row's own seeds (or --seeds of them), and compare every return with the stored one, to the bit"""
     level: float = 0.01
-    """probability with which a script that learns as before may FAIL, for each row"""
+    """probability with which an unchanged script FAILs, for each row"""
     script: Path | None = None
-    """run this one, a fork, instead of the row's script"""
+    """run this script, a fork, instead of the row's"""
     workers: int = 1
-    """runs at a time; the cores this process may use are divided among them"""
+    """runs at a time; the cores are divided among them"""
     runs_dir: Path = Path("runs")
     """where run directories are made"""
     track: bool = False
     """track the runs with W&B, as a group"""
     allow_env_import: bool = False
-    """let a row's env id of the form module:Env-v0 import (that is, run) that module"""
+    """let an env id module:Env-v0 import (that is, run) that module"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -98,7 +87,7 @@ class Row:
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
     configs: list[dict[str, Any]]  # args.json of each run
-    args: dict[str, Any]  # of all runs: an argument that the script got later is missing in the older ones
+    args: dict[str, Any]  # of all runs: older ones may lack an argument
     training: str  # how long one took, as it is shown
 
 
@@ -108,22 +97,22 @@ def read_row(folder: Path, name: str) -> Row:
         kept = read_json(folder, "runs.json")
         scores = {int(run["seed"]): float(run["eval_return"]) for run in kept}
         configs = [run["args"] for run in kept]
-        seconds = [float(run["training_seconds"]) for run in kept]
+        if not kept:
+            raise ValueError("no run")
+        seconds = statistics.fmean(float(run["training_seconds"]) for run in kept)
         for said in configs:
             str(said["script"]), str(said["env_id"]), int(said["total_timesteps"])
-    except KeyError as error:
-        raise ValueError(f"a run in its runs.json has no {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"its runs.json cannot be read: {error}") from None
-    if not kept or len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
-        raise ValueError("its runs.json has no run, a seed twice, or a score that is not finite")
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"its runs.json cannot be read: {error!r}") from None
+    if len(scores) < len(kept) or not all(map(math.isfinite, scores.values())):
+        raise ValueError("its runs.json has a seed twice, or a score that is not finite")
     for key in sorted(set().union(*configs) - NOT_ARGUMENTS - NOT_REPEATED | {"script"}):
         if len({repr(said[key]) for said in configs if key in said}) > 1:
-            raise ValueError(f"its runs differ in {key}: no one command repeats them")
+            raise ValueError(f"its runs differ in {key}: no single command repeats them")
     if any(said.get("processes", 1) != 1 for said in configs):
-        raise ValueError("its runs are of several processes, under torchrun")
+        raise ValueError("its runs used several processes, under torchrun")
     args = {key: value for said in configs for key, value in said.items()}
-    return Row(name, folder, scores, configs, args, f"{statistics.fmean(seconds):,.1f} s")
+    return Row(name, folder, scores, configs, args, f"{seconds:,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
@@ -144,7 +133,7 @@ def _spread(scores: Sequence[float]) -> str:
 
 def choose_seeds(row: Row, args: Args) -> list[int]:
     """Code 2 if --seeds cannot be compared with the row's."""
-    given, stored = numbers(args.seeds, "--seeds") if args.seeds else [], ", ".join(map(str, row.scores))
+    given, stored = cli.numbers(args.seeds, "--seeds") if args.seeds else [], ", ".join(map(str, row.scores))
     if args.same_seeds:
         if strange := set(given) - set(row.scores):
             fail(f"{row.name} has no seed {min(strange)}: with --same-seeds they are among {stored}")
@@ -173,7 +162,7 @@ def as_today(arguments: dict[str, Any]) -> dict[str, Any]:
 def make_jobs(row: Row, args: Args) -> list[Job]:
     """The row's command with each seed; code 2 if the script does not take it any more."""
     arguments = as_today(row.args)
-    script = args.script or ALGOS / f"{component(str(arguments['script']), f'{row.name}: its script')}.py"
+    script = args.script or ALGOS / f"{cli.component(str(arguments['script']), f'{row.name}: its script')}.py"
     has = ask(script, [[]])[1][0].args
     stored = {key: value for key, value in arguments.items() if key not in NOT_ARGUMENTS | NOT_REPEATED}
     if gone := {key: value for key, value in stored.items() if key not in has}:
@@ -183,20 +172,20 @@ def make_jobs(row: Row, args: Args) -> list[Job]:
     print(f"{row.name}: {shlex.join(['python', str(script), *flags])}")
     print(f"      seeds {', '.join(map(str, seeds))}; a stored run trained for {row.training}", flush=True)
     flags += as_words({"track": args.track, "capture_video": False, "allow_env_import": args.allow_env_import})
-    base = base_arguments(script, flags, OWN_FLAGS)[1]
+    base = cli.base_arguments(script, flags, OWN_FLAGS)[1]
     if other := {key: value for key, value in stored.items() if jsonable(base[key]) != value}:
         fail(f"{row.name}: {script.name} does not make of {shlex.join(as_words(other))} what its runs.json has")
     # All that the runs depend on is in their name: those of other code are not taken for finished ones.
     code = hashlib.sha256(json.dumps([str(script.resolve()), base, versions()], sort_keys=True).encode())
     for path in (script, *sorted(COMMON.glob("*.py")), *sorted(COMMON.glob("internals/**/*.py"))):
         code.update(path.read_bytes())
-    group = sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
+    group = cli.sanitized(f"check_{row.name}_{code.hexdigest()[:12]}")
     folder, own = args.runs_dir / f"{group}.check", {"wandb_group": group}
     return [make_job(str(seed), script, flags, base, args.runs_dir, folder, seed=seed, **own) for seed in seeds]
 
 
 def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
-    """Whether a run's training returns and evaluations, and their steps, are those of the stored run of its seed."""
+    """Whether a run's training returns and evaluations, and their steps, equal those of the stored run of its seed."""
     keys = ("charts/episodic_return", "eval/episodic_return")
     paths = row.folder / f"seed{job.wanted['seed']}.jsonl.gz", run_dir / "metrics.jsonl"
     try:
@@ -207,54 +196,51 @@ def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
 
 
 def changes(row: Row, run_dirs: list[Path]) -> str:
-    """How the new runs were made otherwise than the stored ones: commit, device, versions."""
+    """Commit, device and versions in which the new runs differ from the stored ones."""
 
-    def seen(configs: list[dict[str, Any]]) -> dict[str, str]:
-        made = [
-            {"commit": str(c.get("git_commit"))[:7], "device": c.get("device"), **(c.get("versions") or {})}
-            for c in configs
-        ]
-        return {key: "/".join(sorted({str(one.get(key)) for one in made})) for key in set().union(*made)}
+    def made(config: dict[str, Any]) -> dict[str, str]:
+        commit = {"commit": str(config.get("git_commit"))[:7], "device": config.get("device")}
+        return {key: str(value) for key, value in {**commit, **(config.get("versions") or {})}.items()}
 
-    old, new = seen(row.configs), seen([read_object(path, "args.json") for path in run_dirs])
-    keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    old, new = list(map(made, row.configs)), [made(read_object(path, "args.json")) for path in run_dirs]
+    said = []
+    for key in sorted(set().union(*old, *new)):
+        then, now = ("/".join(sorted({str(one.get(key)) for one in configs})) for configs in (old, new))
+        said += [f"{key} {then} -> {now}"] if then != now else []
     diff = run_dirs[0] / "source" / "uncommitted.diff"
-    edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
-    return ", ".join([*(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys), *edited]) or "nothing"
+    said += ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
+    return ", ".join(said) or "nothing"
 
 
-def report(row: Row, jobs: list[Job], args: Args) -> int:
-    """Prints the verdict on a row whose runs are finished, and returns its exit code."""
+def report(row: Row, jobs: list[Job], args: Args) -> bool:
+    """Prints the result of a row whose runs are finished. Returns whether it passed."""
     run_dirs = [path for job in jobs if (path := job.find()) is not None]
-    stored = [row.scores[job.wanted["seed"]] for job in jobs] if args.same_seeds else [*row.scores.values()]
     new = [score for job in jobs if (score := job.score()) is not None]
     if len(new) < len(jobs):
         print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
-        return 1
-    same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)] if args.same_seeds else [False]
-    shift, least = permutation(stored, new, args.level), max(FEW, runs_needed(len(stored), args.level))
-    possible, difference = len(new) >= least, f"      difference {shift.difference:+.4g}"
-    word = "PASS" if all(same) or (possible and shift.worse > args.level) else "FAIL" if possible else "OPEN"
-    print(f"{word}  {row.name}" + " (better)" * (possible and shift.better <= args.level))
+        return False
+    if args.same_seeds:
+        stored = [row.scores[job.wanted["seed"]] for job in jobs]
+        same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)]
+        passed, better = all(same), ""
+        result = f"every return is equal to the stored one in {sum(same)} of {len(same)} runs"
+    else:
+        stored, shift = [*row.scores.values()], permutation([*row.scores.values()], new, args.level)
+        passed, better = shift.worse > args.level, " (better)" if shift.better <= args.level else ""
+        interval = f"{100 - 200 * args.level:g} % interval {number(shift.low)} to {number(shift.high)}"
+        result = f"difference {shift.difference:+.4g}, {interval}; "
+        result += f"one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
+    print(f"{'PASS' if passed else 'FAIL'}  {row.name}{better}")
     for name, scores in (("stored", stored), ("new", new)):
         each = " ".join(f"{score:.1f}" for score in scores)
         print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
-    if possible:
-        interval = f"{100 - 200 * args.level:g} % interval {number(shift.low)} to {number(shift.high)}"
-        test = f"one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
-        print(f"{difference}, {interval}; {test}")
-    else:
-        takes = f"a comparison at --level {args.level:g} takes at least {least} new ones"
-        print(f"{difference}; no verdict from {len(new)} runs beside {len(stored)}: {takes}")
-    if args.same_seeds:
-        print(f"      {sum(same)} of {len(same)} runs have every return of the stored run, to the bit")
-    print(f"      changed since: {changes(row, run_dirs)}")
-    return {"PASS": 0, "FAIL": 1, "OPEN": 2}[word]
+    print(f"      {result}\n      changed since: {changes(row, run_dirs)}")
+    return passed
 
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common check-results")
-    at_least(args, workers=1)
+    cli.at_least(args, workers=1)
     if not 0 < args.level < 0.5:
         fail("--level must be between 0 and 0.5")
     rows: dict[str, Row | str] = {}
@@ -280,16 +266,14 @@ def main(argv: list[str]) -> None:
         jobs[name] = row, make_jobs(row, args)
     every = [job for _, mine in jobs.values() for job in mine]
     failed = run_all(every, args.workers, ["python", "-m", "common", "check-results", *argv])
-    codes = []
+    passed = True
     for name, (row, mine) in jobs.items():
         broken = [job for job in mine if job in failed]
         if broken:
             print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].error()}")
         else:
-            codes.append(report(row, mine, args))
+            passed = report(row, mine, args) and passed
     sys.stdout.flush()
     if failed:
-        fail(f"{len(failed)} of {len(every)} runs failed; the same command tries them again", failed[0].code or 1)
-    if 2 in codes:
-        fail("same seeds, but other returns, and too few of them for the test: take fresh seeds, or a higher --level")
-    raise SystemExit(max(codes))
+        fail(f"{len(failed)} of {len(every)} runs failed; the same command retries them", failed[0].code or 1)
+    raise SystemExit(not passed)

@@ -1,4 +1,4 @@
-"""The arguments of a script, as its own parser has them, and the words of command lines."""
+"""The arguments of a script, read by its own parser, and helpers for command lines."""
 
 import json
 import os
@@ -12,26 +12,25 @@ from typing import Any
 from common.args import fail
 from common.internals.tracking.redact import redact
 
-# What a tool sets itself for each run.
+# Arguments that a tool sets for each run.
 OWN_FLAGS = {"seed", "runs_dir", "wandb_group", "wandb_tags", "resume"}
-# What does not make another experiment of a run.
+# Arguments that make no other experiment.
 INCIDENTAL = OWN_FLAGS | {"track", "cuda", "torch_threads", "debug", "wandb_project", "wandb_entity", "wandb_name"}
 INCIDENTAL |= {"wandb_notes"}
 
 
 @dataclass
 class Answer:
-    """What a script makes of a command line: its arguments, or why it refuses them."""
+    """A script's arguments under a command line, or its error."""
 
     args: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 
 def ask(script: Path, command_lines: list[list[str]]) -> tuple[dict[str, str], list[Answer]]:
-    """The types of a script's arguments by name, and what its own parser makes of each command line.
+    """The types of a script's arguments by name, and the result of its own parser for each command line.
 
-    The script answers in a process of its own; --help keeps one that does not use `common.parse` from training. Ends
-    the process with code 2 if it does not answer.
+    Code 2 if the script does not answer. --help keeps a script without `common.parse` from training.
     """
     if not script.is_file():
         fail(f"there is no script {script}")
@@ -42,15 +41,15 @@ def ask(script: Path, command_lines: list[list[str]]) -> tuple[dict[str, str], l
         answer = json.loads(done.stdout.splitlines()[-1])
         return answer["types"], [Answer(**one) for one in answer["answers"]]
     except (OSError, subprocess.SubprocessError) as error:
-        fail(f"{script} cannot be asked for its arguments: {error}")
+        fail(f"the arguments of {script} cannot be read: {error}")
     except (ValueError, IndexError, KeyError, TypeError):
         said = done.stderr.strip().splitlines()
         why = said[-1] if done.returncode and said else "it does not read them with common.parse(Args)"
-        fail(f"{script} does not tell its arguments: {why}")
+        fail(f"the arguments of {script} cannot be read: {why}")
 
 
 def base_arguments(script: Path, flags: list[str], own: set[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """A script's types and arguments under `flags`; code 2 if it refuses them, or if one is the tool's (`own`)."""
+    """A script's types and arguments under `flags`; code 2 if it refuses them, or if one is in `own`, the tool's."""
     types, (plain, given) = ask(script, [[], flags])
     if given.error is not None:
         fail(f"{script.name}: {given.error}")
@@ -62,12 +61,12 @@ def base_arguments(script: Path, flags: list[str], own: set[str]) -> tuple[dict[
 
 
 def flag_names(words: list[str]) -> set[str]:
-    """The arguments that are among the words of a command line."""
+    """The arguments named in a command line."""
     return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def as_words(flags: dict[str, Any]) -> list[str]:
-    """Arguments, as JSON has them, as they are written on a command line."""
+    """Arguments, as in JSON, written as a command line."""
     words = []
     for name, value in flags.items():
         flag = name.replace("_", "-")
@@ -81,13 +80,13 @@ def as_words(flags: dict[str, Any]) -> list[str]:
 
 
 def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The tool's own words, and those after `--`, which are the script's."""
+    """The tool's own words, and the script's, which are after `--`."""
     cut = argv.index("--") if "--" in argv else len(argv)
     return argv[:cut], argv[cut + 1 :]
 
 
 def at_least(args: Any, **bounds: int) -> None:
-    """Ends the process with code 2 if an argument is below its bound."""
+    """Code 2 if an argument is below its bound."""
     for name, least in bounds.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -110,7 +109,7 @@ def numbers(text: str, flag: str) -> list[int]:
 
 
 def component(name: str, flag: str) -> str:
-    """`name` if it can be the name of a folder; else code 2."""
+    """`name`, if it can name a folder; else code 2."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}", name):
         fail(f"{flag} {name!r} names a folder too: letters, digits, '_', '-' and '.' only")
     return name
@@ -127,7 +126,7 @@ def jsonable(value: Any) -> Any:
 
 
 def again(flags: list[str]) -> list[str]:
-    """The flags to give again when a run is resumed: those that its args.json does not keep, or must not decide."""
+    """The flags to repeat when a run is resumed: those that its args.json does not keep, or must not decide."""
     if redact(flags) != flags:
         return flags
     return [word for word in flags if word.replace("_", "-") in ("--allow-env-import", "--no-allow-env-import")]

@@ -1,7 +1,7 @@
-"""Scripts as processes: what `benchmark`, `sweep` and `check-results` share.
+"""Runs of scripts as processes, for `benchmark`, `sweep` and `check-results`.
 
-A run is one process of a script, in a session of its own: Ctrl-C reaches it through the tool, once. It is found again
-by its args.json, so that a tool that was killed knows what is finished.
+Each run is a session of its own: Ctrl-C reaches it through the tool, once. It is found again by its args.json, so that
+a tool that was killed knows what is finished.
 """
 
 import contextlib
@@ -29,15 +29,14 @@ from common.tools.launch.cli import INCIDENTAL, again, as_words, jsonable, sanit
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
-WRITES_ON = 5  # seconds that the log of a run which has ended is waited for
+LOG_TIMEOUT = 5  # seconds to wait for the log of a run that has ended
 
 
 def find_run(runs_dir: Path, stem: str, wanted: dict[str, Any]) -> Path | None:
     """The run directory of script `stem` whose args.json agrees with `wanted`; of several, the furthest."""
     wanted = {**wanted, "script": stem}
-    middle = sanitized(f"__{stem}__{wanted['seed']}__")
     found = []
-    for path in runs_dir.glob(f"*{middle}*"):
+    for path in runs_dir.glob("*" + sanitized(f"__{stem}__{wanted['seed']}__") + "*"):
         with contextlib.suppress(OSError, ValueError):  # still being written, or cut short
             config = read_object(path, "args.json")
             if all(config.get(key) == wanted[key] for key in wanted):
@@ -47,7 +46,7 @@ def find_run(runs_dir: Path, stem: str, wanted: dict[str, Any]) -> Path | None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """All of it or nothing, whenever the process is killed; without secrets."""
+    """Writes all of it or nothing, without secrets; code 6 if it cannot."""
     try:
         write_atomically(path, redact(text).encode("utf-8", "surrogateescape"))
     except OSError as error:
@@ -55,7 +54,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def last_error(log: Path) -> str:
-    """The error that a run ended with: the last line that begins with `error:`, else the last line."""
+    """The error that a run ended with: its last line that starts with `error:`, else its last line."""
     try:
         lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     except OSError:
@@ -64,7 +63,7 @@ def last_error(log: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Ends the process with code 6 if it cannot be made."""
+    """Code 6 if it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,9 +72,9 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """Holds the lock on `path`: its file descriptor, or None if another process has it and this one does not `wait`.
+    """Holds the lock on `path`, and gives its descriptor; None if another process has it and this one does not `wait`.
 
-    A process started meanwhile can inherit the descriptor; the system frees the lock when its last holder is gone.
+    A child process can inherit the descriptor: the lock is free when its last holder has ended.
     """
     import fcntl
 
@@ -89,7 +88,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
 
 
 class Progress:
-    """What metrics.jsonl of a growing run says so far."""
+    """Step and scores of a run that is still writing its metrics.jsonl."""
 
     PARTS = 10
 
@@ -104,7 +103,7 @@ class Progress:
         self.counts = [0] * self.PARTS
 
     def update(self) -> None:
-        """Reads the whole lines that are new. A resumed run cuts the file back to its checkpoint: then all of them."""
+        """Reads the new lines; all of them if a resumed run has cut the file back to its checkpoint."""
         try:
             with open_file(self.run_dir, "metrics.jsonl") as file:
                 if file.seek(0, os.SEEK_END) < self.offset:
@@ -135,14 +134,14 @@ class Progress:
         return min(self.step / self.total, 1.0)
 
     def returns(self) -> list[float | None]:
-        """Mean return of the episodes that ended in each tenth of the run that is over; None if none did."""
+        """Mean return of the episodes that ended in each finished tenth of the run; None if none did."""
         over = min(max(self.step * self.PARTS - 1, 0) // self.total, self.PARTS)
         return [self.sums[part] / self.counts[part] if self.counts[part] else None for part in range(over)]
 
 
 @dataclass(eq=False)
 class Job:
-    """A run to make. `wanted`, of its args.json, is how its run directory is known; `folder` has its log and lock."""
+    """A run to make. Its run directory is the one whose args.json agrees with `wanted`; log and lock are in `folder`."""
 
     name: str
     script: Path
@@ -167,7 +166,7 @@ class Job:
         return self.folder / "locks" / self.name
 
     def find(self) -> Path | None:
-        """Its run directory, once it has one."""
+        """Its run directory; None before it has one."""
         if self.run_dir is None:
             self.run_dir = find_run(self.runs_dir, self.script.stem, self.wanted)
         if self.run_dir is not None and self.progress is None:
@@ -175,7 +174,7 @@ class Job:
         return self.run_dir
 
     def look(self) -> float:
-        """How much of it is done, 0 to 1."""
+        """The share of it that is done, 0 to 1."""
         self.find()
         if self.progress is None:
             return 0.0
@@ -187,7 +186,7 @@ class Job:
         return run_dir is not None and finished_step(run_dir) is not None
 
     def score(self) -> float | None:
-        """The last greedy evaluation, of a finished run."""
+        """The last greedy evaluation of a finished run."""
         if not self.finished():
             return None
         self.look()
@@ -195,20 +194,20 @@ class Job:
 
     def error(self) -> str:
         if self.process is not None and self.process.returncode == 0:
-            return "error: it ended without a finished run directory, or without an evaluation in it"
+            return "error: it ended without a finished run directory, or without an evaluation"
         return last_error(self.log)
 
 
 def make_job(
     name: str, script: Path, flags: list[str], base: dict[str, Any], runs_dir: Path, folder: Path, **own: Any
 ) -> Job:
-    """A run with `base`, the arguments that `flags` give the script, but for `own`, which are given to it alone."""
+    """A run with `flags`, which give the script the arguments `base`, and with `own` arguments."""
     wanted = jsonable({key: value for key, value in base.items() if key not in INCIDENTAL} | own)
     return Job(name, script, [*flags, *as_words({"runs_dir": runs_dir, **own})], wanted, runs_dir, folder)
 
 
 class Pool:
-    """At most `workers` runs at a time, each on cores of its own."""
+    """At most `workers` runs at a time, each pinned to its share of the cores."""
 
     def __init__(self, workers: int, pin: bool = True) -> None:
         cores = sorted(os.sched_getaffinity(0)) if pin and hasattr(os, "sched_getaffinity") else []
@@ -221,7 +220,7 @@ class Pool:
         self.forwarded = 0
 
     def listen(self) -> None:
-        """From here on a signal that asks this tool to stop asks its runs, which make a checkpoint first."""
+        """Passes signals that ask this tool to stop on to its runs, which make a checkpoint first."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
             number = getattr(signal, name, None)  # nohup ignores SIGHUP
             if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
@@ -229,7 +228,7 @@ class Pool:
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal has asked this tool to stop."""
+        """A signal has asked this tool to stop."""
         return bool(self.signals)
 
     def start(self, job: Job) -> bool:
@@ -242,7 +241,7 @@ class Pool:
         with locked(job.lock, wait=False) as lock:
             if lock is None:
                 return False
-            job.run_dir = job.progress = None  # what was there before may have been another attempt's
+            job.run_dir = job.progress = None  # it may be another attempt's
             if job.finished():
                 return False
             words = job.flags if job.run_dir is None else ["--resume", str(job.run_dir), *again(job.flags)]
@@ -251,7 +250,7 @@ class Pool:
                 fail(f"{job.name} has a secret among its flags, which no file keeps: let the script read it itself")
             job.worker = self.free.pop(0)
             try:
-                # A process of its own leaves secrets out of the log: a run must not lose its output with this tool.
+                # A separate process redacts the log, so that a run outlives this tool without losing its output.
                 filtered = [sys.executable, "-I", redaction, str(job.log)]
                 job.writer = subprocess.Popen(filtered, stdin=subprocess.PIPE, start_new_session=True)
                 with job.writer.stdin as log:  # type: ignore[union-attr]
@@ -273,15 +272,15 @@ class Pool:
         return True
 
     def poll(self) -> list[Job]:
-        """The jobs that have ended since the last call, with their exit codes; passes signals on."""
+        """The jobs that have ended since the last call, with their exit codes. Passes signals on."""
         for _ in self.signals[self.forwarded :]:
             self.forwarded += 1
             for job in self.jobs:
                 stop(job)
         ended = [job for job in self.jobs if job.process.poll() is not None]  # type: ignore[union-attr]
         for job in ended:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that the run left behind may write on
-                job.writer.wait(WRITES_ON)  # type: ignore[union-attr]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a child of the run may still write
+                job.writer.wait(LOG_TIMEOUT)  # type: ignore[union-attr]
             code = job.process.returncode  # type: ignore[union-attr]
             job.code = code if code >= 0 else 128 - code
             self.jobs.remove(job)
@@ -289,30 +288,30 @@ class Pool:
         return ended
 
     def wait(self) -> None:
-        """Until every run has ended."""
+        """Waits until every run has ended."""
         while self.jobs:
             self.poll()
             time.sleep(0.05)
 
     def leave(self, command: list[str]) -> NoReturn:
-        """After a signal: waits for the checkpoints, says how to go on, and ends with 128 + its number."""
+        """After a signal: waits for the checkpoints, and ends with 128 + its number and the command to continue."""
         number = self.signals[0]
         self.wait()
-        fail(f"stopped by {signal.Signals(number).name}; go on with {shlex.join(command)}", 128 + number)
+        fail(f"stopped by {signal.Signals(number).name}; continue with {shlex.join(command)}", 128 + number)
 
 
 def stop(job: Job) -> None:
-    """Asks a run to make a checkpoint and end; asked again, it ends at once."""
+    """Asks a run to make a checkpoint and end; a second time, to end at once."""
     if job.process is not None and job.process.poll() is None:
         job.process.send_signal(signal.SIGTERM)
 
 
 def _prepare(cores: list[int]) -> Callable[[], None]:
-    """What the new process does before it becomes the script.
+    """What a new process does before it becomes the script.
 
-    It ends when this tool ends (Linux; elsewhere it runs on, and holds its lock), and is pinned to `cores`. SLURM sends
-    SIGUSR1 and SIGUSR2 to every process of a job: a run would take the tool's SIGTERM for a second request to stop, and
-    end without its checkpoint, so they are blocked.
+    It is pinned to `cores`, and ends with this tool (on Linux; elsewhere it continues and holds its lock). SIGUSR1 and
+    SIGUSR2 are blocked: SLURM sends them to every process of a job, and with the tool's SIGTERM a run would count two
+    requests to stop, and end without its checkpoint.
     """
     tool = os.getpid()
 
@@ -329,7 +328,7 @@ def _prepare(cores: list[int]) -> Callable[[], None]:
 
 
 class Screen:
-    """Lines that stay; in a terminal, below them one that renews itself twice a second."""
+    """Printed lines; in a terminal also a status line, renewed twice a second."""
 
     def __init__(self) -> None:
         self.terminal, self.last = sys.stdout.isatty(), 0.0

@@ -1,21 +1,22 @@
-"""What `sweep --search` describes: a space of a script's own arguments.
+"""The search space of a sweep, as `--search` describes it.
 
-    learning_rate=1e-4..1e-2:log     a range, drawn from evenly in its logarithm
+    learning_rate=1e-4..1e-2:log     a range, sampled log-uniformly
     gamma=0.9,0.95,0.99              a list
-    num_steps=16..256:log:5          a range of whole numbers; in a grid, 5 points of it
-    "hidden_sizes=64 64,128 128"     values of several words, as the script takes them
+    num_steps=16..256:log:5          a range of integers; in a grid, 5 points of it
+    "hidden_sizes=64 64,128 128"     values of several words
 
-Every value is read by the script's own parser, so what the script would refuse is refused before anything runs.
+The script's own parser reads every value, so that errors come before any run.
 """
 
 import difflib
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.args import fail
 from common.tools.launch.cli import OWN_FLAGS, as_words, ask, flag_names
@@ -26,7 +27,7 @@ Value = bool | int | float | str | None  # of one argument; what takes several w
 
 @dataclass(frozen=True)
 class Dimension:
-    """One argument and what it may be: `values`, or the range from `low` to `high`."""
+    """An argument and its possible values: a list, or the range from `low` to `high`."""
 
     name: str
     values: tuple[Value, ...] = ()
@@ -37,30 +38,26 @@ class Dimension:
     points: int | None = None
 
     @property
-    def whole(self) -> bool:
+    def integer(self) -> bool:
         return isinstance(self.low, int)
 
     def grid(self) -> list[Value]:
-        """Its values, or the points of its range: evenly spaced, both ends among them, whole numbers each once."""
+        """Its values, or the points of its range: evenly spaced with both ends, integers each once."""
         if self.values:
             return list(self.values)
         assert self.points is not None
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        steps = [low + (high - low) * i / (self.points - 1) for i in range(1, self.points - 1)]
-        inner = [math.exp(step) if self.log else step for step in steps]
-        if self.whole:
-            return list(dict.fromkeys([self.low, *map(round, inner), self.high]))
-        return [self.low, *inner, self.high]
+        inner = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.points)[1:-1].tolist()
+        return list(dict.fromkeys([self.low, *(map(round, inner) if self.integer else inner), self.high]))
 
     def argument(self, value: Value) -> Any:
-        """A value as it reads in args.json."""
+        """A value as in args.json."""
         return self.arguments[self.values.index(value)] if self.values else value
 
     def suggest(self, trial: Any) -> Value:
-        """A value for one of Optuna's trials; of a grid's, one of the points, which the trial already has."""
+        """The value for a trial of Optuna; in a grid, the point that the trial has already."""
         if self.values or self.points is not None:
             return trial.suggest_categorical(self.name, self.grid())
-        draw = trial.suggest_int if self.whole else trial.suggest_float
+        draw = trial.suggest_int if self.integer else trial.suggest_float
         return draw(self.name, self.low, self.high, log=self.log)
 
 
@@ -70,17 +67,17 @@ def flags(params: Mapping[str, Value]) -> list[str]:
 
 
 def product(space: list[Dimension]) -> list[dict[str, Value]]:
-    """Every combination, the last dimension fastest."""
+    """Every combination."""
     names = [d.name for d in space]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(d.grid() for d in space))]
 
 
 def read_space(script: Path, fixed: list[str], types: Mapping[str, str], search: tuple[str, ...]) -> list[Dimension]:
-    """The dimensions that `--search` describes; code 2 and what is wrong if the script does not accept one of them.
+    """The dimensions that `--search` describes; code 2 if one is wrong.
 
     Args:
         fixed: the script's other flags.
-        types: name to type of each of the script's arguments.
+        types: of the script's arguments, by name.
     """
     found: dict[str, tuple[tuple[Value, ...], re.Match | None]] = {}
     for word in search:
@@ -105,7 +102,7 @@ def read_space(script: Path, fixed: list[str], types: Mapping[str, str], search:
 
 
 def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, tuple[Value, ...], re.Match | None]:
-    """The name, its values (of a range, both ends) as words, and what a range is written as."""
+    """The name, its values (of a range, both ends), and the match of a range."""
     name, equals, text = word.partition("=")
     name = name.removeprefix("--").replace("-", "_")
     if not equals or not text:
@@ -161,31 +158,3 @@ def check_method(space: list[Dimension], method: str) -> None:
             fail(f"--search {d.name}: a grid needs a number of points, as in {d.low}..{d.high}{':log' * d.log}:5")
         if method != "grid" and d.points is not None:
             fail(f"--search {d.name}: {method} draws from the whole range; leave out :{d.points}, or list the values")
-
-
-def wandb_sweep(script: Path, fixed: list[str], space: list[Dimension], method: str, defaults: Mapping) -> dict:
-    """The same search as W&B's own configuration, for `wandb sweep FILE` and `wandb agent`.
-
-    https://docs.wandb.ai/guides/sweeps/sweep-config-keys. An agent gives a flag for True and nothing for False, so a
-    switch that is on by default appears as its opposite, no_NAME.
-    """
-    parameters: dict[str, Any] = {}
-    for d in space:
-        if any(isinstance(argument, list | dict) for argument in d.arguments):
-            fail(f"{d.name}: a W&B agent gives a value as one word; leave it out of --wandb-sweep")
-        if d.values and all(isinstance(value, bool) for value in d.values):
-            on = bool(defaults[d.name])
-            parameters[f"no_{d.name}" if on else d.name] = {"values": [value is not on for value in d.values]}
-        elif d.values or method == "grid":
-            # None as a word, which the script reads; what W&B's server makes of a null is not documented.
-            parameters[d.name] = {"values": ["None" if value is None else value for value in d.grid()]}
-        else:
-            kinds = ("int_uniform", "q_log_uniform_values") if d.whole else ("uniform", "log_uniform_values")
-            parameters[d.name] = {"distribution": kinds[d.log], "min": d.low, "max": d.high}
-    return {
-        "program": str(script),
-        "method": {"grid": "grid", "random": "random"}.get(method, "bayes"),
-        "metric": {"name": "eval/episodic_return", "goal": "maximize"},
-        "parameters": parameters,
-        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_boolean_flags}"],
-    }

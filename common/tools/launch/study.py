@@ -1,70 +1,27 @@
-"""The trials of a sweep, in a database: a queue that processes on several machines share. Needs optuna."""
+"""The trials of a sweep, in an Optuna study that outlives the process. Needs optuna."""
 
-import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy
 from optuna import pruners, samplers
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from common.args import fail
 from common.tools.launch.cli import INCIDENTAL, jsonable
-from common.tools.launch.jobs import locked
 
 if TYPE_CHECKING:
     from common.tools.launch.sweep import Sweep
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat, and plots
-
-
-class Database:
-    """Where the trials are, and a lock that all who work at them share, on all machines."""
-
-    def __init__(self, sweep: "Sweep", url: str) -> None:
-        self.folder = sweep.folder
-        self.key = int.from_bytes(hashlib.sha256(sweep.group.encode()).digest()[:8], "big", signed=True)
-        kind = url.partition(":")[0].partition("+")[0]
-        if kind not in ("sqlite", "postgresql"):
-            fail("--storage is sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")
-        self.sqlite, beat = kind == "sqlite", sweep.args.heartbeat
-        options = {"connect_args": {"timeout": 60} if self.sqlite else {}}
-        try:
-            self.engine = sqlalchemy.create_engine(url)
-            with self.lock():
-                self.storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs=options, heartbeat_interval=beat, grace_period=4 * beat
-                )
-        except ModuleNotFoundError as error:
-            fail(f"--storage {kind} needs {error.name}: pip install {error.name}")
-        except sqlalchemy.exc.ArgumentError:
-            fail("--storage is no address of a database")
-        except sqlalchemy.exc.OperationalError as error:
-            fail(f"the storage cannot be opened: {str(error.orig).splitlines()[0]}", code=6)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time. SQLite's own would let two take the same trial."""
-        if self.sqlite:
-            with locked(self.folder / "lock"):
-                yield
-            return
-        with self.engine.connect() as connection:  # closed, and so unlocked, however this process ends
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
-            try:
-                yield
-            finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
 def sampler(method: str, search_seed: int, trials: int, slot: int | str) -> Any:
-    """Seeded by the slot: workers that began with one seed would all draw the same."""
+    """Seeded by the slot, so that the draws do not depend on how often the sweep was stopped."""
     seed = int.from_bytes(hashlib.sha256(f"{search_seed} {slot}".encode()).digest()[:4], "big")
     startup = max(1, min(10, trials // 4))  # random ones, before there is anything to model
     if method == "tpe":
@@ -76,7 +33,7 @@ def sampler(method: str, search_seed: int, trials: int, slot: int | str) -> Any:
 
 @dataclass
 class Slot:
-    """A trial that is to be done once, whatever happens to those who do it: Optuna's trials of it, first to last."""
+    """A set of hyperparameters to evaluate once, and every attempt at it, first to last: trials of Optuna."""
 
     number: int | str
     trials: list[Any] = field(default_factory=list)
@@ -86,19 +43,19 @@ class Slot:
 
     @property
     def state(self) -> str:
-        """DONE, PRUNED, RUNNING, WAITING, or FAIL, which may be tried again."""
+        """DONE, PRUNED, RUNNING, WAITING or FAIL."""
         found = next((s for s in ("COMPLETE", "PRUNED", "RUNNING", "WAITING") if self.trial(s)), "FAIL")
         return "DONE" if found == "COMPLETE" else found
 
     @property
     def value(self) -> float | None:
-        """Of the trial that is done."""
+        """Of the completed trial."""
         done = self.trial("COMPLETE")
         return None if done is None else done.value
 
     @property
     def errors(self) -> list[str]:
-        """Of its runs; a worker that was killed or interrupted left none."""
+        """Errors of its runs; a sweep that was killed or interrupted left none."""
         return [t.user_attrs["error"] for t in self.trials if t.state.name == "FAIL" and "error" in t.user_attrs]
 
     @property
@@ -110,12 +67,12 @@ class Slot:
 
 
 class Queue:
-    """An Optuna study in which every slot is a waiting trial from the start: there are neither more nor fewer."""
+    """An Optuna study with a trial for each slot, waiting from the start; a failed trial is queued again."""
 
     def __init__(self, sweep: "Sweep", name: str, wanted: list[dict[str, Any]]) -> None:
-        self.sweep, self.database, self.storage = sweep, sweep.database, sweep.database.storage
+        self.sweep = sweep
         self.wanted = {slot["slot"]: slot for slot in wanted}
-        self.plan = {  # what must be the same for all that work at it
+        self.plan = {  # must be the same whenever the sweep is continued
             "script": sweep.args.script.name,
             "source": hashlib.sha256(sweep.args.script.read_bytes()).hexdigest(),
             "arguments": {name: value for name, value in sweep.base.items() if name not in INCIDENTAL},
@@ -125,74 +82,57 @@ class Queue:
         }
         plan = jsonable({**self.plan, "slots": wanted if sweep.args.method == "grid" else None})
         median = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
-        self.pruner = median if sweep.args.prune else pruners.NopPruner()
-        with self.database.lock():
-            self.study = optuna.create_study(
-                study_name=name, storage=self.storage, direction="maximize", load_if_exists=True, pruner=self.pruner
-            )
-            then = self.study.user_attrs.get("plan", plan)
-            if differ := [key for key in plan if then.get(key) != plan[key]]:
-                was = f"({then.get(differ[0])!r}, now {plan[differ[0]]!r})"
-                fail(f"{name} was begun with another {', '.join(differ)} {was}; choose another --wandb-group")
-            self.study.set_user_attr("plan", plan)
-            present = {slot.number for slot in self.slots()}
-            for number, slot in self.wanted.items():
-                if number not in present:  # those of a larger --trials, or all, or those a kill prevented
-                    self.study.enqueue_trial(slot["fixed"], user_attrs={"slot": number})
+        options: dict[str, Any] = {"pruner": median if sweep.args.prune else pruners.NopPruner()}
+        options["storage"] = f"sqlite:///{(sweep.folder / 'study.db').resolve()}"
+        try:
+            self.study = optuna.create_study(study_name=name, direction="maximize", load_if_exists=True, **options)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            fail(f"cannot open the database in {sweep.folder}: {str(error).splitlines()[0]}", code=6)
+        then = self.study.user_attrs.get("plan", plan)
+        if differ := [key for key in plan if then.get(key) != plan[key]]:
+            was = f"({then.get(differ[0])!r}, now {plan[differ[0]]!r})"
+            fail(f"{name} was begun with another {', '.join(differ)} {was}; choose another --wandb-group")
+        self.study.set_user_attr("plan", plan)
+        present = {slot.number for slot in self.slots()}
+        for number, slot in self.wanted.items():
+            if number not in present:  # those of a larger --trials, or all, or those a kill prevented
+                self.study.enqueue_trial(slot["fixed"], user_attrs={"slot": number})
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was killed
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        self.requeue()
 
     def slots(self) -> list[Slot]:
         """As they are now, in order."""
         found: dict[int | str, Slot] = {}
         for trial in self.study.get_trials(deepcopy=False):
-            number = trial.user_attrs.get("slot")
-            if number is not None:
-                found.setdefault(number, Slot(number)).trials.append(trial)
+            number = trial.user_attrs["slot"]
+            found.setdefault(number, Slot(number)).trials.append(trial)
         return [found[number] for number in sorted(found)]
 
     def take(self) -> Any:
-        """The next waiting trial, now this process's; None if there is none."""
-        with self.database.lock():
-            for waiting in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self.storage.record_heartbeat(waiting._trial_id)  # before it runs: one without would never be missed
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    if self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                        break
-            else:
-                return None
-        args, name = self.sweep.args, self.study.study_name
-        draws = sampler(args.method, args.search_seed, self.sweep.trials, waiting.user_attrs["slot"])
-        # A study of its own for each: one that is asked again remembers the trials that there were the first time.
-        study = optuna.load_study(study_name=name, storage=self.storage, sampler=draws, pruner=self.pruner)
-        study.get_trials(deepcopy=False)  # its storage knows no trial that it has not read
-        return optuna.trial.Trial(study, waiting._trial_id)
+        """The next waiting trial; None if there is none."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting:
+            return None
+        args = self.sweep.args
+        self.study.sampler = sampler(args.method, args.search_seed, self.sweep.trials, waiting[0].user_attrs["slot"])
+        return self.study.ask()
 
-    def tell(self, trial: Any, state: str, value: float | None = None, **notes: Any) -> bool:
-        """Ends a trial. False if another process has taken it, because this one was silent for so long."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            for name, note in notes.items():
-                trial.set_user_attr(name, note)
-            values = None if value is None else [value]
-            self.storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
-            return True
-        return False
-
-    def report(self, trial: Any, value: float, step: int) -> bool:
-        """Takes an intermediate value; whether the trial is to be pruned."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            trial.report(value, step)
-            return trial.should_prune()
-        return False
+    def tell(self, trial: Any, state: str, value: float | None = None, **notes: Any) -> None:
+        """Ends a trial."""
+        for name, note in notes.items():
+            trial.set_user_attr(name, note)
+        self.study.tell(trial, value, TrialState[state])
+        self.requeue()
 
     def requeue(self) -> None:
-        """Queues again what failed or lost its worker. If this is killed, the next call makes up for it."""
-        with self.database.lock():
-            optuna.storages.fail_stale_trials(self.study)
-            for slot in self.slots():
-                if slot.state == "FAIL" and not self.given_up(slot):
-                    params: dict[str, Any] = next((t.params for t in reversed(slot.trials) if t.params), {})
-                    if len(params) < len(self.sweep.space):  # killed before it had drawn them all
-                        params = self.wanted[slot.number]["fixed"]
-                    self.study.enqueue_trial(params, user_attrs={"slot": slot.number})
+        """Queues failed slots again, with the hyperparameters they had."""
+        for slot in self.slots():
+            if slot.state == "FAIL" and not self.given_up(slot):
+                params: dict[str, Any] = next((t.params for t in reversed(slot.trials) if t.params), {})
+                if len(params) < len(self.sweep.space):  # killed before it had drawn them all
+                    params = self.wanted[slot.number]["fixed"]
+                self.study.enqueue_trial(params, user_attrs={"slot": slot.number})
 
     def given_up(self, slot: Slot) -> bool:
         final = bool(slot.trials[-1].user_attrs.get("final"))
@@ -204,11 +144,7 @@ class Queue:
         over = sum(slot.state in ("DONE", "PRUNED") or self.given_up(slot) for slot in slots)
         return f"[{over:>{len(str(len(slots)))}}/{len(slots)}]"
 
-    def open(self) -> bool:
-        """Whether any slot is still to be done, by whomever."""
-        return any(slot.state not in ("DONE", "PRUNED") and not self.given_up(slot) for slot in self.slots())
-
     def best(self) -> Any:
-        """The trial of the highest value, if one is done."""
+        """The completed trial of the highest value; None if there is none."""
         done = [slot.trial("COMPLETE") for slot in self.slots() if slot.state == "DONE"]
         return max(done, key=lambda trial: trial.value, default=None)

@@ -1,20 +1,21 @@
-"""Searches a script's hyperparameters, and tries the best ones on fresh seeds against the defaults.
+"""Searches a script's hyperparameters, then compares the winner with the defaults on fresh seeds.
 
     python -m common sweep algos/ppo.py --env-id CartPole-v1 --search learning_rate=1e-4..1e-2:log gamma=0.95,0.98 \\
         --method tpe --trials 20 --seeds 1-2 --workers 2 -- --total-timesteps 2e4 --no-capture-video
 
-What stands after `--` goes to every run. A trial is a set of hyperparameters; its value, to be maximized, is the mean
-over the seeds of the last greedy evaluation. gamma=0.9,0.99 is a list, 1e-4..1e-2 a range, with :log in the logarithm,
-with :5 of so many points in a grid.
+Flags after `--` go to every run. A trial is a set of hyperparameters; its value, to be maximized, is the mean over the
+seeds of the last greedy evaluation. `gamma=0.9,0.99` is a list, `1e-4..1e-2` a range, `:log` draws from it evenly in
+the logarithm, `:5` makes 5 points of it for a grid.
 
---prune ends a trial early when its best mean training return so far is below the median of the earlier trials at the
-same tenth of the run of the same seed (Optuna's MedianPruner; not among the first 5 trials, nor in the first three
-tenths). A trial whose numbers are not finite counts as pruned.
+--prune ends a trial when its best mean training return is below the median of earlier trials at the same tenth of the
+run (Optuna's MedianPruner; not among the first 5 trials, nor in the first three tenths). A trial with non-finite
+numbers counts as pruned.
 
-The same command again goes on; started several times, or with one PostgreSQL --storage on several machines, it shares
-the work. A trial whose worker is gone is queued again, and goes on from the checkpoint of its run.
+The same command continues a sweep that was stopped or killed: unfinished trials resume their runs.
+`optuna-dashboard sqlite:///runs/NAME.sweep/study.db` plots the trials.
 """
 
+import itertools
 import json
 import math
 import time
@@ -29,8 +30,8 @@ from common.internals.console.cli import parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
 from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
-from common.tools.launch.jobs import Job, Pool, Progress, Screen, make_folder, make_job, stop, write_file
-from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space, wandb_sweep
+from common.tools.launch.jobs import Job, Pool, Progress, Screen, locked, make_folder, make_job, stop, write_file
+from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
 if TYPE_CHECKING:
     from common.tools.launch.study import Queue
@@ -43,37 +44,31 @@ class Args:
     script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
     """the script; forks too, from any folder"""
     search: tuple[str, ...]
-    """what to search: name=low..high, name=low..high:log, name=value,value (a grid's ranges end in their points, :5)"""
+    """what to search: name=low..high, name=low..high:log, name=value,value; for a grid, ranges end in :POINTS"""
     env_id: str | None = None
     """gymnasium environment id (default: the script's)"""
     method: Literal["grid", "random", "tpe", "gp"] = "tpe"
-    """every combination, random ones, or Bayesian search by tree-structured Parzen estimators or Gaussian processes"""
+    """grid, random, or Bayesian: tree-structured Parzen estimators (tpe), Gaussian processes (gp)"""
     trials: int | None = None
-    """sets of hyperparameters to try (default: 20; a grid has its own number)"""
+    """number of trials (default: 20; of a grid, all its points)"""
     seeds: str = "1-3"
     """seeds of each trial: 1-3 or 1,3,7-9"""
     fresh_seeds: str = "1001-1010"
-    """seeds on which the winner and the defaults are run at the end"""
+    """seeds of the final runs of the winner and of the defaults"""
     prune: bool = True
-    """end trials early that do worse than the median"""
+    """end trials early whose returns are below the median"""
     retries: int = 2
-    """times a trial is tried again after a run of it failed"""
+    """times to retry a trial after a run of it failed"""
     workers: int = 1
-    """runs at a time; the cores this process may use are divided among them"""
+    """runs at a time; the cores are divided among them"""
     search_seed: int = 0
-    """seed of what random, tpe and gp draw"""
-    storage: str | None = None
-    """where trials are kept (default: SQLite, in the sweep's folder); postgresql+psycopg://... for many machines"""
-    heartbeat: int = 15
-    """seconds between a worker's signs of life; after four times as long without one its trials are queued again"""
+    """seed of the search methods"""
     wandb_group: str | None = None
-    """W&B group, and the name of the sweep (default: sweep_, the script, the environment and the method)"""
+    """W&B group, and name of the sweep (default: sweep_SCRIPT_ENV_METHOD)"""
     wandb_tags: tuple[str, ...] = ()
-    """W&B tags, besides `sweep` and the trial"""
+    """W&B tags, besides `sweep` and the trial's"""
     runs_dir: Path = Path("runs")
-    """where run directories are made, and the sweep's own folder"""
-    wandb_sweep: Path | None = None
-    """write the same search into this file for W&B's own agents, and run nothing"""
+    """folder of the run directories and of the sweep"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -81,7 +76,7 @@ class Args:
 def main(argv: list[str]) -> None:
     own, fixed = split_flags(argv)
     args = parse(Args, __doc__, own, prog="python -m common sweep")
-    at_least(args, workers=1, trials=1, heartbeat=1, retries=0, search_seed=0)
+    at_least(args, workers=1, trials=1, retries=0, search_seed=0)
     seeds, fresh = numbers(args.seeds, "--seeds"), numbers(args.fresh_seeds, "--fresh-seeds")
     if set(seeds) & set(fresh):
         fail("--fresh-seeds must not be among --seeds: the winner was chosen on those")
@@ -94,43 +89,39 @@ def main(argv: list[str]) -> None:
     check_method(space, args.method)
     if args.method == "grid" and args.trials is not None:
         fail(f"--trials is for random, tpe and gp; this grid has {len(product(space))} points")
-    if args.wandb_sweep is not None:
-        import yaml  # a dependency of wandb
-
-        search = wandb_sweep(args.script, fixed, space, args.method, base)
-        write_file(args.wandb_sweep, yaml.safe_dump(search, sort_keys=False))
-        print(f"wrote {args.wandb_sweep}: wandb sweep {args.wandb_sweep}")
-        return
     try:
-        import matplotlib
+        import optuna  # noqa: F401
         import scipy  # noqa: F401 - for optuna's gp
-
-        from common.tools.launch.study import Queue
     except ImportError as error:
         fail(f'sweep needs {error.name}, which is not installed: pip install -e ".[sweep]"')
-    matplotlib.use("Agg")
     group = args.wandb_group or sanitized(f"sweep_{args.script.stem}_{base['env_id']}_{args.method}")
     folder = args.runs_dir / f"{component(group, '--wandb-group')}.sweep"
     make_folder(folder)
     sweep = Sweep(args, folder, group, fixed, base, space, seeds)
-    command = ["python", "-m", "common", "sweep", *argv]
+    with locked(folder / "lock", wait=False) as lock:
+        if lock is None:
+            fail(f"another process works at {folder}")
+        search(sweep, fresh, ["python", "-m", "common", "sweep", *argv])
+
+
+def search(sweep: "Sweep", fresh: list[int], command: list[str]) -> None:
+    """The trials, then the winner and the defaults on fresh seeds, then the report."""
+    from common.tools.launch.study import Queue
+
+    args, base, space, seeds, group = sweep.args, sweep.base, sweep.space, sweep.seeds, sweep.group
     combinations = product(space) if args.method == "grid" else [{}] * sweep.trials
-    trials = [{"slot": i, "fixed": params, "seeds": seeds} for i, params in enumerate(combinations)]
-    tried = Queue(sweep, group, trials)
+    tried = Queue(sweep, group, [{"slot": i, "fixed": params, "seeds": seeds} for i, params in enumerate(combinations)])
     sweep.work(tried, command)
     winner = tried.best()
     if winner is None:
         errors = [slot.error for slot in tried.slots() if slot.error]
         code = int(errors[-1].split()[1].rstrip(":")) if errors else 1
-        fail(f"no trial came to its end; the last: {errors[-1] if errors else 'pruned'}", code)
+        fail(f"no trial was completed; the last: {errors[-1] if errors else 'pruned'}", code)
     defaults_won = all(d.argument(winner.params[d.name]) == base[d.name] for d in space)
-    compared: dict[str, dict[str, Any]] = (
-        {"defaults": {}} if defaults_won else {"winner": winner.params, "defaults": {}}
-    )
+    compared: dict[str, Any] = {"defaults": {}} if defaults_won else {"winner": winner.params, "defaults": {}}
+    pairs = itertools.product(compared.items(), fresh)
     runs = [
-        {"slot": f"{name} {seed}", "fixed": params, "seeds": [seed], "name": name}
-        for name, params in compared.items()
-        for seed in fresh
+        {"slot": f"{name} {seed}", "fixed": params, "seeds": [seed], "name": name} for (name, params), seed in pairs
     ]
     final = Queue(sweep, f"{group}, trial {winner.user_attrs['slot']} on fresh seeds", runs)
     sweep.work(final, command)
@@ -139,7 +130,7 @@ def main(argv: list[str]) -> None:
 
 @dataclass(eq=False)
 class Attempt:
-    """A trial that this process works at: one run after the other, a seed each."""
+    """A trial of this process: one run after the other, one for each seed."""
 
     trial: Any
     slot: dict[str, Any]
@@ -156,7 +147,7 @@ class Attempt:
 
 @dataclass(eq=False)
 class Sweep:
-    """What every queue of a sweep shares, and the loop that works at one."""
+    """The settings of a sweep, and the loop that works through a queue of trials."""
 
     args: Args
     folder: Path
@@ -167,43 +158,26 @@ class Sweep:
     seeds: list[int]
 
     def __post_init__(self) -> None:
-        from common.tools.launch.study import Database
-
         self.trials = self.args.trials or TRIALS
         self.screen = Screen()
-        self.database = Database(self, self.args.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
 
     def work(self, queue: "Queue", command: list[str]) -> None:
-        """Until every slot of the queue is done, by this process or another."""
+        """Runs the trials of a queue until each is completed, pruned or given up."""
         self.pool = Pool(self.args.workers)
         self.pool.listen()
         attempts: list[Attempt] = []
-        looked = beaten = -math.inf
-        queue.requeue()
         while True:
-            now = time.monotonic()
-            if now - beaten > self.args.heartbeat:
-                beaten = now
-                for attempt in attempts:
-                    queue.storage.record_heartbeat(attempt.trial._trial_id)
-                queue.requeue()
-            while len(attempts) < self.args.workers and not self.pool.stopping:
-                trial = queue.take()
-                if trial is None:
-                    break
+            while len(attempts) < self.args.workers and not self.pool.stopping and (trial := queue.take()) is not None:
                 attempts.append(self.begin(queue, trial))
-            self.step(queue, attempts)
             if self.pool.stopping and not self.pool.jobs:
                 for attempt in attempts:
                     queue.tell(attempt.trial, "FAIL")
-                queue.requeue()
                 self.pool.leave(command)
-            if not attempts and now - looked > 1:
-                looked = now
-                if not queue.open():
-                    return
+            if not attempts:
+                return
+            self.step(queue, attempts)
             self.screen.show(lambda: self.status(queue, attempts))
-            time.sleep(0.1 if attempts else 0.5)
+            time.sleep(0.1)
 
     def begin(self, queue: "Queue", trial: Any) -> Attempt:
         slot = queue.wanted[trial.user_attrs["slot"]]
@@ -219,7 +193,7 @@ class Sweep:
         return Attempt(trial, slot, jobs)
 
     def step(self, queue: "Queue", attempts: list[Attempt]) -> None:
-        """Starts, watches and ends the runs of `attempts`; those that are over leave the list."""
+        """Starts, watches and ends the runs of `attempts`, and removes the attempts that are over."""
         ended = self.pool.poll()
         for attempt in list(attempts):
             if attempt.waits:
@@ -227,7 +201,7 @@ class Sweep:
                     continue
                 if self.pool.start(attempt.job):
                     attempt.waits = False
-                elif not attempt.job.finished():  # the run of a worker that was killed, not yet ended
+                elif not attempt.job.finished():  # the run of a process that was killed, still ending
                     continue
             self.report(queue, attempt)
             finished = attempt.waits or attempt.job in ended
@@ -235,7 +209,7 @@ class Sweep:
                 attempts.remove(attempt)
 
     def report(self, queue: "Queue", attempt: Attempt) -> None:
-        """Tells Optuna the mean training return of each tenth of a run, and ends a trial that is to be pruned."""
+        """Reports the mean training return of each tenth of a run to Optuna, and stops the run if it is pruned."""
         attempt.job.look()
         progress = attempt.job.progress
         for value in [] if progress is None else progress.returns()[attempt.reported : Progress.PARTS - 1]:
@@ -245,12 +219,13 @@ class Sweep:
             attempt.reported += 1
             if value is None or "name" in attempt.slot:
                 continue
-            if queue.report(attempt.trial, value, step) and not attempt.waits:
+            attempt.trial.report(value, step)
+            if attempt.trial.should_prune() and not attempt.waits:
                 attempt.pruned = True
                 stop(attempt.job)
 
     def end(self, queue: "Queue", attempt: Attempt) -> bool:
-        """What the end of its current run means for a trial; whether the trial is over."""
+        """Records the end of a trial's current run. Returns whether the trial is over."""
         job, title = attempt.job, self.title(attempt)
         score = job.score()
         if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
@@ -263,18 +238,17 @@ class Sweep:
             if len(attempt.values) < len(attempt.jobs):
                 return False
             value = sum(attempt.values) / len(attempt.values)
-            if queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values):
-                self.screen.say(f"{queue.count()} {title}: {value:.5g}")
+            queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values)
+            self.screen.say(f"{queue.count()} {title}: {value:.5g}")
             return True
         if self.pool.stopping:
-            return False  # the loop gives it back
+            return False  # the loop queues it again
         code = job.code or 1
         error = f"exit {code}: {job.error()}"
-        if code == 4:  # a step size too large is an answer
+        if code == 4:  # a learning rate too large is a result
             queue.tell(attempt.trial, "PRUNED", error=error)
         else:
-            queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # another try would change nothing
-            queue.requeue()
+            queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # a retry would end the same way
         self.screen.say(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
         return True
 
@@ -295,37 +269,35 @@ def described(params: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_won: bool) -> None:
-    """Prints and writes what was found: report.md, results.json, history.png, importance.png."""
+    """Prints the result, and writes report.md and results.json."""
     values: dict[str, list[float]] = {"winner": [], "defaults": []}
     for slot in final.slots():
         if slot.value is not None:
             values[final.wanted[slot.number]["name"]].append(slot.value)
-    slots = tried.slots()
+    won, plain = values["winner"], values["defaults"]
     lines = [f"Winner: trial {winner.user_attrs['slot']}, {described(winner.params)}: {winner.value:.5g}", ""]
-    fresh, (won, plain) = f"On the fresh seeds {sweep.args.fresh_seeds}", values.values()
+    fresh = f"On the fresh seeds {sweep.args.fresh_seeds}"
     if defaults_won:
         lines += [f"The winner is the defaults. {fresh}: {stats.mean_and_std(plain)}."]
     elif won and plain:
         both = f"winner {stats.mean_and_std(won)} ({len(won)} runs), defaults {stats.mean_and_std(plain)}"
         lines += [f"{fresh}: {both} ({len(plain)} runs).", stats.significance(won, plain, winner.value)]
     else:
-        lines += [f"{fresh} no run of the {'winner' if not won else 'defaults'} came to its end."]
-    names = [d.name for d in sweep.space]
-    table = Table("", ["trial", *names, "value", "seeds", ""], [])
-    rows = []
+        lines += [f"{fresh} no run of the {'defaults' if won else 'winner'} was completed."]
+    slots, names = tried.slots(), [d.name for d in sweep.space]
+    table, rows = Table("", ["trial", *names, "value", "seeds", ""], []), []
     for slot in sorted(slots, key=lambda s: -math.inf if s.value is None else s.value, reverse=True):
         trial = slot.trial("COMPLETE", "PRUNED") or slot.trials[-1]
         each = trial.user_attrs.get("values", [])
         note = " ".join(filter(None, ["" if slot.state == "DONE" else slot.state.lower(), slot.error]))
-        value = "" if slot.value is None else f"{slot.value:.5g}"
-        cells = [str(slot.number), *(_short(trial.params.get(name)) for name in names), value]
-        table.rows.append([*cells, ", ".join(f"{v:.5g}" for v in each), note])
-        about = {"trial": slot.number, "state": slot.state, "params": trial.params, "values": each}
-        rows.append({**about, "value": slot.value, "error": slot.error})
+        cells = [slot.number, *(trial.params.get(name) for name in names), "" if slot.value is None else slot.value]
+        table.rows.append([*map(_short, cells), ", ".join(map(_short, each)), note])
+        row = {"trial": slot.number, "state": slot.state, "params": trial.params, "values": each}
+        rows.append({**row, "value": slot.value, "error": slot.error})
     args = sweep.args
     head = f"{args.script.name} on {sweep.base['env_id']}, {args.method}, {len(slots)} trials of seeds {args.seeds}; "
     head += "the value is the mean of the last greedy evaluations."
@@ -336,24 +308,4 @@ def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_w
     lost = [f"failed: trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
     lost += [f"failed: {final.wanted[s.number]['name']}: {s.error}" for s in final.slots() if final.given_up(s)]
     print("\n" + "\n".join([*lines, *lost]))
-    print(f"report, results and plots: {sweep.folder}", flush=True)
-    _plots(sweep, tried)
-
-
-def _plots(sweep: Sweep, tried: "Queue") -> None:
-    import matplotlib.pyplot as plt
-    from optuna.importance import PedAnovaImportanceEvaluator
-    from optuna.visualization import matplotlib as plots
-
-    def save(name: str) -> None:
-        plt.savefig(sweep.folder / name, dpi=120, bbox_inches="tight")
-        plt.close("all")
-
-    done = [slot.value for slot in tried.slots() if slot.state == "DONE"]
-    plots.plot_optimization_history(tried.study)
-    save("history.png")
-    if len(done) < 4 or len(set(done)) < 2:
-        print("no plot of the hyperparameters' importance: that takes 4 trials of different values")
-        return
-    plots.plot_param_importances(tried.study, evaluator=PedAnovaImportanceEvaluator())
-    save("importance.png")
+    print(f"report and results: {sweep.folder}", flush=True)
