@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import warm  # noqa: E402
 import worlds  # noqa: E402, F401
 
-
 LONGEST = ("test_scripts_check", "test_sweep")
 
 
