@@ -71,9 +71,7 @@ def test_a_close_that_raises_costs_no_evaluation(tmp_path, capsys):
     assert "close" in line
 
 
-def test_an_environment_that_can_exist_only_once_is_evaluated_at_the_end_after_a_warning(
-    tmp_path, capsys
-):
+def test_an_environment_that_can_exist_only_once_is_evaluated_at_the_end_after_a_warning(tmp_path, capsys):
     run_dir = train(tmp_path, env_id="OnlyOne-v0")
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
