@@ -18,6 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import warm  # noqa: E402
 import worlds  # noqa: E402, F401
 
+LONGEST = ("test_scripts_check", "test_sweep")
+
+
+def pytest_collection_modifyitems(items):
+    """With several workers the longest tests begin first, so that none of them is the last to end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def nothing_warned_yet(monkeypatch):

@@ -91,7 +91,7 @@ def test_whatever_a_flag_is_given_has_a_meaning_or_is_one_line(script, tmp_path,
         ("sac", ["--q-lr", "-1"], "--q-lr must be above 0, not -1.0"),
     ],
 )
-def test_a_number_outside_its_bounds_is_refused_with_them(script, words, says, capsys):
+def test_a_number_outside_its_bounds_is_refused_and_the_bounds_are_named(script, words, says, capsys):
     args_class = load(script).Args
     assert refusal(capsys, lambda: parse(args_class, argv=words)) == f"error: {says}"
 
@@ -125,7 +125,7 @@ class Fork(RunArgs):
     computed: int = field(init=False, default=-1)
 
 
-def test_nothing_is_asked_of_a_forks_own_fields(tmp_path):
+def test_a_forks_own_fields_may_hold_anything(tmp_path):
     assert Fork(offset=-3, temperature=0.0, hash_seed=-(2**70)).offset == -3
     assert parse(Fork, argv=["--offset", "-1", "--temperature", "-inf"]).temperature == -math.inf
     args = Fork(layers=[0, 7], pair=((3, 4), (5, 6)), mode="b", obs_key="token", api_key="x y", anything="z")
@@ -215,7 +215,7 @@ FACTS = {
     ],
     ids=lambda content: str(content[:30]),
 )
-def test_an_args_json_that_is_none_is_one_line_and_exit_3(content, tmp_path, capsys):
+def test_an_invalid_args_json_is_one_line_and_exit_3(content, tmp_path, capsys):
     path = tmp_path / "args.json"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -269,7 +269,7 @@ def test_say_never_raises(stream, monkeypatch, capsys):
     [("ascii", "d?j? 3 ? 1"), ("cp866", "d?j? 3 ? 1"), ("latin2", "d\xe9j? 3 ? 1"), ("latin1", "d\xe9j\xe0 3 ± 1"),
      ("utf-8", "d\xe9j\xe0 3 ± 1"), ("utf-16", "d\xe9j\xe0 3 ± 1")],
 )  # fmt: skip
-def test_what_an_encoding_lacks_is_a_question_mark(encoding, shown, monkeypatch):
+def test_a_character_that_the_encoding_lacks_is_printed_as_a_question_mark(encoding, shown, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline=""))
     say("d\xe9j\xe0 3 ± 1")

@@ -72,7 +72,7 @@ def test_a_close_that_raises_costs_no_evaluation(tmp_path, capsys):
     assert "close" in line
 
 
-def test_an_environment_that_exists_once_is_evaluated_at_the_end_and_that_is_said_at_the_start(tmp_path, capsys):
+def test_an_environment_that_can_exist_only_once_is_evaluated_at_the_end_after_a_warning(tmp_path, capsys):
     run_dir = train(tmp_path, env_id="OnlyOne-v0")
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
@@ -247,7 +247,7 @@ def test_there_are_as_many_target_updates_as_due(num_envs, frequency, tmp_path, 
     assert len(calls) == (steps - 40) // frequency
 
 
-def test_growing_total_timesteps_is_said(tmp_path, capsys):
+def test_growing_total_timesteps_is_reported(tmp_path, capsys):
     module = load("dqn")
     flags = {**SMALL, "env_id": "Steady-v0", "runs_dir": str(tmp_path), "eval_episodes": 0}
     module.main(module.Args(**flags))

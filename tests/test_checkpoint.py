@@ -303,7 +303,7 @@ def test_a_full_disk_is_a_warning_and_the_last_checkpoint_stays(tmp_path, capsys
     assert load_latest(tmp_path / "checkpoints")["step"] == 3
 
 
-def test_other_parts_than_the_script_s_are_one_line(tmp_path, capsys):
+def test_a_checkpoint_with_other_parts_than_the_script_is_one_line(tmp_path, capsys):
     saver = Checkpoint(FakeRun(tmp_path), FakeEnvs(), net=torch.nn.Linear(2, 2))
     saver.restore(torch.zeros(1))
     saver.write(1)
@@ -328,7 +328,7 @@ def test_save_interval_0_writes_nothing(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_system_that_opens_no_folder_writes_checkpoints(tmp_path, monkeypatch, capsys):
+def test_checkpoints_are_written_where_a_folder_cannot_be_opened(tmp_path, monkeypatch, capsys):
     """Windows: os.open of a folder is a PermissionError."""
     real = os.open
 

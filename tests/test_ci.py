@@ -20,7 +20,7 @@ FOUND = "Found 1 known vulnerability in 1 package\nName Version ID\ntorch 2.0.0 
         ("ConnectionError: Max retries exceeded", 1, 0, "NOT DONE"),
     ],
 )
-def test_an_audit_that_could_ask_nobody_does_not_pass_for_one(answer, code, expected, says, tmp_path):
+def test_an_audit_that_could_not_reach_its_database_does_not_count_as_passed(answer, code, expected, says, tmp_path):
     fake = tmp_path / "pip-audit"
     fake.write_text(f"#!/bin/sh\ncat >> {tmp_path}/asked <<'E'\n$@\nE\ncat <<'E'\n{answer}\nE\nexit {code}\n")
     fake.chmod(0o755)

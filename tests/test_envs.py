@@ -83,7 +83,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Mixed64-v0", "Uneven-v0", "Telling"])
-def test_the_leaner_step_is_that_of_gymnasium(env_id):
+def test_our_faster_step_returns_what_gymnasiums_step_returns(env_id):
     def make():
         return Telling(gym.make("Mixed-v0", lengths=(3, 4, 2))) if env_id == "Telling" else gym.make(env_id)
 
@@ -249,7 +249,7 @@ def test_seeds_of_environments_never_overlap():
         ("HalfCheetah-v2", "gymnasium-robotics"),
     ],
 )
-def test_an_environment_that_cannot_be_had_is_one_line(env_id, says, capsys):
+def test_an_environment_that_cannot_be_made_is_one_line(env_id, says, capsys):
     with pytest.raises(SystemExit) as stop:
         envs_of(env_id, 1)
     assert stop.value.code == 2

@@ -38,7 +38,7 @@ def test_short_episodes_count_no_more_than_long_ones(episodes):
     assert returns.tolist() == [n * (n + 1) / 2 for n in expected]
 
 
-def test_evaluation_puts_everything_back():
+def test_evaluation_restores_everything_it_changes():
     network = Network()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = play(network.noisy, "CartPole-v1", 5, seed=1)
@@ -54,7 +54,7 @@ def test_evaluation_puts_everything_back():
     assert network.training
 
 
-def test_its_environments_are_not_those_of_training():
+def test_evaluation_environments_are_not_those_of_training():
     seen = []
 
     class Recorder(Network):

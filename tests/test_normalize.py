@@ -46,7 +46,7 @@ def test_a_billion_samples_still_count():
     assert rms.count.item() == 1e9 + 1
 
 
-def test_the_state_comes_back_to_the_bit():
+def test_the_state_is_restored_to_the_bit():
     rms, copy = RunningMeanStd((4,)), RunningMeanStd((4,))
     rms.update(torch.randn(1000, 4) * 3 + 2)
     copy.load_state_dict(rms.state_dict())
@@ -90,7 +90,7 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(num_steps
     assert np.allclose(scaler(torch.tensor(rewards)), expected, rtol=1e-5)
 
 
-def test_the_scaler_s_state_comes_back_to_the_bit():
+def test_the_state_of_the_scaler_is_restored_to_the_bit():
     scaler, copy = RewardScaler(3, gamma=0.99), RewardScaler(3, gamma=0.99)
     scaler.update(torch.randn(50, 3), torch.rand(50, 3) < 0.1)
     copy.load_state_dict(scaler.state_dict())

@@ -21,13 +21,13 @@ def last_evaluation(run_dir):
 
 
 @pytest.mark.parametrize("run_dir", RUNS, ids=lambda path: path.name)
-def test_its_last_evaluation_is_played_again(run_dir, tmp_path):
+def test_the_last_evaluation_of_an_old_run_can_be_played_again(run_dir, tmp_path):
     evaluate.main([str(run_dir), "--json", str(tmp_path / "scores.json")])
     (score,) = json.loads((tmp_path / "scores.json").read_text())
     assert score["mean"] == pytest.approx(last_evaluation(run_dir), rel=1e-6)
 
 
-def test_they_are_compared(tmp_path, capsys):
+def test_old_runs_can_be_compared(tmp_path, capsys):
     shutil.copytree(OLD, tmp_path / "runs")
     compare.main([str(tmp_path / "runs")])
     shown = capsys.readouterr().out

@@ -177,7 +177,7 @@ def test_box_actions_begin_with_the_deviation_asked_for():
         ({"num_envs": 1, "num_steps": 4, "num_minibatches": 3}, "--num-minibatches"),
     ],
 )
-def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
+def test_a_space_or_flag_that_does_not_fit_is_one_line(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, **flags)
     assert stop.value.code == 2
@@ -222,7 +222,7 @@ def test_log_probabilities_and_entropies_are_those_of_the_distributions_library_
     assert all(p.grad is None or p.grad.isfinite().all() for p in agent.parameters())
 
 
-def test_sampled_choices_have_their_probabilities_and_absent_ones_are_never_drawn():
+def test_multidiscrete_samples_have_their_probabilities_and_padding_is_never_drawn():
     envs = envs_of("Dials-v0", 1)
     torch.manual_seed(0)
     agent = ppo.Agent(envs, ppo.Args())
@@ -240,7 +240,7 @@ def test_sampled_choices_have_their_probabilities_and_absent_ones_are_never_draw
         assert ((counts - expected) ** 2 / expected).sum() < bound
 
 
-def test_many_dials_are_learnt(tmp_path):
+def test_multidiscrete_actions_are_learnt(tmp_path):
     agent = network_of(train(tmp_path, env_id="Dials-v0", total_timesteps=8000))
     with torch.no_grad():
         assert agent.greedy(torch.zeros(1, 3)).tolist() == [[1, 3, 0]]  # the marks, counted from each dial's start

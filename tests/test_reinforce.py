@@ -143,7 +143,7 @@ def test_box_actions_run_and_are_logged(tmp_path):
         ({"num_envs": 1, "num_steps": 1}, "--num-steps"),
     ],
 )
-def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
+def test_a_space_or_flag_that_does_not_fit_is_one_line(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, **flags)
     assert stop.value.code == 2

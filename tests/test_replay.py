@@ -28,7 +28,7 @@ def step_of(t, num_envs):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 60))
-def test_it_holds_the_last_transitions_and_nothing_else(capacity, num_envs, steps):
+def test_replay_holds_the_last_transitions_and_nothing_else(capacity, num_envs, steps):
     if capacity < num_envs:
         with pytest.raises(ValueError, match="capacity"):
             ReplayBuffer(capacity, num_envs)
@@ -352,7 +352,7 @@ def test_frames_are_stored_once_and_those_set_aside_are_written_over():
     assert sum(array.nbytes for array in others) <= 60 * rows * n + 8 * 32 * 2
 
 
-def test_next_obs_that_is_not_obs_moved_on_is_refused():
+def test_next_obs_that_does_not_continue_the_frame_stack_is_refused():
     replay = ReplayBuffer(4, 1, frame_stack=2)
     obs = torch.arange(8.0).reshape(1, 2, 4)
     with pytest.raises(ValueError, match="moved on"):
@@ -377,7 +377,7 @@ def test_next_obs_that_is_not_obs_moved_on_is_refused():
         ({"alpha": 0.5}, {"indices": torch.zeros(1)}, "indices"),
     ],
 )
-def test_fields_that_cannot_be_are_refused(options, changed, message):
+def test_invalid_fields_are_refused(options, changed, message):
     step = {
         "rewards": torch.zeros(1),
         "terminations": torch.zeros(1, dtype=torch.bool),
@@ -389,7 +389,7 @@ def test_fields_that_cannot_be_are_refused(options, changed, message):
     assert len(replay) == 0
 
 
-def test_options_that_cannot_be_are_refused():
+def test_invalid_options_are_refused():
     for options in ({"n_step": 0, "gamma": 0.9}, {"n_step": 2}, {"alpha": -0.1}, {"frame_stack": -1}):
         with pytest.raises(ValueError):
             ReplayBuffer(4, 1, **options)
@@ -401,7 +401,7 @@ def test_options_that_cannot_be_are_refused():
 
 @pytest.mark.parametrize("stack", [0, 3])
 @pytest.mark.parametrize("alpha", [None, 0.5])
-def test_the_memory_asked_for_is_the_memory_taken(stack, alpha, monkeypatch, capsys):
+def test_the_memory_announced_is_the_memory_taken(stack, alpha, monkeypatch, capsys):
     def make():
         replay = ReplayBuffer(3000, 2, frame_stack=stack, alpha=alpha)
         replay.add(**Story(np.random.default_rng(0), 2, stack).step())

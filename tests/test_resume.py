@@ -220,7 +220,7 @@ def test_a_kill_after_an_evaluation_leaves_its_row_once_in_tensorboard(log_inter
     assert same_metrics(stopped, whole)
 
 
-def test_the_same_wandb_run_goes_on(tmp_path):
+def test_a_resumed_run_continues_its_wandb_run(tmp_path):
     flags = ["--eval-episodes", 1, "--total-timesteps", 3000, "--save-interval", 500, "--log-interval", 100]
     flags += ["--no-capture-video", *SMALL]
     run_dir, stops = interrupted("dqn", flags, tmp_path, [signal.SIGKILL] * 2, random.Random(4), delay=0.2)
@@ -303,7 +303,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
         (["--num-envs", 2, "--batch-size", 32], "num_envs was 1, is now 2, batch_size was 64, is now 32"),
     ],
 )
-def test_another_run_cannot_be_made_of_it(flags, says, tmp_path):
+def test_resume_refuses_flags_that_would_change_the_run(flags, says, tmp_path):
     run_dir = quick_run(tmp_path)
     (run_dir / "finished.json").unlink()
     before = (run_dir / "metrics.jsonl").read_bytes()
@@ -313,7 +313,7 @@ def test_another_run_cannot_be_made_of_it(flags, says, tmp_path):
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
-def test_what_is_no_run_directory_is_one_line(tmp_path):
+def test_resume_refuses_what_is_not_a_run_directory(tmp_path):
     done = run_script("--resume", tmp_path / "nothing", check=3)
     assert "is not a run directory" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -333,7 +333,7 @@ def test_a_run_without_a_checkpoint_begins_again_in_its_place(tmp_path):
     assert [row["global_step"] for row in rows(run_dir)] == [row["global_step"] for row in metrics]
 
 
-def test_two_processes_cannot_go_on_with_one_run(tmp_path):
+def test_two_processes_cannot_resume_one_run(tmp_path):
     process = start("dqn", ["--no-track", "--runs-dir", tmp_path, "--total-timesteps", 1_000_000])
     try:
         for line in process.stdout:
@@ -348,21 +348,21 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path):
     run_script("--resume", run_dir, "--total-timesteps", 500, check=0)  # the lock went with the process
 
 
-def test_another_number_of_threads_is_said(tmp_path):
+def test_another_number_of_threads_is_reported(tmp_path):
     run_dir = quick_run(tmp_path)
     (run_dir / "finished.json").unlink()
     done = run_script("--resume", run_dir, "--torch-threads", 2)
     assert "resumed, but not to the bit: threads 1 -> 2" in done.stderr
 
 
-def test_a_changed_script_is_said(tmp_path):
+def test_a_changed_script_is_reported(tmp_path):
     run_dir = quick_run(tmp_path)
     (run_dir / "finished.json").unlink()
     (run_dir / "source" / "dqn.py").write_text("another = 1")
     assert "has changed since the run began" in run_script("--resume", run_dir).stderr
 
 
-def test_checkpoints_change_no_number(tmp_path):
+def test_checkpoints_change_no_result(tmp_path):
     often = quick_run(tmp_path / "a", "--save-interval", 50)
     never = quick_run(tmp_path / "b", "--save-interval", 0)
     assert same(weights(often), weights(never))

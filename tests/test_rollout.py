@@ -26,7 +26,7 @@ def filled(num_steps, num_envs, start=0):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 3))
-def test_it_holds_the_steps_in_order_and_its_memory_is_used_again(num_steps, num_envs, rollouts):
+def test_a_rollout_holds_the_steps_in_order_and_its_memory_is_used_again(num_steps, num_envs, rollouts):
     storage = RolloutStorage(num_steps, num_envs)
     place = None
     for k in range(rollouts):

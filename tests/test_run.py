@@ -75,7 +75,7 @@ def main_run(tmp_path_factory):
     return done, only_run(cwd / "runs"), cwd
 
 
-def test_it_says_what_a_user_needs_and_nothing_else(main_run):
+def test_a_run_prints_what_a_user_needs_and_nothing_else(main_run):
     done, run_dir, _ = main_run
     lines = done.stdout.splitlines()
     assert done.stderr == ""
@@ -121,7 +121,7 @@ def test_the_run_directory_is_complete(main_run):
         assert (run_dir / "source" / "uncommitted.diff").read_text() == diff
 
 
-def test_metrics_are_the_same_numbers_in_every_sink(main_run):
+def test_metrics_are_the_same_numbers_in_every_logger(main_run):
     _, run_dir, _ = main_run
     table = rows(run_dir)
     assert set().union(*table) == KEYS | {"global_step", "time"}
@@ -182,7 +182,7 @@ def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
     assert done.get("exit_code", 0) == 0
 
 
-def test_films_show_the_first_episode_whole(main_run):
+def test_videos_show_the_whole_first_episode(main_run):
     import imageio_ffmpeg
 
     _, run_dir, _ = main_run
@@ -405,7 +405,7 @@ def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
     assert rows(only_run(tmp_path))[0]["losses/td_loss"] == 1.0
 
 
-def test_a_full_disk_is_one_warning_a_sink(tmp_path):
+def test_a_full_disk_is_one_warning_per_logger(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
@@ -427,7 +427,7 @@ def test_a_full_disk_is_one_warning_a_sink(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_sink_that_fails_leaves_the_others(tmp_path, capsys):
+def test_a_logger_that_fails_leaves_the_others_running(tmp_path, capsys):
     args = common.RunArgs(runs_dir=str(tmp_path), track=False, total_timesteps=10)
     run = common.track(args, torch.device("cpu"))
     run.loggers.active[1].log = lambda *words: (_ for _ in ()).throw(OSError(28, "No space left on device"))
@@ -465,7 +465,7 @@ def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, async_envs
     assert any(not torch.equal(untrained[name], value) for name, value in weights(run_dir).items())
 
 
-def test_two_ctrl_c_leave_at_once(tmp_path):
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
     process = start("--env-id", "worlds:Stuck-v0", "--allow-env-import", "--runs-dir", tmp_path, "--no-track")
     wait_for(process, "dqn on")
     time.sleep(2)  # into the step that never returns
@@ -492,7 +492,7 @@ def test_a_fork_in_another_folder_runs(tmp_path):
 
 
 @pytest.mark.parametrize("script", ["dqn", "rainbow", "ppo", "sac", "reinforce_rollout", "dqn_lightning"])
-def test_help_and_mistakes_begin_no_run(script, tmp_path):
+def test_help_and_wrong_flags_start_no_run(script, tmp_path):
     words = run_script("--help", script=script, cwd=tmp_path)
     assert "--total-timesteps" in words.stdout
     assert words.stderr == ""
@@ -612,7 +612,7 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [[], ["--help"]])
-def test_nobody_reading_ends_no_run(flags, tmp_path):
+def test_a_closed_output_ends_no_run(flags, tmp_path):
     """Both streams closed at once, as by `2>&1 | true`."""
     read, write = os.pipe()
     os.close(read)
@@ -675,7 +675,7 @@ def test_sps_leaves_evaluation_out(tmp_path, monkeypatch):
     assert sps == pytest.approx([500.0, 500.0])
 
 
-def test_numbers_that_json_has_not_are_null(tmp_path):
+def test_numbers_that_json_lacks_are_null(tmp_path):
     run = common.track(common.RunArgs(runs_dir=str(tmp_path), track=False), torch.device("cpu"))
     run.log({"x": float("nan"), "y": torch.tensor(float("inf")), "z": torch.tensor(2)}, 1)
     run.finish()

@@ -56,7 +56,7 @@ def test_density_integrates_to_one_over_the_actions(mean, log_std):
 
 @pytest.mark.parametrize("x", [-15.0, 15.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_saturated_actions_keep_an_exact_density_and_a_living_gradient(x, dtype):
+def test_saturated_actions_keep_an_exact_density_and_a_nonzero_gradient(x, dtype):
     mean = torch.full((1, 1), x, dtype=dtype, requires_grad=True)
     log_std = torch.full((1, 1), -1.0, dtype=dtype, requires_grad=True)
     _, log_prob = sac.squashed_gaussian(mean, log_std, torch.zeros(1, 1, dtype=dtype))
@@ -219,7 +219,7 @@ def test_actor_loss_and_its_gradient_in_the_policy_against_finite_differences():
         assert ls.grad[place].item() == pytest.approx(slope, abs=1e-6)
 
 
-def test_in_bfloat16_are_the_products_of_hidden_layers_alone():
+def test_only_hidden_layers_compute_in_bfloat16():
     torch.manual_seed(0)
     critic = sac.Critic(envs_of("Pendulum-v1", 1), sac.Args(hidden_sizes=(64, 32)))
     obs, actions = torch.randn(128, 3), torch.rand(128, 1) * 2 - 1
@@ -257,7 +257,7 @@ def test_alpha_loss_moves_the_temperature_towards_the_target_entropy(entropies, 
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
-def test_a_temperature_is_what_it_is_set_to(alpha):
+def test_a_fixed_temperature_has_the_value_it_is_set_to(alpha):
     assert sac.Temperature(alpha)().item() == pytest.approx(alpha)
 
 
@@ -271,7 +271,7 @@ def curve(run, key="losses/alpha"):
     return [row[key] for row in rows(run) if key in row]
 
 
-def test_the_temperature_does_not_depend_on_where_the_middle_of_the_action_lies(tmp_path):
+def test_the_temperature_does_not_depend_on_the_offset_of_the_action_bounds(tmp_path):
     reference = train(tmp_path, **SMALL)
     assert len(curve(reference)) == 10 and curve(reference)[-1] < 0.95
     shifted = train(tmp_path, **{**SMALL, "env_id": "Push-shifted-v0"})
@@ -413,7 +413,7 @@ def test_every_metric_is_logged_and_the_temperature_is_learnt_unless_fixed(alpha
 
 
 @pytest.mark.parametrize("anneal_lr", [False, True])
-def test_step_sizes_are_those_of_the_flags_and_fall_to_zero_when_told_to(anneal_lr, tmp_path, monkeypatch):
+def test_learning_rates_are_those_of_the_flags_and_fall_to_zero_with_anneal_lr(anneal_lr, tmp_path, monkeypatch):
     optimizers = []
 
     class Adam(torch.optim.Adam):
@@ -445,7 +445,7 @@ def test_step_sizes_are_those_of_the_flags_and_fall_to_zero_when_told_to(anneal_
         ({"alpha": -0.1}, "--alpha must be at least 0, not -0.1"),
     ],
 )
-def test_what_it_cannot_learn_is_one_line(flags, says, tmp_path, capsys):
+def test_a_space_or_flag_that_does_not_fit_is_one_line(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, **flags)
     assert stop.value.code == 2

@@ -9,6 +9,7 @@ from conftest import ROOT
 from common.tools.check.checks import CHECKS, examine
 from common.tools.check.harness import Harness
 
+pytestmark = pytest.mark.timeout(900)
 SCRIPTS = {  # the checks that have nothing to see in a script
     "rainbow": {"advantages", "entropy", "units"},
     "sac": {"n_step", "advantages"},

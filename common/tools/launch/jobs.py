@@ -141,7 +141,7 @@ class Progress:
 
 @dataclass(eq=False)
 class Job:
-    """A run to make. Its run directory is the one whose args.json agrees with `wanted`; log and lock are in `folder`."""
+    """A run to make. Its run directory has an args.json that agrees with `wanted`; log and lock are in `folder`."""
 
     name: str
     script: Path
