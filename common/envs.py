@@ -24,22 +24,13 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail, warn
-from common.faults import (
-    CLOSING,
-    OVERFLOW,
-    EnvError,
-    Guarded,
-    HangError,
-    InColumns,
-    Watchdog,
-    Workers,
-    described,
-)
+from common.guard import EnvError, Guarded, HangError, described
 from common.memory import require_memory
 from common.phases import stepping
 from common.replayed import ReplayedAtari, replayable
 from common.snapshot import restore, snapshot
-from common.spaces import in_columns
+from common.spaces import InColumns, in_columns
+from common.workers import CLOSING, OVERFLOW, Watchdog, Workers
 
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit

@@ -5,10 +5,11 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from common import RunArgs, final_obs, make_envs, training_envs
 from common.envs import MAX_ENVS, Envs, InTurn, NativeCartPole, env_seeds
+from common.workers import Workers
 
 IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
@@ -198,7 +199,7 @@ def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, asyn
 
 
 def test_the_flags_of_a_run_reach_its_environments(capsys):
-    kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): AsyncVectorEnv}
+    kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): Workers}
     for flags, kind in kinds.items():
         envs = training_envs(RunArgs(num_envs=3, env_timeout=7.0, **dict.fromkeys(flags, True)))
         assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.life_loss

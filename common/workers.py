@@ -1,0 +1,252 @@
+"""A process for each environment, and the watchdog that ends a call of environments that hangs."""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space, clear_mpi_env_vars
+
+from common.args import say
+from common.guard import EnvError, Guarded, HangError, described
+from common.spaces import in_columns
+
+OVERFLOW = "overflow encountered in (cast|dot)"  # Envs reports it itself, with the environment's number
+CLOSING = "closing the environments"  # for `beside_training`
+CLOSE_SECONDS = 2
+GRACE_SECONDS = 5  # for a call to end after the watchdog's signal
+TICKS = 20  # in which the watchdog counts --env-timeout
+INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
+LATE = "has not answered within --env-timeout: it hangs"
+
+
+class Workers(VectorEnv):
+    """Environments in a process each; the trainer itself makes none.
+
+    Workers ignore the signals by which a run is asked to stop, as they often go to every process of it: the trainer
+    decides when they end. They get two seconds to close their environments, and are then killed.
+
+    Whatever goes wrong in a worker is an EnvError that names it, but for gymnasium's errors and ImportErrors.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        self.num_envs = len(env_fns)
+        self.processes: list[Any] = []
+        self.pipes: list[Any] = []
+        self.waits_for = 0  # the number of an environment
+        self.idle = False  # all calls have been answered
+        self.hung: str | None = None  # why the workers have been killed
+        try:
+            for index, make in enumerate(env_fns):
+                pipe, other_end = multiprocessing.Pipe()
+                arguments = (index, CloudpickleWrapper(make), other_end)
+                process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
+                with clear_mpi_env_vars():  # or MPI takes the worker for one of its own
+                    process.start()
+                other_end.close()
+                self.processes.append(process)
+                self.pipes.append(pipe)
+            spaces = self._call()
+            if any(other != spaces[0] for other in spaces):
+                raise EnvError("its copies differ in their spaces")
+        except BaseException:
+            self.close_extras()
+            raise
+        self.single_observation_space, self.single_action_space = spaces[0]
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        seeds = seed or [None] * self.num_envs
+        obs, infos = zip(*self._call("reset", [(each,) for each in seeds]), strict=True)
+        return np.array(obs), in_columns(dict(enumerate(infos)), self.num_envs)
+
+    def step(self, actions: Any) -> Any:
+        results = self._call("step", [(action,) for action in actions])
+        obs, rewards, terminations, truncations, infos = zip(*results, strict=True)
+        columns = in_columns(dict(enumerate(infos)), self.num_envs)
+        return np.array(obs), np.array(rewards), np.array(terminations), np.array(truncations), columns
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """What a method of each environment returns."""
+        return self._call(name, [arguments] * self.num_envs)
+
+    def get_attr(self, name: str) -> list[Any]:
+        return self.call("__getattribute__", name)
+
+    def set_attr(self, name: str, values: Sequence[Any]) -> None:
+        self._call("__setattr__", [(name, value) for value in values])
+
+    def _call(self, name: str = "", arguments: Iterable[tuple[Any, ...]] = ()) -> list[Any]:
+        """The answers of all to a call of a method; without a name, to what they have been asked already."""
+        self.idle, answers = False, []
+        try:
+            for index, words in enumerate(arguments):
+                self.waits_for = index
+                self.pipes[index].send((name, words))
+            for index, pipe in enumerate(self.pipes):
+                self.waits_for = index
+                is_error, answer = pipe.recv()
+                if is_error:
+                    raise answer
+                answers.append(answer)
+        except (EOFError, OSError) as error:
+            raise self.explained(error) from None
+        self.idle = True
+        return answers
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What ended the worker whose pipe raised `error`; other errors as they are."""
+        if not isinstance(error, EOFError | OSError):
+            return error
+        process = self.processes[self.waits_for]
+        process.join(2)  # a pipe closes a moment before its process has an exit code
+        code = process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return EnvError(self.hung or f"env worker {self.waits_for} died ({how})")
+
+    def end(self, reason: str) -> None:
+        """Kills the workers, from another thread; the call that waits for one of them raises an EnvError."""
+        self.hung = f"environment {self.waits_for} {reason}"
+        for process in self.processes:
+            process.kill()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        late = threading.Timer(CLOSE_SECONDS * self.idle, self.end, [f"did not close within {CLOSE_SECONDS} s"])
+        late.start()
+        try:
+            if self.idle:
+                self.call("close")
+        finally:
+            for process in self.processes:
+                process.join()
+            late.cancel()
+
+
+def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
+    """Answers with the spaces of an environment, then every call of it, as (False, result) or (True, error)."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if INTERRUPT:
+        signal.signal(INTERRUPT, _interrupt)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+    warnings.filterwarnings("ignore", OVERFLOW)
+    name = ""
+    try:
+        env = make()
+        calls = {"reset": lambda seed: env.reset(seed=seed), "step": functools.partial(_step, env)}
+        answer: Any = env.observation_space, env.action_space
+        while name != "close":
+            pipe.send((False, answer))
+            name, words = pipe.recv()
+            answer = calls[name](*words) if name in calls else getattr(env, name)(*words)
+        pipe.send((False, answer))
+    except (EOFError, OSError):  # the trainer is gone
+        return
+    except BaseException as error:
+        named = isinstance(error, EnvError | ImportError | gym.error.Error)
+        answer = error if named else EnvError(f"environment {index} failed: {described(error)}")
+        answer.add_note(traceback.format_exc())  # --debug shows it
+        pipe.send((True, answer))
+
+
+def _step(env: gym.Env, action: Any) -> Any:
+    """With SAME_STEP autoreset."""
+    obs, reward, terminated, truncated, info = env.step(action)
+    if terminated or truncated:
+        final = {"final_obs": obs, "final_info": info}
+        obs, info = env.reset()
+        info = {**final, **info}
+    return obs, reward, terminated, truncated, info
+
+
+def _end_with_trainer() -> None:
+    """Ends this worker, in the middle of a step too, when the trainer is gone."""
+    trainer: Any = multiprocessing.parent_process()
+    trainer.join()
+    os._exit(1)
+
+
+class Watchdog:
+    """Ends a call of the environments that takes `timeout` seconds (0: never). A thread, so a step costs nothing.
+
+    A call is watched from when `since` is its time of beginning until `since` is 0, or in a `with` block, with which
+    the watchdog ends.
+
+    The process that hangs gets a signal, whose handler raises a HangError that names the place: in Python code, in
+    time.sleep, in system calls. Code in C may not notice. A few seconds later the workers are killed, or the trainer's
+    own process ends at once with code 5. A hang in C that keeps Python's lock stops this thread as well: only
+    `--async-envs` helps against that.
+
+    It counts its own ticks, not the time, so that a computer asleep or a stopped process is not taken for a hang.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self.since, self.stop = timeout, 0.0, threading.Event()
+        self.trainer = threading.get_ident()
+        if timeout:
+            if INTERRUPT and threading.current_thread() is threading.main_thread():
+                signal.signal(INTERRUPT, _interrupt)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *error: Any) -> None:
+        self.since = 0.0
+        self.stop.set()
+
+    def _watch(self) -> None:
+        since, ticks = 0.0, 0
+        while not self.stop.wait(self.timeout / TICKS):
+            ticks = ticks + 1 if self.since and self.since == since else 0
+            since = self.since
+            if ticks >= TICKS:
+                ticks = 0
+                owner, _ = _at_work(sys._current_frames()[self.trainer])
+                pid = owner.processes[owner.waits_for].pid if isinstance(owner, Workers) else os.getpid()
+                with contextlib.suppress(OSError, TypeError):  # it is dead; there is no such signal
+                    os.kill(pid, INTERRUPT)
+                if not self.stop.wait(min(self.timeout, GRACE_SECONDS)) and self.since == since:
+                    self._end()
+
+    def _end(self) -> None:
+        owner, place = _at_work(sys._current_frames()[self.trainer])
+        if isinstance(owner, Workers):
+            owner.end(f"{LATE} outside of Python")
+        else:
+            name = f"environment {owner.index}" if owner else "an environment"
+            say(f"error: {name} {LATE} in {place}", sys.stderr)
+            os._exit(5)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Handles the watchdog's signal in the process that hangs."""
+    owner, place = _at_work(frame)
+    if isinstance(owner, Guarded):
+        raise HangError(f"environment {owner.index} {LATE} in {place}")
+
+
+def _at_work(frame: Any) -> tuple[Any, str]:
+    """The innermost Guarded or Workers whose method a thread is in, or None, and the place where it is."""
+    place = f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Guarded | Workers):
+            return owner, place
+        frame = frame.f_back
+    return None, place
