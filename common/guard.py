@@ -28,12 +28,9 @@ class Guarded(gym.Wrapper):
     """The outermost wrapper of every environment.
 
     Observations are those of `adapted(space)`, each a copy: an environment that fills the same array anew in `reset`
-    would change its final_obs. Rewards are floats, endings are bool, and infos have no keys that Envs uses itself.
-    What cannot be converted is an EnvError, and so is whatever the environment raises, `sys.exit()` included.
-
-    Args:
-        make: makes the environment. gymnasium's errors and an ImportError pass: make_envs knows what to advise.
-        index: its number.
+    would change its final_obs. Rewards are floats, endings bool, infos without keys that Envs uses itself. What cannot
+    be converted is an EnvError, and so is whatever the environment raises, `sys.exit()` included; only in the making
+    gymnasium's errors and an ImportError pass, as make_envs knows what to advise.
     """
 
     def __init__(self, make: Callable[[], gym.Env], index: int) -> None:

@@ -24,18 +24,19 @@ NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those tha
 def adapted(space: Space) -> Space:
     """The space of the observations that a script sees, of an environment that declares `space`.
 
-    Images are uint8 with three dimensions, and become [channels, height, width]; every other Box becomes float32 with
-    at least one dimension. Values are not rescaled. Spaces of other kinds are not adapted: make_envs refuses them.
+    Images (uint8, three dimensions) become [channels, height, width]; every other Box becomes float32 with at least one
+    dimension. Values are not rescaled. Spaces of other kinds are not adapted: make_envs refuses them.
     """
     if not isinstance(space, Box):
         return space
     image = space.dtype == np.uint8 and len(space.shape) == 3
+    channels_last = image and space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
     dtype: Any = np.uint8 if image else np.float32
-    low, high = np.atleast_1d(space.low, space.high)
-    if image and space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4):
-        low, high = low.transpose(2, 0, 1), high.transpose(2, 0, 1)
-    if low.shape == space.shape and dtype == space.dtype and np.array_equal(low, space.low):
+    if dtype == space.dtype and space.shape and not channels_last:
         return space
+    low, high = np.atleast_1d(space.low, space.high)
+    if channels_last:
+        low, high = low.transpose(2, 0, 1), high.transpose(2, 0, 1)
     with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
         return Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
@@ -97,10 +98,9 @@ def as_flag(value: Any, what: str) -> bool:
 
 
 def as_info(value: Any, to_send: bool = False) -> dict[Any, Any]:
-    """A copy of an environment's info without RESERVED keys; of what is not a dict, an empty one.
+    """A copy of an info without RESERVED keys, and with `to_send` without what cannot be pickled, after one warning.
 
-    Args:
-        to_send: also without what cannot be pickled, after one warning: a worker process sends its infos.
+    Of what is no dict it is an empty one.
     """
     if not isinstance(value, dict) or not value:
         return {}
@@ -125,18 +125,13 @@ def shown(value: Any) -> str:
 
 
 class InColumns:
-    """Of a vector environment: its infos in the form of `in_columns`."""
+    """Of a vector environment whose reset asks `_add_info` of all environments in turn: infos by `in_columns`."""
+
+    num_envs: int
 
     def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
-        return {**vector_infos, env_num: env_info} if env_info else vector_infos
-
-    def reset(self, **kwargs: Any) -> Any:
-        obs, infos = super().reset(**kwargs)  # type: ignore[misc]
-        return obs, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
-
-    def step(self, actions: Any) -> Any:
-        *result, infos = super().step(actions)  # type: ignore[misc]
-        return *result, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
+        infos = {**vector_infos, env_num: env_info}
+        return in_columns(infos, self.num_envs) if env_num == self.num_envs - 1 else infos
 
 
 def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) -> dict[Any, Any]:
@@ -148,7 +143,7 @@ def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) 
     the first: 1 and then 1.5 become 1 and 1.)
     """
     columns: dict[Any, Any] = {}
-    masks = {}
+    masks: dict[Any, Any] = {}
     everywhere = ~np.zeros(num_envs, np.bool_) if len(infos) == num_envs else None
     for key in dict.fromkeys([key for info in infos.values() for key in info]):
         values = {i: info[key] for i, info in infos.items() if key in info}

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import CloudpickleWrapper, batch_space, clear_mpi_env_vars
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from common.args import say
 from common.guard import EnvError, Guarded, HangError, described
@@ -34,10 +34,8 @@ LATE = "has not answered within --env-timeout: it hangs"
 class Workers(VectorEnv):
     """Environments in a process each; the trainer itself makes none.
 
-    Workers ignore the signals by which a run is asked to stop, as they often go to every process of it: the trainer
-    decides when they end. They get two seconds to close their environments, and are then killed.
-
-    Whatever goes wrong in a worker is an EnvError that names it, but for gymnasium's errors and ImportErrors.
+    Workers ignore the signals that ask a run to stop, as those often go to every process of it: the trainer ends them.
+    An error is an EnvError that names the worker, but for gymnasium's errors and ImportErrors.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -52,10 +50,9 @@ class Workers(VectorEnv):
         try:
             for index, make in enumerate(env_fns):
                 pipe, other_end = multiprocessing.Pipe()
-                arguments = (index, CloudpickleWrapper(make), other_end)
-                process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
-                with clear_mpi_env_vars():  # or MPI takes the worker for one of its own
-                    process.start()
+                words = (index, CloudpickleWrapper(make), other_end)
+                process = multiprocessing.Process(target=_work, args=words, daemon=True)
+                process.start()
                 other_end.close()
                 self.processes.append(process)
                 self.pipes.append(pipe)
@@ -66,19 +63,17 @@ class Workers(VectorEnv):
             self.close_extras()
             raise
         self.single_observation_space, self.single_action_space = spaces[0]
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space, self.action_space = (batch_space(space, self.num_envs) for space in spaces[0])
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        seeds = seed or [None] * self.num_envs
-        obs, infos = zip(*self._call("reset", [(each,) for each in seeds]), strict=True)
+        results = self._call("reset", [(each,) for each in seed or [None] * self.num_envs])
+        obs, infos = zip(*results, strict=True)
         return np.array(obs), in_columns(dict(enumerate(infos)), self.num_envs)
 
     def step(self, actions: Any) -> Any:
         results = self._call("step", [(action,) for action in actions])
-        obs, rewards, terminations, truncations, infos = zip(*results, strict=True)
-        columns = in_columns(dict(enumerate(infos)), self.num_envs)
-        return np.array(obs), np.array(rewards), np.array(terminations), np.array(truncations), columns
+        *columns, infos = zip(*results, strict=True)
+        return *map(np.array, columns), in_columns(dict(enumerate(infos)), self.num_envs)
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
         """What a method of each environment returns."""
@@ -94,11 +89,9 @@ class Workers(VectorEnv):
         """The answers of all to a call of a method; without a name, to what they have been asked already."""
         self.idle, answers = False, []
         try:
-            for index, words in enumerate(arguments):
-                self.waits_for = index
-                self.pipes[index].send((name, words))
-            for index, pipe in enumerate(self.pipes):
-                self.waits_for = index
+            for self.waits_for, words in enumerate(arguments):
+                self.pipes[self.waits_for].send((name, words))
+            for self.waits_for, pipe in enumerate(self.pipes):  # noqa: B020
                 is_error, answer = pipe.recv()
                 if is_error:
                     raise answer
@@ -125,6 +118,7 @@ class Workers(VectorEnv):
             process.kill()
 
     def close_extras(self, **kwargs: Any) -> None:
+        """Workers have two seconds to close their environments; where one has not answered, all are killed at once."""
         late = threading.Timer(CLOSE_SECONDS * self.idle, self.end, [f"did not close within {CLOSE_SECONDS} s"])
         late.start()
         try:
@@ -148,7 +142,7 @@ def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
     name = ""
     try:
         env = make()
-        calls = {"reset": lambda seed: env.reset(seed=seed), "step": functools.partial(_step, env)}
+        calls: dict[str, Any] = {"reset": lambda seed: env.reset(seed=seed), "step": functools.partial(_step, env)}
         answer: Any = env.observation_space, env.action_space
         while name != "close":
             pipe.send((False, answer))
@@ -184,11 +178,10 @@ def _end_with_trainer() -> None:
 class Watchdog:
     """Ends a call of the environments that takes `timeout` seconds (0: never). A thread, so a step costs nothing.
 
-    A call is watched from when `since` is its time of beginning until `since` is 0, or in a `with` block, with which
-    the watchdog ends.
+    A call is watched while `since`, when it began, is not 0, or in a `with` block, with which the watchdog ends.
 
     The process that hangs gets a signal, whose handler raises a HangError that names the place: in Python code, in
-    time.sleep, in system calls. Code in C may not notice. A few seconds later the workers are killed, or the trainer's
+    time.sleep, in system calls. Code in C may not notice: a few seconds later the workers are killed, or the trainer's
     own process ends at once with code 5. A hang in C that keeps Python's lock stops this thread as well: only
     `--async-envs` helps against that.
 
@@ -215,20 +208,20 @@ class Watchdog:
         while not self.stop.wait(self.timeout / TICKS):
             ticks = ticks + 1 if self.since and self.since == since else 0
             since = self.since
-            if ticks >= TICKS:
-                ticks = 0
-                owner, _ = _at_work(sys._current_frames()[self.trainer])
-                pid = owner.processes[owner.waits_for].pid if isinstance(owner, Workers) else os.getpid()
-                with contextlib.suppress(OSError, TypeError):  # it is dead; there is no such signal
+            if ticks < TICKS:
+                continue
+            ticks = 0
+            owner, _ = _at_work(sys._current_frames()[self.trainer])
+            pid = owner.processes[owner.waits_for].pid if isinstance(owner, Workers) else os.getpid()
+            if INTERRUPT:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, INTERRUPT)
-                if not self.stop.wait(min(self.timeout, GRACE_SECONDS)) and self.since == since:
-                    self._end()
-
-    def _end(self) -> None:
-        owner, place = _at_work(sys._current_frames()[self.trainer])
-        if isinstance(owner, Workers):
-            owner.end(f"{LATE} outside of Python")
-        else:
+            if self.stop.wait(min(self.timeout, GRACE_SECONDS)) or self.since != since:
+                continue
+            owner, place = _at_work(sys._current_frames()[self.trainer])
+            if isinstance(owner, Workers):
+                owner.end(f"{LATE} outside of Python")
+                continue
             name = f"environment {owner.index}" if owner else "an environment"
             say(f"error: {name} {LATE} in {place}", sys.stderr)
             os._exit(5)
@@ -244,9 +237,7 @@ def _interrupt(number: int, frame: Any) -> None:
 def _at_work(frame: Any) -> tuple[Any, str]:
     """The innermost Guarded or Workers whose method a thread is in, or None, and the place where it is."""
     place = f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, Guarded | Workers):
-            return owner, place
-        frame = frame.f_back
-    return None, place
+    owner = None
+    while frame is not None and not isinstance(owner, Guarded | Workers):
+        owner, frame = frame.f_locals.get("self"), frame.f_back
+    return owner if isinstance(owner, Guarded | Workers) else None, place

@@ -420,7 +420,7 @@ gymnasium.register("Beside-v0", odd_envs.Odd, kwargs={"reward": lambda t: 2.5 if
 """
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", [pytest.param("forkserver", marks=pytest.mark.slow), "spawn"])
 def test_workers_work_with_every_start_method(capfd, monkeypatch, tmp_path, method):
     """With spawn the module is in the current folder only; with forkserver the trainer alone knows the environment."""
     context = multiprocessing.get_context(method)
@@ -563,6 +563,25 @@ def test_a_worker_that_the_signal_does_not_reach_is_killed(capfd, monkeypatch):
     code, (line,) = fails(capfd, odd(reward=deaf), async_envs=True, env_timeout=0.5)
     assert time.monotonic() - began < 5
     assert (code, line) == (5, "error: environment 0 has not answered within --env-timeout: it hangs outside of Python")
+
+
+def test_an_environment_that_does_not_hear_the_signal_ends_the_process(capfd, monkeypatch):
+    """As one that hangs in C, with Python's lock released, would."""
+    ended = []
+    monkeypatch.setattr("common.workers.os._exit", ended.append)
+
+    def deaf(t):
+        deadline = time.monotonic() + 20
+        while not ended and time.monotonic() < deadline:
+            with contextlib.suppress(EnvError):
+                time.sleep(0.01)
+        return 1.0
+
+    play(make_envs(odd(reward=deaf), 2, env_timeout=0.3), 1)
+    assert ended == [5]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: environment 0 has not answered within --env-timeout: it hangs in ")
+    assert "deaf (test_env_kinds.py:" in line
 
 
 def test_a_hang_beside_training_is_a_warning(capfd):
