@@ -6,11 +6,12 @@ import odd_envs
 import pytest
 import torch
 from conftest import envs_of
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from common import RunArgs, final_obs, make_envs
 from common.envs import Envs
 from common.internals.vector.make import MAX_ENVS, InTurn, NativeCartPole, env_seeds
+from common.internals.vector.workers import Workers
 
 IDS = ["Mixed-v0", "Terminating-v0", "Truncating-v0", "BothAtOnce-v0", "Uneven-v0", "Mixed64-v0", "Reusing-v0"]
 
@@ -83,7 +84,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Mixed64-v0", "Uneven-v0", "Telling"])
-def test_our_faster_step_returns_what_gymnasiums_step_returns(env_id):
+def test_the_leaner_step_is_that_of_gymnasium(env_id):
     def make():
         return Telling(gym.make("Mixed-v0", lengths=(3, 4, 2))) if env_id == "Telling" else gym.make(env_id)
 
@@ -200,7 +201,7 @@ def test_native_is_refused_where_there_is_none_and_beside_processes(env_id, asyn
 
 
 def test_the_flags_of_a_run_reach_its_environments(capsys):
-    kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): AsyncVectorEnv}
+    kinds = {(): InTurn, ("native_envs",): NativeCartPole, ("async_envs",): Workers}
     for flags, kind in kinds.items():
         envs = make_envs(RunArgs(num_envs=3, env_timeout=7.0, **dict.fromkeys(flags, True)))
         assert isinstance(envs.vector, kind) and envs.num_envs == 3 and not envs.terminal_on_life_loss
@@ -249,7 +250,7 @@ def test_seeds_of_environments_never_overlap():
         ("HalfCheetah-v2", "gymnasium-robotics"),
     ],
 )
-def test_an_environment_that_cannot_be_made_is_one_line(env_id, says, capsys):
+def test_an_environment_that_cannot_be_had_is_one_line(env_id, says, capsys):
     with pytest.raises(SystemExit) as stop:
         envs_of(env_id, 1)
     assert stop.value.code == 2

@@ -205,7 +205,12 @@ def alive(pids):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")
 @pytest.mark.parametrize(
-    ("env_id", "method"), [("Faulty-hangs-v0", "fork"), ("Slow-v0", "fork"), ("Faulty-hangs-v0", "forkserver")]
+    ("env_id", "method"),
+    [
+        ("Faulty-hangs-v0", "fork"),
+        pytest.param("Slow-v0", "fork", marks=pytest.mark.slow),
+        pytest.param("Faulty-hangs-v0", "forkserver", marks=pytest.mark.slow),
+    ],
 )
 def test_no_worker_survives_a_trainer_that_is_killed(env_id, method):
     process = start(env_id, 3, "async", 0, method=method)

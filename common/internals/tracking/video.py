@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -35,24 +34,22 @@ def as_rgb(frame: Any) -> np.ndarray:
     Raises:
         ValueError: it is anything else.
     """
-    image = sys.modules.get("PIL.Image")
     if isinstance(frame, list) and frame and np.ndim(frame[-1]) == 3:
         frame = frame[-1]
-    if image is not None and isinstance(frame, image.Image) and not frame.mode.startswith(("I", "F")):
+    pil = sys.modules.get("PIL.Image")
+    if pil is not None and isinstance(frame, pil.Image) and not frame.mode.startswith(("I", "F")):
         frame = frame.convert("RGB")  # a palette's numbers and CMYK are no colours
     if isinstance(frame, torch.Tensor):
-        frame = frame.detach().cpu()
-        frame = frame.float().numpy() if frame.is_floating_point() else frame.numpy()
+        frame = (frame.float() if frame.is_floating_point() else frame).numpy(force=True)
     pixels = np.asarray(frame)
     channels_first = pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] not in (1, 3, 4)
     rgb = pixels.transpose(1, 2, 0) if channels_first else pixels[..., None] if pixels.ndim == 2 else pixels
-    kind = rgb.dtype.kind
-    if rgb.ndim != 3 or rgb.shape[2] not in (1, 3, 4) or not rgb.size or kind not in "buif":
-        what = f"{pixels.dtype} {list(pixels.shape)}" if pixels.ndim else f"of type {type(frame).__name__}"
-        raise ValueError(f"the frame is {what}, an RGB frame is uint8 [height, width, 3]")
-    most = 1 if kind in "bf" else 255
-    if rgb.dtype != np.uint8 and not (rgb.min() >= 0 and rgb.max() <= most):  # or NaN
-        what = f"{pixels.dtype} {list(pixels.shape)} with values outside 0 to {most}"
+    kind, most = rgb.dtype.kind, 1 if rgb.dtype.kind in "bf" else 255
+    what = f"{pixels.dtype} {list(pixels.shape)}" if pixels.ndim else f"of type {type(frame).__name__}"
+    is_image = rgb.ndim == 3 and rgb.shape[2] in (1, 3, 4) and rgb.size and kind in "buif"
+    if is_image and rgb.dtype != np.uint8 and not (rgb.min() >= 0 and rgb.max() <= most):  # or NaN
+        is_image, what = False, f"{what} with values outside 0 to {most}"
+    if not is_image:
         raise ValueError(f"the frame is {what}, an RGB frame is uint8 [height, width, 3]")
     if kind in "bf":
         rgb = np.rint(rgb.astype(np.float32) * 255)
@@ -62,7 +59,8 @@ def as_rgb(frame: Any) -> np.ndarray:
 class Camera:
     """Streams one episode's frames into an mp4 file; at most the first minute of it.
 
-    ffmpeg is fed directly: gymnasium's RecordVideo, through moviepy, takes three times as long.
+    ffmpeg is fed directly: gymnasium's RecordVideo, through moviepy, takes three times as long, and imageio_ffmpeg's
+    write_frames neither ends an ffmpeg that hangs nor reports one that fails.
     Whatever goes wrong is one warning, and no film: no method raises.
 
     Args:
@@ -73,7 +71,7 @@ class Camera:
         self.path: Any = path  # never None where a film is made
         self.on = path is not None
         self.ffmpeg: Any = None  # the process, while it runs
-        self.size = (0, 0)
+        self.late: list[str] = []  # why it was killed
         self.frames = 0
         self.set_rate(15.0)  # Atari: 60 frames a second, 4 to an action
 
@@ -92,10 +90,7 @@ class Camera:
         except (Exception, SystemExit) as error:
             self.fail(error)
             return gym.make(env_id)
-        fps = None
-        with contextlib.suppress(Exception):
-            fps = env.metadata["render_fps"]
-        self.set_rate(fps)
+        self.set_rate(env.metadata.get("render_fps") if isinstance(env.metadata, dict) else None)
         with contextlib.suppress(Exception):  # MuJoCo: shadows and multisampling are 80 of a frame's 90 ms on a CPU
             quality = env.unwrapped.model.vis.quality  # type: ignore[attr-defined]
             quality.shadowsize = quality.offsamples = 0
@@ -114,14 +109,13 @@ class Camera:
         try:
             rgb = as_rgb(frame)
             if self.ffmpeg is None:
-                self.size = rgb.shape[:2]
-                self._start()
+                self._start(rgb.shape[:2])
             if rgb.shape[:2] != self.size:
                 raise ValueError(f"the frames change from {list(self.size)} to {list(rgb.shape[:2])} pixels")
             # Odd sizes cannot be yuv420p, the one format that all browsers play: the last row or column is doubled.
             rgb = np.pad(rgb, [(0, self.size[0] % 2), (0, self.size[1] % 2), (0, 0)], mode="edge")
-            with self._fed() as pipe:
-                pipe.write(np.ascontiguousarray(rgb).data)
+            with contextlib.suppress(BrokenPipeError), self._limit():  # `close` says why it broke
+                self.ffmpeg.stdin.write(np.ascontiguousarray(rgb).data)
         except (Exception, SystemExit) as error:
             self.fail(error)
 
@@ -136,47 +130,39 @@ class Camera:
         if self.ffmpeg is None:
             return
         try:
+            with self._limit():
+                _, said = self.ffmpeg.communicate()
+            code, lines = self.ffmpeg.returncode, said.decode(errors="replace").splitlines() + self.late
+            if self.on and code != 0:
+                raise OSError(": ".join([f"ffmpeg ended with code {code}", *lines[-1:]]))
             if self.on:
-                with self._fed() as pipe:
-                    pipe.close()
-                    if self.ffmpeg.wait() != 0:
-                        raise BrokenPipeError
                 self.part.replace(self.path)
         except Exception as error:
             self.fail(error)
         finally:
             self._kill()
-            with contextlib.suppress(OSError):
-                self.ffmpeg.stdin.close()
-            self.ffmpeg.wait()
             self.ffmpeg = None
-            self.errors.close()
             with contextlib.suppress(OSError):
                 self.part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _fed(self) -> Iterator[IO[bytes]]:
-        """ffmpeg's input. A pipe that breaks, or takes nothing for PATIENCE seconds, is an OSError that says why."""
+    def _limit(self) -> Iterator[None]:
+        """Kills an ffmpeg that takes more than PATIENCE seconds: to read a frame, or to finish the file."""
         late = threading.Timer(PATIENCE, self._kill)
         late.start()
         try:
-            yield self.ffmpeg.stdin
-        except OSError as error:
-            self.ffmpeg.wait()
-            self.errors.seek(0)
-            said = self.errors.read(10_000).decode(errors="replace").splitlines()
-            said += [f"it took more than {PATIENCE:g} s"] if late.finished.is_set() else []
-            raise OSError(": ".join([f"ffmpeg ended with code {self.ffmpeg.returncode}", *said[-1:]])) from error
+            yield
         finally:
             late.cancel()
 
     def _kill(self) -> None:
-        """Ends ffmpeg, where it has not ended, with the processes of a wrapper script, which would hold the pipe."""
-        if self.ffmpeg.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.ffmpeg.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.ffmpeg.kill()
+        if self.ffmpeg.poll() is not None:
+            return
+        self.late = [f"it took more than {PATIENCE:g} s"]
+        with contextlib.suppress(OSError):  # the processes of a wrapper script too: they would hold the pipe
+            os.killpg(self.ffmpeg.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.ffmpeg.kill()
 
-    def _start(self) -> None:
+    def _start(self, size: tuple[int, ...]) -> None:
         import imageio_ffmpeg
 
         if self.path.parent.is_symlink():
@@ -184,16 +170,16 @@ class Camera:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.part = self.path.with_suffix(".part.mp4")
         self.part.unlink(missing_ok=True)  # a link there would be followed
-        height, width = (n + n % 2 for n in self.size)
+        self.size = size
+        height, width = (n + n % 2 for n in size)
         rate = str(Fraction(self.fps).limit_denominator())
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
         film = ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", "-preset", "ultrafast"]
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.ffmpeg = subprocess.Popen(
             [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *film, "-movflags", "+faststart", self.part],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self.errors,
+            stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for training, which then ends the film in order
         )
 
@@ -208,21 +194,18 @@ class _Filmed(gym.Wrapper):
 
     def reset(self, **kwargs: Any) -> Any:
         self.episode += 1
-        result = self.env.reset(**kwargs)
-        self._render()
-        return result
+        return self._filmed(self.env.reset(**kwargs))
 
     def step(self, action: Any) -> Any:
-        result = self.env.step(action)
-        self._render()
-        return result
+        return self._filmed(self.env.step(action))
 
-    def _render(self) -> None:
+    def _filmed(self, result: Any) -> Any:
         if self.episode == 1 and self.camera.due():
             try:
                 self.camera.take(self.env.render())
             except (Exception, SystemExit) as error:
                 self.camera.fail(error)
+        return result
 
 
 def magnified(frame: np.ndarray) -> np.ndarray:

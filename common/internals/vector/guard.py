@@ -11,43 +11,37 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from common import args
+from common.args import Failure
 from common.internals.resume.env_state import large_arrays, restore, snapshot
 from common.internals.vector.spaces import adapted, as_flag, as_info, as_number, observer, shown
 
 
-class EnvError(args.Failure):
+class EnvError(Failure):
     """One line that names the environment."""
 
 
 class HangError(EnvError):
-    """The watchdog's interruption."""
+    """The watchdog raises it inside a call that takes too long."""
 
 
 class Guarded(gym.Wrapper):
-    """The outermost wrapper of every environment: makes it, names it in errors, and checks what it hands out.
+    """The outermost wrapper of every environment.
 
     Observations are those of `adapted(space)`, each a copy: an environment that fills the same array anew in `reset`
-    would change its final_obs. Rewards are floats, endings are bool, and infos have no keys that Envs uses itself.
-    What cannot be made so is an EnvError, as is everything that the environment raises, `sys.exit()` too.
-
-    Args:
-        make: makes the environment. gymnasium's errors and an ImportError pass, as make_envs knows what to do.
-        index: its number.
+    would change its final_obs. Rewards are floats, endings bool, infos without keys that Envs uses itself. What cannot
+    be converted is an EnvError, and so is whatever the environment raises, `sys.exit()` included; only in the making
+    gymnasium's errors and an ImportError pass, as make_envs knows what to advise.
     """
 
     def __init__(self, make: Callable[[], gym.Env], index: int) -> None:
-        self.index, self.interrupted = index, False
+        self.index = index
         self.failure: str | None = None
+        self.in_worker = multiprocessing.parent_process() is not None
         try:
             env = make()
             super().__init__(env)
-            space = env.observation_space
-            self.observation_space, self.observe = adapted(space), observer(space)
+            self.observation_space, self.observe = adapted(env.observation_space), observer(env.observation_space)
             self.constants = large_arrays(env)
-            self.in_worker = multiprocessing.parent_process() is not None
-            # What most environments hand out, and needs no conversion.
-            self.shape, self.dtype = space.shape, space.dtype if self.observation_space is space else None
         except (gym.error.Error, ImportError):
             raise
         except BaseException as error:
@@ -60,7 +54,10 @@ class Guarded(gym.Wrapper):
             raise self._named("reset", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._not_a_tuple("reset", "(observation, info)", result)
-        return self._checked("observation", self.observe, result[0]), as_info(result[1], self.in_worker)
+        try:
+            return self.observe(result[0]), as_info(result[1], self.in_worker)
+        except ValueError as error:
+            raise EnvError(f"environment {self.index}: its {error}") from None
 
     def step(self, action: Any) -> Any:
         try:
@@ -70,17 +67,16 @@ class Guarded(gym.Wrapper):
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._not_a_tuple("step", "(observation, reward, terminated, truncated, info)", result)
         obs, reward, terminated, truncated, info = result
-        if type(obs) is np.ndarray and obs.dtype is self.dtype and obs.shape == self.shape:
-            obs = obs.copy()
-        else:
-            obs = self._checked("observation", self.observe, obs)
-        if not isinstance(reward, float):
-            reward = self._checked("reward", as_number, reward)
-        if type(terminated) is not bool:
-            terminated = self._checked("terminated", as_flag, terminated)
-        if type(truncated) is not bool:
-            truncated = self._checked("truncated", as_flag, truncated)
-        return obs, reward, terminated, truncated, as_info(info, self.in_worker)
+        try:
+            return (
+                self.observe(obs),
+                reward if isinstance(reward, float) else as_number(reward, "reward"),
+                terminated if type(terminated) is bool else as_flag(terminated, "terminated"),
+                truncated if type(truncated) is bool else as_flag(truncated, "truncated"),
+                as_info(info, self.in_worker),
+            )
+        except ValueError as error:
+            raise EnvError(f"environment {self.index}: its {error}") from None
 
     def close(self) -> None:
         try:
@@ -95,7 +91,7 @@ class Guarded(gym.Wrapper):
         except EnvError:
             raise
         except Exception as error:
-            return str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+            return str(error) if isinstance(error, TypeError) else described(error)
 
     def unsaved(self) -> str | None:
         """Why its state cannot be saved; None if it can."""
@@ -107,10 +103,10 @@ class Guarded(gym.Wrapper):
         try:
             restore(self._parts(), state, self.constants)
         except Exception as error:
-            self.failure = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self.failure = str(error) if isinstance(error, ValueError) else described(error)
 
-    # A vector environment hands each environment a value of its own only by setting an attribute. What is read from
-    # this one is why the environment could not be restored, or None.
+    # Set to a state, it restores it; read, it is why that failed, or None. A property, as a vector environment hands
+    # each environment a value of its own only by setting an attribute.
     restored = property(lambda self: self.failure, _restore)
 
     def _parts(self) -> tuple[Any, ...]:
@@ -119,18 +115,12 @@ class Guarded(gym.Wrapper):
             return (self.env,)
         return (self.env, random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 
-    def _checked(self, what: str, convert: Callable[[Any], Any], value: Any) -> Any:
-        try:
-            return convert(value)
-        except ValueError as error:
-            raise EnvError(f"environment {self.index}: its {what} {error}") from None
-
     def _not_a_tuple(self, method: str, parts: str, result: Any) -> EnvError:
         got = f"a tuple of {len(result)}" if isinstance(result, tuple) else shown(result)
         return EnvError(f"environment {self.index}: {method}() must return {parts}, not {got}")
 
     def _named(self, method: str, error: BaseException) -> BaseException:
-        """Ctrl-C and the watchdog's interruption as they are; everything else as an EnvError."""
+        """Ctrl-C and the watchdog's HangError as they are; everything else as an EnvError."""
         if isinstance(error, KeyboardInterrupt | EnvError):
             return error
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -139,6 +129,7 @@ class Guarded(gym.Wrapper):
 
 
 def described(error: BaseException) -> str:
+    """Its type and its message, if it has one."""
     name = type(error).__name__
     try:
         return f"{name}: {error}".removesuffix(": ")

@@ -1,6 +1,6 @@
-"""What environments hand out, as one form: observations, numbers and infos; and what they are handed: actions.
+"""One form for what environments return: observations, numbers and infos.
 
-Everything is known by type. What is not known is refused with a ValueError of a few words.
+Conversions go by type. What cannot be converted is a ValueError of a few words.
 """
 
 import math
@@ -15,8 +15,8 @@ from gymnasium.spaces import Box, Space
 
 from common.args import warn
 
-# What Envs and the vector environments report themselves. An environment's own keys of these names would be taken for
-# theirs: RecordEpisodeStatistics writes `episode`, and many a game counts `lives` of its own.
+# Keys that Envs and gymnasium's vector environments write. An environment's own would be taken for theirs:
+# RecordEpisodeStatistics writes `episode`, and many games count `lives` of their own.
 RESERVED = frozenset(mask + key for key in ("final_obs", "final_info", "episode", "lives") for mask in ("", "_"))
 NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those that NumPy holds as they are
 
@@ -24,103 +24,99 @@ NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those tha
 def adapted(space: Space) -> Space:
     """The space of the observations that a script sees, of an environment that declares `space`.
 
-    Images are uint8 with three dimensions, and become [channels, height, width]; every other Box becomes float32 with
-    at least one dimension. Values stay as they are. Spaces of other kinds are not adapted: make_envs refuses them.
+    Images (uint8, three dimensions) become [channels, height, width]; every other Box becomes float32 with at least one
+    dimension. Values are not rescaled. Spaces of other kinds are not adapted: make_envs refuses them.
     """
     if not isinstance(space, Box):
         return space
     image = space.dtype == np.uint8 and len(space.shape) == 3
+    channels_last = image and space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
     dtype: Any = np.uint8 if image else np.float32
-    if not image:
-        low, high = np.atleast_1d(space.low, space.high)
-    elif space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4):
-        low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
-    else:
+    if dtype == space.dtype and space.shape and not channels_last:
         return space
-    if low.shape == space.shape and dtype == space.dtype:
-        return space
+    low, high = np.atleast_1d(space.low, space.high)
+    if channels_last:
+        low, high = low.transpose(2, 0, 1), high.transpose(2, 0, 1)
     with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
         return Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
 
 def observer(space: Space) -> Callable[[Any], np.ndarray]:
-    """A function that makes of an observation of `space` one of `adapted(space)`: always a copy.
+    """A function that converts an observation of `space` to one of `adapted(space)`: always a copy.
 
     It raises ValueError for another shape, and for what would not keep its value: 0.5 or 300 in uint8, objects,
     strings. (Rounding to float32 passes, and what is too large for it becomes infinite, which Envs reports.)
     """
     if not isinstance(space, Box):
         return np.array
-    shape, target = space.shape, adapted(space)
+    target, given_dtype, shape = adapted(space), space.dtype, space.shape
     dtype: Any = target.dtype
+    keeps_shape = target.shape == shape
 
     def observe(obs: Any) -> np.ndarray:
-        given = as_array(obs)
-        if given.shape != shape:
-            raise ValueError(f"has shape {given.shape}, its space {shape}")
-        if given.dtype != np.uint8 and dtype == np.uint8:
-            wrong = given[given != np.clip(np.rint(given), 0, 255)]
-            if wrong.size:
-                raise ValueError(f"holds {wrong[0]} of {given.dtype}, which uint8 cannot hold")
-        array = given.astype(dtype)
-        if shape == target.shape:
+        if not (type(obs) is np.ndarray and obs.dtype is given_dtype and obs.shape == shape):  # it nearly always is
+            obs = as_array(obs, "observation")
+            if obs.shape != shape:
+                raise ValueError(f"observation has shape {obs.shape}, its space {shape}")
+            if dtype == np.uint8 and (wrong := obs[obs != np.clip(np.rint(obs), 0, 255)]).size:
+                raise ValueError(f"observation holds {wrong[0]} of {obs.dtype}, which uint8 cannot hold")
+        array = obs.copy() if obs.dtype is dtype else obs.astype(dtype)
+        if keeps_shape:
             return array
         return array.transpose(2, 0, 1) if shape else array.reshape(1)
 
     return observe
 
 
-def as_array(value: Any) -> np.ndarray:
+def as_array(value: Any, what: str) -> np.ndarray:
     """Numbers, a nested list of them, an array or a tensor on any device, as an array of bool, integers or floats."""
-    if type(value) is np.ndarray and value.dtype.kind in "biuf":
-        return value
     try:
         array = np.asarray(value.numpy(force=True) if isinstance(value, torch.Tensor) else value)
     except Exception:
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf" or isinstance(value, np.ma.MaskedArray):
-        raise ValueError(f"is no array of numbers but {shown(value)}")
+        raise ValueError(f"{what} is no array of numbers but {shown(value)}")
     return array
 
 
-def as_number(value: Any) -> float:
+def as_number(value: Any, what: str) -> float:
     """A number, or an array or a tensor of one."""
     try:
-        return float(value if isinstance(value, int | float) else as_array(value).item())
+        return float(value if isinstance(value, int | float) else as_array(value, what).item())
     except OverflowError:  # a Python int has no limit
         return math.inf if value > 0 else -math.inf
     except ValueError:
-        raise ValueError(f"is not one number but {shown(value)}") from None
+        raise ValueError(f"{what} is not one number but {shown(value)}") from None
 
 
-def as_flag(value: Any) -> bool:
+def as_flag(value: Any, what: str) -> bool:
     """True or false, 1 or 0, or an array or a tensor of one of them."""
-    number = as_number(value)
+    number = as_number(value, what)
     if number not in (0, 1):
-        raise ValueError(f"is neither true nor false but {shown(value)}")
+        raise ValueError(f"{what} is neither true nor false but {shown(value)}")
     return bool(number)
 
 
 def as_info(value: Any, to_send: bool = False) -> dict[Any, Any]:
-    """A dict of what an environment says beside, without RESERVED keys; of what is not a dict, an empty one.
+    """A copy of an info without RESERVED keys, and with `to_send` without what cannot be pickled, after one warning.
 
-    Args:
-        to_send: also without what cannot be pickled, after one warning: a worker process sends its infos.
+    Of what is no dict it is an empty one.
     """
     if not isinstance(value, dict) or not value:
         return {}
-    return {k: v for k, v in value.items() if k not in RESERVED and not (to_send and _stays_here(k, v))}
+    if not to_send and RESERVED.isdisjoint(value):
+        return value.copy()
+    return {k: v for k, v in value.items() if k not in RESERVED and not (to_send and _cannot_be_sent(k, v))}
 
 
-def _stays_here(key: Any, value: Any) -> bool:
-    if isinstance(value, bool | int | float | str | np.number | np.bool_ | None):
-        return False
+def _cannot_be_sent(key: Any, value: Any) -> bool:
     try:
-        ForkingPickler.dumps(value)
+        if not isinstance(value, bool | int | float | str | np.number | np.bool_ | None):
+            ForkingPickler.dumps(value)
+        return False
     except Exception:
         warn(f"what infos[{key!r}] holds cannot leave its process, and is left out", once=f"infos[{key!r}]")
         return True
-    return False
 
 
 def shown(value: Any) -> str:
@@ -128,62 +124,58 @@ def shown(value: Any) -> str:
     return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
+class InColumns:
+    """Of a vector environment whose reset asks `_add_info` of all environments in turn: infos by `in_columns`."""
+
+    num_envs: int
+
+    def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
+        infos = {**vector_infos, env_num: env_info}
+        return in_columns(infos, self.num_envs) if env_num == self.num_envs - 1 else infos
+
+
 def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) -> dict[Any, Any]:
     """The infos of some of `num_envs` environments as gymnasium's vector environments report them.
 
-    Each key has an array with a row for each environment, and beside it, with "_" before its name, a bool array that is
-    true where the environment has this key. Dicts become dicts of columns. Numbers of one type, and arrays of one dtype
-    and shape, are in an array of it, with 0 where there is none; everything else is in an array of objects, as it is.
-    (gymnasium takes the dtype of the first: 1 and then 1.5 become 1 and 1.)
+    Each key has an array with a row for each environment, and "_" + key a bool array that is true where the environment
+    has it. Dicts become dicts of columns. Numbers of one type, and arrays of one dtype and shape, are in an array of
+    it, with 0 where there is none; everything else is in an array of objects, as it is. (gymnasium takes the dtype of
+    the first: 1 and then 1.5 become 1 and 1.)
     """
     columns: dict[Any, Any] = {}
-    masks = {}
-    if len(infos) == num_envs:  # the most frequent case, in a third of the time: numbers of one type from all
-        rows, all_have_it = [infos[i] for i in range(num_envs)], np.ones(num_envs, np.bool_)
-        for key, value in rows[0].items():
-            kind = type(value)
-            if kind in NUMBERS and (num_envs == 1 or all(type(row.get(key)) is kind for row in rows)):
-                columns[key], masks[f"_{key}"] = np.array([row[key] for row in rows], kind), all_have_it
-    for key in {key: None for info in infos.values() for key in info if key not in columns}:
+    masks: dict[Any, Any] = {}
+    everywhere = ~np.zeros(num_envs, np.bool_) if len(infos) == num_envs else None
+    for key in dict.fromkeys([key for info in infos.values() for key in info]):
         values = {i: info[key] for i, info in infos.items() if key in info}
         kinds = set(map(type, values.values()))
-        masks[f"_{key}"] = mask = np.zeros(num_envs, np.bool_)
-        for i in values:
-            mask[i] = True
-        forms = {(kind, ()) for kind in kinds} if kinds <= NUMBERS else set(map(_form, values.values()))
-        dtype, shape = forms.pop() if len(forms) == 1 and key != "final_obs" else (object, ())
-        if dtype is dict and depth < 8:  # one may hold itself
+        forms = kinds if kinds <= NUMBERS else set(map(_form, values.values()))
+        form: Any = forms.pop() if len(forms) == 1 and key != "final_obs" else object
+        if len(values) < num_envs:
+            masks[f"_{key}"] = mask = np.zeros(num_envs, np.bool_)
+            for i in values:
+                mask[i] = True
+        else:
+            masks[f"_{key}"] = everywhere
+        if form in NUMBERS and len(values) == num_envs:  # the most frequent case, in half the time
+            columns[key] = np.fromiter(values.values(), form, num_envs)
+        elif form is dict and depth < 8:  # one may hold itself
             columns[key] = in_columns(values, num_envs, depth + 1)
-            continue
-        holds = dtype is not dict and dtype is not object
-        columns[key] = column = np.zeros((num_envs, *shape), dtype) if holds else np.full(num_envs, None, object)
-        for i, value in values.items():
-            column[i] = value
+        else:
+            dtype, shape = form if type(form) is tuple else (form, ())
+            numbers = form is not dict and form is not object
+            columns[key] = column = np.zeros((num_envs, *shape), dtype) if numbers else np.full(num_envs, None)
+            for i, value in values.items():
+                column[i] = value
     return {**columns, **masks}
 
 
-def _form(value: Any) -> tuple[Any, tuple[int, ...]]:
-    """The dtype and shape of a row of a column that holds `value`; dict for dicts."""
+def _form(value: Any) -> Any:
+    """dict for a dict, (dtype, shape) for a number or an array of numbers, object for anything else."""
     kind = type(value)
     if issubclass(kind, dict):
-        return dict, ()
+        return dict
     if kind is np.ndarray or issubclass(kind, int | float | np.generic):
         array = np.asarray(value)
         if array.dtype.kind in "biufc":
             return array.dtype, array.shape
-    return object, ()
-
-
-class InColumns:
-    """Of a vector environment: its infos in the form of `in_columns`."""
-
-    def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
-        return {**vector_infos, env_num: env_info} if env_info else vector_infos
-
-    def reset(self, **kwargs: Any) -> Any:
-        obs, infos = super().reset(**kwargs)  # type: ignore[misc]
-        return obs, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
-
-    def step(self, actions: Any) -> Any:
-        *result, infos = super().step(actions)  # type: ignore[misc]
-        return *result, in_columns(infos, self.num_envs)  # type: ignore[attr-defined]
+    return object

@@ -1,9 +1,8 @@
 """A process for each environment, and the watchdog that ends a call of environments that hangs."""
 
 import contextlib
-import faulthandler
 import functools
-import multiprocessing.connection
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,157 +11,189 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
-from common import args
+from common.args import say
 from common.internals.vector.guard import EnvError, Guarded, HangError, described
-from common.internals.vector.spaces import InColumns
+from common.internals.vector.spaces import in_columns
 
-INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
-LATE = "has not answered within --env-timeout"
 OVERFLOW = "overflow encountered in (cast|dot)"  # Envs reports it itself, with the environment's number
 CLOSING = "closing the environments"  # for `beside_training`
 CLOSE_SECONDS = 2
 GRACE_SECONDS = 5  # for a call to end after the watchdog's signal
+TICKS = 20  # in which the watchdog counts --env-timeout
+INTERRUPT = getattr(signal, "SIGURG", None)  # of no use to environments, and ignored where nobody asks for it
+LATE = "has not answered within --env-timeout: it hangs"
 
 
-class Workers(InColumns, AsyncVectorEnv):
-    """AsyncVectorEnv that says which worker failed or died, and kills those that do not end by themselves.
+class Workers(VectorEnv):
+    """Environments in a process each; the trainer itself makes none.
 
-    Workers ignore the signals by which a run is asked to stop, as they often go to every process of it: the trainer
-    decides when they end. They get two seconds to close their environments.
+    Workers ignore the signals that ask a run to stop, as those often go to every process of it: the trainer ends them.
+    An error is an EnvError that names the worker, but for gymnasium's errors and ImportErrors.
     """
 
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        self.num_envs = len(env_fns)
         self.processes: list[Any] = []
-        self.parent_pipes: list[Any] = []
-        self.hung: str | None = None
-        first: Any = functools.partial(_first, env_fns[0], os.getpid())
+        self.pipes: list[Any] = []
+        self.waits_for = 0  # the number of an environment
+        self.idle = False  # all calls have been answered
+        self.hung: str | None = None  # why the workers have been killed
         try:
-            super().__init__([first, *env_fns[1:]], copy=False, worker=_work, autoreset_mode=AutoresetMode.SAME_STEP)
-        except BaseException as error:
-            reason = self.explained(error)
-            self._kill()
-            raise reason from None
+            for index, make in enumerate(env_fns):
+                pipe, other_end = multiprocessing.Pipe()
+                words = (index, CloudpickleWrapper(make), other_end)
+                process = multiprocessing.Process(target=_work, args=words, daemon=True)
+                process.start()
+                other_end.close()
+                self.processes.append(process)
+                self.pipes.append(pipe)
+            spaces = self._call()
+            if any(other != spaces[0] for other in spaces):
+                raise EnvError("its copies differ in their spaces")
+        except BaseException:
+            self.close_extras()
+            raise
+        self.single_observation_space, self.single_action_space = spaces[0]
+        self.observation_space, self.action_space = (batch_space(space, self.num_envs) for space in spaces[0])
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        results = self._call("reset", [(each,) for each in seed or [None] * self.num_envs])
+        obs, infos = zip(*results, strict=True)
+        return np.array(obs), in_columns(dict(enumerate(infos)), self.num_envs)
+
+    def step(self, actions: Any) -> Any:
+        results = self._call("step", [(action,) for action in actions])
+        *columns, infos = zip(*results, strict=True)
+        return *map(np.array, columns), in_columns(dict(enumerate(infos)), self.num_envs)
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """What a method of each environment returns."""
+        return self._call(name, [arguments] * self.num_envs)
+
+    def get_attr(self, name: str) -> list[Any]:
+        return self.call("__getattribute__", name)
+
+    def set_attr(self, name: str, values: Sequence[Any]) -> None:
+        self._call("__setattr__", [(name, value) for value in values])
+
+    def _call(self, name: str = "", arguments: Iterable[tuple[Any, ...]] = ()) -> list[Any]:
+        """The answers of all to a call of a method; without a name, to what they have been asked already."""
+        self.idle, answers = False, []
+        try:
+            for self.waits_for, words in enumerate(arguments):
+                self.pipes[self.waits_for].send((name, words))
+            for self.waits_for, pipe in enumerate(self.pipes):  # noqa: B020
+                is_error, answer = pipe.recv()
+                if is_error:
+                    raise answer
+                answers.append(answer)
+        except (EOFError, OSError) as error:
+            raise self.explained(error) from None
+        self.idle = True
+        return answers
 
     def explained(self, error: BaseException) -> BaseException:
         """What ended the worker whose pipe raised `error`; other errors as they are."""
-        if isinstance(error, EOFError | OSError):
-            sentinels = [process.sentinel for process in self.processes if process.pid]
-            ended = multiprocessing.connection.wait(sentinels, 2)
-            for i, process in enumerate(self.processes):
-                if process.pid and process.sentinel in ended:
-                    process.join(2)  # a pipe closes a moment before its process has an exit code
-                    code = process.exitcode or 0
-                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                    return EnvError(self.hung or f"env worker {i} died ({how})")
-        return error
+        if not isinstance(error, EOFError | OSError):
+            return error
+        process = self.processes[self.waits_for]
+        process.join(2)  # a pipe closes a moment before its process has an exit code
+        code = process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return EnvError(self.hung or f"env worker {self.waits_for} died ({how})")
 
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        asked = not terminate and self._state is AsyncState.DEFAULT
-        if asked:
-            deadline = time.monotonic() + CLOSE_SECONDS
-            for pipe in self.parent_pipes:
-                with contextlib.suppress(OSError):  # of a worker that is dead
-                    pipe.send(("close", None))
-            for process in self.processes:
-                process.join(max(deadline - time.monotonic(), 0))
-        late = [i for i, process in enumerate(self.processes) if process.is_alive()]
-        self._kill()
-        if asked and late:
-            raise EnvError(f"environment {late[0]} did not close within {CLOSE_SECONDS} s")
-        if asked and not self.error_queue.empty():
-            self._raise_if_errors([False])
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        errors = [self.error_queue.get(timeout=5) for success in successes if not success]
-        if errors:
-            index, _, error, trace = min(errors, key=lambda failed: failed[0])
-            if args.show_tracebacks:
-                print(trace, file=sys.stderr)
-            raise error if isinstance(error, EnvError) else EnvError(f"environment {index} failed: {described(error)}")
-
-    def _kill(self) -> None:
-        self.closed = True  # gymnasium would ask the dead to close their environments
-        started = [process for process in self.processes if process.pid]
-        for process in started:
+    def end(self, reason: str) -> None:
+        """Kills the workers, from another thread; the call that waits for one of them raises an EnvError."""
+        self.hung = f"environment {self.waits_for} {reason}"
+        for process in self.processes:
             process.kill()
-        for process in started:
-            process.join()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Workers have two seconds to close their environments; where one has not answered, all are killed at once."""
+        late = threading.Timer(CLOSE_SECONDS * self.idle, self.end, [f"did not close within {CLOSE_SECONDS} s"])
+        late.start()
+        try:
+            if self.idle:
+                self.call("close")
+        finally:
+            for process in self.processes:
+                process.join()
+            late.cancel()
 
 
-def _first(make: Callable[[], gym.Env], trainer: int) -> gym.Env:
-    """The first environment. gymnasium also makes it in the trainer, looks at its spaces and closes it."""
-    env: Any = make()
-    if os.getpid() == trainer:
-        env.close = args.beside_training(CLOSING)(env.close)
-    return env
-
-
-def _work(index: int, make: Callable[[], gym.Env], pipe: Any, trainers_pipe: Any, memory: Any, *more: Any) -> None:
-    """gymnasium's worker, which also reports what fails when its environment is made or closed."""
+def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
+    """Answers with the spaces of an environment, then every call of it, as (False, result) or (True, error)."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if INTERRUPT:
         signal.signal(INTERRUPT, _interrupt)
-    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
     warnings.filterwarnings("ignore", OVERFLOW)
-    env: Any = None
+    name = ""
     try:
         env = make()
-        _async_worker(index, lambda: env, pipe, trainers_pipe, memory, *more)
-    except OSError:  # the trainer is gone
+        calls: dict[str, Any] = {"reset": lambda seed: env.reset(seed=seed), "step": functools.partial(_step, env)}
+        answer: Any = env.observation_space, env.action_space
+        while name != "close":
+            pipe.send((False, answer))
+            name, words = pipe.recv()
+            answer = calls[name](*words) if name in calls else getattr(env, name)(*words)
+        pipe.send((False, answer))
+    except (EOFError, OSError):  # the trainer is gone
         return
     except BaseException as error:
-        more[0].put((index, None, error, traceback.format_exc()))
-        if env is None:
-            pipe.recv()
-            pipe.send((None, False))
+        named = isinstance(error, EnvError | ImportError | gym.error.Error)
+        answer = error if named else EnvError(f"environment {index} failed: {described(error)}")
+        answer.add_note(traceback.format_exc())  # --debug shows it
+        pipe.send((True, answer))
 
 
-def _end_with_trainer(parent: int) -> None:
-    """Ends this worker when the trainer is gone.
+def _step(env: gym.Env, action: Any) -> Any:
+    """With SAME_STEP autoreset."""
+    obs, reward, terminated, truncated, info = env.step(action)
+    if terminated or truncated:
+        final = {"final_obs": obs, "final_info": info}
+        obs, info = env.reset()
+        info = {**final, **info}
+    return obs, reward, terminated, truncated, info
 
-    Its pipe would tell it too, but not while it is inside a step, and with fork every worker holds the pipes of those
-    before it open: one that hangs would keep them all. With fork and spawn the trainer is the parent process; with
-    forkserver only multiprocessing knows it.
-    """
+
+def _end_with_trainer() -> None:
+    """Ends this worker, in the middle of a step too, when the trainer is gone."""
     trainer: Any = multiprocessing.parent_process()
-    while os.getppid() == parent and trainer.is_alive():
-        time.sleep(0.5)
+    trainer.join()
     os._exit(1)
 
 
 class Watchdog:
     """Ends a call of the environments that takes `timeout` seconds (0: never). A thread, so a step costs nothing.
 
-    A call is watched from when `since` is its time of beginning until `since` is 0, or in a `with` block, with which
-    the watchdog ends.
+    A call is watched while `since`, when it began, is not 0, or in a `with` block, with which the watchdog ends.
 
-    The process whose environment hangs is interrupted by a signal, which raises an EnvError that names the place: in
-    Python code, in time.sleep, in system calls. Code in C may not notice. A few seconds later the worker is killed, or
-    the trainer's own process ends at once with code 5.
-    What hangs in C without releasing Python's lock stops this thread as well: only `--async-envs` helps against that.
+    The process that hangs gets a signal, whose handler raises a HangError that names the place: in Python code, in
+    time.sleep, in system calls. Code in C may not notice: a few seconds later the workers are killed, or the trainer's
+    own process ends at once with code 5. A hang in C that keeps Python's lock stops this thread as well: only
+    `--async-envs` helps against that.
 
-    It counts its own ticks, not the time, so that a computer asleep or a stopped process is not taken for one.
+    It counts its own ticks, not the time, so that a computer asleep or a stopped process is not taken for a hang.
     """
-
-    TICKS = 20
-    asking: Any = None  # the one that has sent the last signal
 
     def __init__(self, timeout: float) -> None:
         self.timeout, self.since, self.stop = timeout, 0.0, threading.Event()
         self.trainer = threading.get_ident()
-        self.in_main_thread = self.trainer == threading.main_thread().ident
-        if timeout and INTERRUPT and self.in_main_thread and signal.getsignal(INTERRUPT) is signal.SIG_DFL:
-            signal.signal(INTERRUPT, _interrupt)
         if timeout:
+            if INTERRUPT and threading.current_thread() is threading.main_thread():
+                signal.signal(INTERRUPT, _interrupt)
             threading.Thread(target=self._watch, daemon=True).start()
 
     def __enter__(self) -> None:
@@ -174,62 +205,39 @@ class Watchdog:
 
     def _watch(self) -> None:
         since, ticks = 0.0, 0
-        while not self.stop.wait(self.timeout / self.TICKS):
+        while not self.stop.wait(self.timeout / TICKS):
             ticks = ticks + 1 if self.since and self.since == since else 0
             since = self.since
-            if ticks >= self.TICKS:
-                self._ask()
-                if not self.stop.wait(min(self.timeout, GRACE_SECONDS)) and self.since == since:
-                    self._end()
-                ticks = 0
-
-    def _ask(self) -> None:
-        inner, *_ = _at_work(sys._current_frames().get(self.trainer))
-        Watchdog.asking = self
-        if INTERRUPT and isinstance(inner, Workers):
-            for process in inner.processes:
-                with contextlib.suppress(OSError, TypeError):
-                    os.kill(process.pid, INTERRUPT)
-        elif INTERRUPT and self.in_main_thread and signal.getsignal(INTERRUPT) is _interrupt:
-            signal.pthread_kill(self.trainer, INTERRUPT)
-
-    def _end(self) -> None:
-        inner, name, place = _at_work(sys._current_frames().get(self.trainer))
-        if isinstance(inner, Workers):
-            inner.hung = f"{name} {LATE}: it hangs outside of Python"
-            for process in inner.processes:
-                process.kill()
-            return
-        if args.show_tracebacks:
-            faulthandler.dump_traceback()
-        args.say(f"error: {name} {LATE}: it hangs in {place}", sys.stderr)
-        os._exit(5)
+            if ticks < TICKS:
+                continue
+            ticks = 0
+            owner, _ = _at_work(sys._current_frames()[self.trainer])
+            pid = owner.processes[owner.waits_for].pid if isinstance(owner, Workers) else os.getpid()
+            if INTERRUPT:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, INTERRUPT)
+            if self.stop.wait(min(self.timeout, GRACE_SECONDS)) or self.since != since:
+                continue
+            owner, place = _at_work(sys._current_frames()[self.trainer])
+            if isinstance(owner, Workers):
+                owner.end(f"{LATE} outside of Python")
+                continue
+            name = f"environment {owner.index}" if owner else "an environment"
+            say(f"error: {name} {LATE} in {place}", sys.stderr)
+            os._exit(5)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles the watchdog's signal, in the main thread of the process whose environment hangs."""
-    inner, name, place = _at_work(frame)
-    if isinstance(inner, Guarded):
-        if not inner.interrupted and Watchdog.asking is not None:  # others have their time; one that goes on has not
-            Watchdog.asking.since = time.monotonic()
-        inner.interrupted = True
-        raise HangError(f"{name} {LATE}: it hangs in {place}")
+def _interrupt(number: int, frame: Any) -> None:
+    """Handles the watchdog's signal in the process that hangs."""
+    owner, place = _at_work(frame)
+    if isinstance(owner, Guarded):
+        raise HangError(f"environment {owner.index} {LATE} in {place}")
 
 
-def _at_work(frame: FrameType | None) -> tuple[Any, str, str]:
-    """Of a thread: the innermost Guarded or Workers, the environment it waits for, and the place at which it is."""
-    pipe: Any = None
-    place = "?"
-    if frame is not None:
-        place = f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
-    while frame is not None:
-        inner = frame.f_locals.get("self")
-        if isinstance(inner, Guarded):
-            return inner, f"environment {inner.index}", place
-        if isinstance(inner, Workers):
-            known = pipe in inner.parent_pipes  # a worker's own pipe is not
-            return inner, f"environment {inner.parent_pipes.index(pipe)}" if known else "an environment", place
-        if isinstance(inner, multiprocessing.connection._ConnectionBase):
-            pipe = inner
-        frame = frame.f_back
-    return None, "an environment", place
+def _at_work(frame: Any) -> tuple[Any, str]:
+    """The innermost Guarded or Workers whose method a thread is in, or None, and the place where it is."""
+    place = f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
+    owner = None
+    while frame is not None and not isinstance(owner, Guarded | Workers):
+        owner, frame = frame.f_locals.get("self"), frame.f_back
+    return owner if isinstance(owner, Guarded | Workers) else None, place
