@@ -16,7 +16,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(str(_MODULES[name])), name)
     globals()[name] = value
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)

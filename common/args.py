@@ -6,9 +6,10 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TextIO
+from typing import Literal, NoReturn
 
 from common.internals.console.checks import check_arguments
+from common.internals.console.output import say as say
 
 show_tracebacks = False  # --debug
 _beside = 0  # how many `beside_training` are open
@@ -138,19 +139,3 @@ def beside_training(what: str, advice: str = "") -> Iterator[None]:
         warn(f"{what} failed, training goes on: {reason}{advice and '; '}{advice}", once=f"{what} failed")
     finally:
         _beside -= 1
-
-
-def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Prints and never raises. Characters that the stream cannot encode become "?".
-
-    After a write error (`| head`, a full disk) the stream is redirected to nowhere.
-    """
-    stream = stream or sys.stdout
-    try:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=True)
-    except OSError:
-        with contextlib.suppress(Exception), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())  # or Python fails again when it flushes at exit
-    except Exception:  # not a usable stream, so there is nowhere to report it
-        return

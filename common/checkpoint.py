@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from common.args import WORLD_SIZE, beside_training, fail, warn
 from common.envs import Envs
-from common.internals.resume.checkpoint_files import FORMAT, check_weights, failure, own_folder, write_file
+from common.internals.resume.checkpoint_files import FORMAT, check_weights, own_folder, write_file
+from common.internals.resume.commit import write_committed
 from common.internals.resume.random_state import random_state, set_random_state
 from common.internals.resume.rings import RingFiles
 from common.internals.speed import processes
@@ -30,10 +31,9 @@ class Checkpoint:
             checkpoint.save(global_step)
 
     A part is a dict or has `state_dict` and `load_state_dict`. Everything learned or accumulated must be a part; what
-    follows from the step (schedules, `Every`) need not be. Of a part with `rings`, the replay, each checkpoint writes
-    only the steps added since the last one, to a separate file.
+    follows from the step (schedules, `Every`) need not be. Of the replay, each checkpoint writes only the new steps.
 
-    Files are written atomically to `checkpoints/` of the run directory, end in a SHA-256 checksum (torch.load detects
+    Files in `checkpoints/` of the run directory are written atomically, end in a SHA-256 checksum (torch.load detects
     almost no flipped bits), and load with `weights_only=True`. Under torchrun each process has its own folder there,
     and a checkpoint counts once `step-*.commit` records that every process has written its file.
     """
@@ -49,14 +49,9 @@ class Checkpoint:
         run.resumable = True
 
     def restore(self, obs: Tensor) -> tuple[Tensor, int]:
-        """Restores the run that is resumed, if there is one. Call it after `envs.reset`, before training.
+        """Restores the run that is resumed, if there is one. Call it after `envs.reset`, with its observations.
 
-        Args:
-            obs: the first observations, [num_envs, ...].
-
-        Returns:
-            The observations to act on and the step to start from; `obs` and 0 for a new run.
-
+        Returns the observations to act on, [num_envs, ...], and the step to start from: `obs` and 0 for a new run.
         Ends the process with code 3 if the checkpoint does not fit the parts.
         """
         if WORLD_SIZE == 1:  # several processes would not fail at the same step
@@ -117,25 +112,14 @@ class Checkpoint:
                 self.write(self.run.step, snapshots=False)
 
     def write(self, step: int, snapshots: bool = True) -> bool:
-        """Writes a checkpoint now; False, with a warning, if that fails, and with `save_interval` 0.
-
-        Args:
-            snapshots: whether to save the environments.
-        """
+        """Writes a checkpoint now, with the environments if `snapshots`; False, with a warning, if that fails."""
         if self.run.args.save_interval == 0:
             return False
         check_weights(self.parts, step)
         path = self.folder / f"step-{step:012d}.pt"
-        reason = failure(functools.partial(self._write, path, step, snapshots))
-        reasons = [text for text in processes.all_gather_object(reason) if text]
-        if WORLD_SIZE > 1 and not reasons:
-            content = {"format": FORMAT, "processes": WORLD_SIZE}
-            commit = functools.partial(write_file, self.commits / f"{path.stem}.commit", content)
-            reasons = list(filter(None, [processes.on_rank_zero(functools.partial(failure, commit))]))
-        if reasons:
-            if WORLD_SIZE > 1:
-                path.unlink(missing_ok=True)  # not every process has written its file
-            warn(f"no checkpoint at step {step}: {reasons[0]}; the last one is kept")
+        reason = write_committed(path, self.commits, functools.partial(self._write, path, step, snapshots))
+        if reason is not None:
+            warn(f"no checkpoint at step {step}: {reason}; the last one is kept")
             return False
         self._prune()
         self.run.checkpointed = step

@@ -30,15 +30,14 @@ from common.internals.vector.workers import Watchdog, Workers
 class Envs:
     """`num_envs` environments stepped together; tensors in host memory, the first dimension is the environment.
 
-    A step that ends an episode also resets that environment (SAME_STEP autoreset), so each step is `num_envs` real
-    transitions. `terminations`: the task ended, there is nothing to bootstrap from. `truncations`: the episode was cut,
-    by a time limit for example. `infos` has gymnasium's form; where episodes ended in a step it also holds
+    A step that ends an episode also resets that environment (SAME_STEP autoreset). `terminations`: the task ended.
+    `truncations`: the episode was cut, for example by a time limit. If an episode ended, `infos` also holds
         final_obs: [num_envs, ...], the observation each transition led to (see `final_obs`).
-        episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps, valid
-            where `_episode` (bool [num_envs]) is true; of whole games, however many lives they take.
+        episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps of the
+            whole game, valid where `_episode` (bool [num_envs]) is true.
 
-    Errors end the process with one line. Code 5: an environment raises, exits, dies, returns something malformed, or
-    exceeds `env_timeout`. Code 4: an observation, reward or action is not finite as float32.
+    Errors end the process: with code 5 if an environment raises, exits, dies, returns something malformed, or exceeds
+    `env_timeout`; with code 4 if an observation, reward or action is not finite as float32.
 
     Args:
         vector: a gymnasium vector environment with SAME_STEP autoreset.
@@ -53,14 +52,13 @@ class Envs:
             raise ValueError(f"SAME_STEP autoreset is needed, not {vector.metadata.get('autoreset_mode')}")
         self.vector = vector
         self.num_envs = vector.num_envs
-        self.single_observation_space: Any = vector.single_observation_space  # a Box if make_envs made it
+        obs_space: Any = vector.single_observation_space
+        self.single_observation_space = obs_space  # a Box if make_envs made it
         self.single_action_space: Any = vector.single_action_space
-        self.terminal_on_life_loss = terminal_on_life_loss
         is_atari = isinstance(vector, ReplayedAtari)
-        shape: Any = vector.single_observation_space.shape
-        self.frame_stack = shape[0] if is_atari else 0  # frames per observation, if known
-        self._has_lives = is_atari  # `lives` in the infos of other environments may mean anything
-        self._obs_dtype = np.uint8 if self.single_observation_space.dtype == np.uint8 else np.float32
+        self.terminal_on_life_loss = terminal_on_life_loss and is_atari  # elsewhere infos["lives"] may mean anything
+        self.frame_stack = obs_space.shape[0] if is_atari else 0  # frames per observation, if known
+        self._obs_dtype = np.uint8 if obs_space.dtype == np.uint8 else np.float32
         first_action = getattr(self.single_action_space, "start", 0)  # of Discrete and MultiDiscrete
         self._first_action = first_action if np.any(first_action) else None
         self._action_shape = (self.num_envs, *(self.single_action_space.shape or ()))
@@ -75,9 +73,9 @@ class Envs:
         self.began_anew = False  # whether the last load_state_dict had to start new episodes
         self.on_failure: Callable[[], None] | None = None  # called once, before a failure ends the process
         self._watchdog = Watchdog(env_timeout)
-        self._close = weakref.finalize(self, close, vector, self._watchdog)
+        self.close = weakref.finalize(self, close, vector, self._watchdog)  # callable, once; an error is a warning
         # It must run before multiprocessing's own exit handler, which waits for workers without a limit.
-        atexit.register(self._close)
+        atexit.register(self.close)
 
     def reset(self, seed: int | None = None, evaluation: bool = False) -> tuple[Tensor, dict[str, Any]]:
         """First observations [num_envs, ...] and infos. Each environment's seed is derived from `seed`."""
@@ -93,7 +91,7 @@ class Envs:
             obs, infos = vector.reset(seed=seeds or None)
         self._returns[:] = 0
         self._began[:] = 0
-        if self._has_lives:
+        if self.terminal_on_life_loss:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
         return self.obs, infos
@@ -102,11 +100,11 @@ class Envs:
         """One step of every environment.
 
         Args:
-            actions: on any device. Discrete: integers from 0, [num_envs]. MultiDiscrete and Box: [num_envs, ...] or
-                flat [num_envs, n]. Box actions are clipped to the bounds; for an integer Box they are rounded.
+            actions: on any device, [num_envs, ...] or flat [num_envs, n]. Discrete ones count from 0. Box ones are
+                clipped to the bounds, and rounded for an integer Box.
 
         Returns:
-            next_obs [num_envs, ...] (after an episode's end the first of the next episode), rewards float32 [num_envs],
+            next_obs [num_envs, ...] (the first of a new episode where one ended), rewards float32 [num_envs],
             terminations and truncations bool [num_envs], infos.
         """
         acts = actions.numpy(force=True).reshape(self._action_shape)
@@ -140,7 +138,7 @@ class Envs:
             infos["_episode"] = ended
             self._returns[ended] = 0
             self._began[ended] = self._steps
-        if self.terminal_on_life_loss and self._has_lives:
+        if self.terminal_on_life_loss:
             # Counted here because the life_loss_info of ale-py 0.12 returns wrong final observations under SAME_STEP.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
@@ -149,17 +147,10 @@ class Envs:
         tensor = torch.from_numpy
         return next_obs, tensor(rewards), tensor(terminations), tensor(truncations), infos
 
-    def close(self) -> None:
-        """Closes the environments; an error in it is one warning."""
-        self._close()
-
     def state_dict(self, snapshots: bool = True) -> dict[str, Any]:
-        """The state between two steps, in types that `torch.load(weights_only=True)` accepts.
+        """The state between two steps, for `torch.load(weights_only=True)`.
 
-        If an environment cannot be saved, one warning says why and a resumed run starts new episodes.
-
-        Args:
-            snapshots: False saves no environment, for example after one has failed.
+        Without `snapshots`, and with one warning if an environment cannot be saved, it has no environments.
         """
         states, large = vector_state.save(self.vector, self._call_each) if snapshots else (None, {})
         return {
@@ -177,8 +168,8 @@ class Envs:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state`, in place of `reset`; `self.obs` is then the observation to act on.
 
-        If the environments cannot be restored, new episodes start with new seeds, one warning says why, and
-        `began_anew` is true. Ends the process with code 3 if the observations had another shape.
+        If the environments cannot be restored, new episodes start, with new seeds and one warning.
+        Ends the process with code 3 if the observations had another shape.
         """
         shape = (self.num_envs, *self.single_observation_space.shape)
         if state["obs"].shape != shape:
@@ -222,8 +213,7 @@ class Envs:
     def _require_finite(self, values: np.ndarray, what: str) -> None:
         """The exact test of `values` [num_envs, ...]: finite numbers can have a sum of squares that overflows."""
         for i, *place in np.argwhere(~np.isfinite(values)):
-            bad = values[(i, *place)]
-            fail(f"environment {i}: its {what} is {bad} at step {self._steps} (as float32)", code=4)
+            fail(f"environment {i}: its {what} is {values[(i, *place)]} at step {self._steps} (as float32)", code=4)
 
     @contextlib.contextmanager
     def _watched(self, where: str) -> Iterator[None]:
@@ -257,10 +247,7 @@ def make_envs(args: RunArgs, *, terminal_on_life_loss: bool = False) -> Envs:
 
     Atari games (`ALE/...-v5`) get the preprocessing of Mnih et al. (2015): grey frames of 84 x 84 pixels, stacks of 4,
     each action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no sticky
-    actions. Rewards are not clipped.
-
-    Args:
-        terminal_on_life_loss: report a lost life of an Atari game as a termination, without resetting the game.
+    actions. Rewards are not clipped. `terminal_on_life_loss` is that of `Envs`.
 
     Ends the process with code 2 if the environment is unknown, not installed or unsupported, or if the memory is too
     small for a replay of `args.buffer_size` transitions.

@@ -1,4 +1,4 @@
-"""Greedy evaluation and its video. It never changes training, and its failures never end it."""
+"""Greedy evaluation and its video."""
 
 import contextlib
 import functools
@@ -27,15 +27,7 @@ ADVICE = "--eval-episodes 0 turns it off"
 class Evaluation:
     """Plays `args.eval_episodes` greedy episodes when due, logs eval/*, records the first one, and writes policy.pt.
 
-        evaluation = common.Evaluation(run, q_network.greedy)
-        while global_step < args.total_timesteps:
-            evaluation(global_step)
-            ...
-            checkpoint.save(global_step)
-        evaluation(global_step)
-
-    It has its own environments, seeds and random generators, so training is the same with and without it. The seeds
-    are the same every time. An episode is cut after `args.eval_max_steps` steps and counts with its return so far.
+    It has its own environments, seeds (the same every time) and random generators, so it never changes training.
     A failure is one warning. Under torchrun the first process plays while the others wait.
 
     Args:
@@ -47,8 +39,8 @@ class Evaluation:
         self.policy = policy
         self.has_envs = False
         if RANK == 0 and run.args.eval_episodes:
-            # Some environments can exist only once (a robot, a simulator at a port): this warns at the start, and they
-            # are evaluated at the end, after training has closed its own.
+            # This warns if the environment can exist only once (a robot, a simulator at a port). It is then evaluated
+            # at the end, after training has closed its own.
             with isolated_rng(run.args.seed), beside_training("evaluation", ADVICE):
                 make_vector(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
                 self.has_envs = True
@@ -61,24 +53,15 @@ class Evaluation:
         run.write_policy()
         began, env_seconds = time.monotonic(), env_timer.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
-        if video is not None:
-            with beside_training("removing an old video"):  # left by a run that was killed during this evaluation
-                video.unlink(missing_ok=True)
         metrics: dict[str, float] = {}
         if RANK == 0 and (self.has_envs or step >= args.total_timesteps):
             with beside_training("evaluation", ADVICE):
-                returns, lengths = play(
-                    self.policy,
-                    args.env_id,
-                    args.eval_episodes,
-                    args.seed,
-                    video,
-                    args.allow_env_import,
-                    stop=lambda: run.stop_requested,
-                    env_timeout=args.env_timeout,
-                    num_envs=PARALLEL_ENVS if self.has_envs else 1,
-                    max_steps=args.eval_max_steps,
-                )
+                if video is not None:
+                    video.unlink(missing_ok=True)  # left by a run that was killed after it
+                options: dict[str, Any] = {"env_timeout": args.env_timeout, "max_steps": args.eval_max_steps}
+                options |= {"allow_import": args.allow_env_import, "stop": lambda: bool(run.signals.number)}
+                options["num_envs"] = PARALLEL_ENVS if self.has_envs else 1
+                returns, lengths = play(self.policy, args.env_id, args.eval_episodes, args.seed, video, **options)
                 metrics = {
                     "eval/episodic_return": float(returns.mean()),
                     "eval/episodic_return_std": float(returns.std()),

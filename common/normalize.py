@@ -1,7 +1,6 @@
 """Normalisation of observations and rewards by running statistics, shared by all environments and processes.
 
-The statistics are buffers, so they are part of `state_dict`, and of policy.pt if the module is part of the network.
-Only `update` changes them; evaluation does not call it.
+The statistics are buffers, so policy.pt has those that are part of the network. Only `update` changes them.
 """
 
 import torch

@@ -11,6 +11,7 @@ from torch import Tensor
 from common.internals.storage import fields
 from common.internals.storage.frames import FrameStacks
 from common.internals.storage.memory import require_memory
+from common.internals.storage.n_step import n_step_returns
 from common.internals.storage.sum_tree import Priorities, SumTree
 
 OF_LAST_STEP = ("next_obs", "terminations", "truncations")  # of an n-step return; other fields are of the first step
@@ -31,12 +32,11 @@ class ReplayBuffer:
         capacity: transitions over all environments; rounded down to a multiple of `num_envs`.
         num_envs: first dimension of every tensor added.
         device: device of the sampled batches.
-        n_step: steps of the returns (Sutton, 1988), computed when sampling. A return has m <= n_step rewards: it stops
-            at a termination; at a truncation, and at the newest step, it stops and bootstraps. Needs the fields rewards
-            (floating point), terminations and truncations (bool), [num_envs] each.
-        gamma: discount factor per step. With it, batches have the field `discounts`.
-        frame_stack: number k of frames in obs and next_obs, [num_envs, k, ...], newest last. Each frame is then stored
-            once: an eighth of the memory for k = 4. 0 stores observations as they are, which is faster for small ones.
+        n_step: rewards in a return (Sutton, 1988), or fewer: it stops at a termination, and stops and bootstraps at a
+            truncation and at the newest step. Needs rewards (floating point), terminations and truncations (bool).
+        gamma: discount factor. With it, batches have the field `discounts`.
+        frame_stack: number k of frames in obs and next_obs, [num_envs, k, ...], newest last. Each frame is stored once,
+            which takes an eighth of the memory for k = 4. 0 stores observations as they are.
         alpha: exponent of proportional prioritized replay (Schaul et al., 2016: https://arxiv.org/abs/1511.05952).
             None samples uniformly.
     """
@@ -98,7 +98,9 @@ class ReplayBuffer:
         self.steps += 1
 
     def sample(self, batch_size: int, beta: float = 1.0) -> SimpleNamespace:
-        """`batch_size` transitions on `device`, each field [batch_size, ...]; draws from torch's global generator.
+        """`batch_size` transitions on `device`, each field [batch_size, ...], drawn with torch's global generator.
+
+        ValueError if the replay is empty.
 
         With `gamma`, where m is the number of rewards in each return:
             rewards: sum of gamma^i r_i for i < m.
@@ -112,9 +114,6 @@ class ReplayBuffer:
 
         Args:
             beta: exponent of the importance weights; 1 corrects the bias of prioritized sampling fully.
-
-        Raises:
-            ValueError: the replay is empty.
         """
         self._require_steps()
         if self.priorities is None:
@@ -151,7 +150,9 @@ class ReplayBuffer:
     def _batch(self, indices: np.ndarray, batch: dict[str, np.ndarray]) -> SimpleNamespace:
         last = indices
         if self.gamma is not None:
-            batch["rewards"], batch["discounts"], last = self._returns(indices)
+            newest = (self.steps - 1) % self.rows
+            returns = n_step_returns(self._flat, indices, newest, self.num_envs, self.discounts)
+            batch["rewards"], batch["discounts"], last = returns
         for name, flat in self._flat.items():
             if name not in batch:
                 batch[name] = flat.take(last if name in OF_LAST_STEP else indices, 0)
@@ -194,11 +195,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores everything except the rings, which the caller fills afterwards.
-
-        Raises:
-            ValueError: the saved replay had other arguments.
-        """
+        """Restores everything except the rings, which the caller fills; ValueError if the arguments were others."""
         if state["like"]:
             step = {}
             for name, (shape, dtype) in state["like"].items():
@@ -214,22 +211,6 @@ class ReplayBuffer:
     def rings(self) -> tuple[dict[str, np.ndarray], int]:
         """The large arrays, and the number of steps ever added; step t is in row t % len(array)."""
         return {**self.fields, **({} if self.frames is None else self.frames.rings())}, self.steps
-
-    def _returns(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns and gamma^m, [B] each, and the indices [B] of the last step of each return."""
-        rewards = self._flat["rewards"]
-        if self.n_step == 1:
-            return rewards.take(indices), np.full(len(indices), self.gamma, rewards.dtype), indices
-        steps = (indices[:, None] + self.num_envs * np.arange(self.n_step)) % len(rewards)
-        newest = (self.steps - 1) % self.rows
-        ended = self._flat["terminations"].take(steps) | self._flat["truncations"].take(steps)
-        ended |= steps // self.num_envs == newest  # in the ring, the newest step is followed by the oldest
-        ended[:, -1] = True
-        last = ended.argmax(1)  # position of the last step, 0 to n_step - 1
-        included = np.arange(self.n_step) <= last[:, None]
-        returns = (rewards.take(steps) * self.discounts[:-1]).sum(1, where=included)
-        last_indices = (indices + last * self.num_envs) % len(rewards)
-        return returns.astype(rewards.dtype), self.discounts[last + 1].astype(rewards.dtype), last_indices
 
     def _allocate(self, step: dict[str, Tensor]) -> None:
         like = fields.check_first(step, self.num_envs)

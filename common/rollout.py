@@ -68,14 +68,8 @@ class RolloutStorage:
     def minibatches(self, num_minibatches: int, **extra: Tensor) -> Iterator[SimpleNamespace]:
         """One epoch: every sample once, shuffled, in `num_minibatches` batches whose sizes differ by at most one.
 
-        Args:
-            extra: further tensors [num_steps, num_envs, ...], for example advantages.
-
-        Yields:
-            The fields under their names, [batch, ...]: time and environment are one dimension.
-
-        Raises:
-            ValueError: a batch would have fewer than two samples, and so no standard deviation.
+        A batch has the fields and the `extra` tensors [num_steps, num_envs, ...], advantages for example, as
+        [batch, ...]. ValueError if a batch would have fewer than two samples, and so no standard deviation.
         """
         self._assert_full()
         size = self.num_steps * self.num_envs
@@ -89,8 +83,7 @@ class RolloutStorage:
     def sequences(self, num_minibatches: int, **extra: Tensor) -> Iterator[SimpleNamespace]:
         """As `minibatches`, for recurrent policies: all steps of some environments, [num_steps, batch, ...].
 
-        Raises:
-            ValueError: there are fewer environments than minibatches.
+        ValueError if there are fewer environments than minibatches.
         """
         self._assert_full()
         if not 1 <= num_minibatches <= self.num_envs:

@@ -77,7 +77,7 @@ class Run:
         self._clock = RowClock()
         self._progress = Progress(args.total_timesteps)
         self._alarms = Alarms(args.total_timesteps, args.num_envs)
-        self._signals = StopSignals()
+        self.signals = StopSignals()
         self._finished = False
         atexit.register(self._close, exit_code=1)
         if RANK == 0:
@@ -92,8 +92,8 @@ class Run:
     def log(self, metrics: Mapping[str, float | Tensor], step: int) -> None:
         """Logs one row: `metrics`, what was noted, charts/SPS, health/time_*, and the mean of the row's episodes.
 
-        Only here are tensors read, which waits for the GPU. `step` counts environment steps. Under torchrun the first
-        process logs the means over all processes. Ends the process with code 4 if a loss is not finite.
+        Reads tensors, which waits for the GPU. Under torchrun the first process logs the means over all processes.
+        Ends the process with code 4 if a loss is not finite.
         """
         values = self._mean_over_processes(as_floats({**self._noted, **metrics}))
         self._noted = {}
@@ -123,7 +123,7 @@ class Run:
         if not self.resumable:
             if WORLD_SIZE > 1:
                 fail("torchrun needs common.Checkpoint in the script: it gives all processes the same initial weights")
-            if self._signals.number:
+            if self.signals.number:
                 self.stop(step)
 
     def _log_episode(self, episode: Episode) -> None:
@@ -187,7 +187,7 @@ class Run:
 
     def stop(self, step: int) -> None:
         """Ends the process with code 128 + n after signal n; everything logged is kept."""
-        number = self._signals.number
+        number = self.signals.number
         resumable = self.checkpointed == step
         if resumable:
             self._episodes.ended.clear()  # the checkpoint has them for the resumed run's next row
@@ -202,11 +202,7 @@ class Run:
 
     def must_stop(self, now: bool = False) -> bool:
         """Whether a signal asked to stop; all processes must call it at the same steps."""
-        return self._signals.agreed(now)
-
-    @property
-    def stop_requested(self) -> bool:
-        return bool(self._signals.number)
+        return self.signals.agreed(now)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the logs. Flushes them to disk."""
@@ -254,7 +250,7 @@ class Run:
             return
         self._finished = True
         atexit.unregister(self._close)
-        self._signals.restore_handlers()
+        self.signals.restore_handlers()
         unsaved = ""
         try:
             self._save_policy()

@@ -309,7 +309,7 @@ def test_a_checkpoint_with_other_parts_than_the_script_is_one_line(tmp_path, cap
     saver.write(1)
     for parts, says in (
         ({"net": torch.nn.Linear(2, 3)}, "net of the checkpoint at step 1 does not fit"),
-        ({"network": torch.nn.Linear(2, 2)}, "holds ['net'], the script ['network']"),
+        ({"network": torch.nn.Linear(2, 2)}, "has ['net'], the script has ['network']"),
     ):
         run = FakeRun(tmp_path, saved=load_latest(tmp_path / "checkpoints"))
         with pytest.raises(SystemExit) as stop:
