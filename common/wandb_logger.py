@@ -143,12 +143,14 @@ class Wandb(Logger):
         while self.recent and self.recent[0][0] < now - 2 * self.FLUSH_INTERVAL:
             self.recent.popleft()
         self.recent.append((now, row, step))
-        with self.watchdog.limit(self.ANSWER_TIMEOUT):
-            self.run.log({**row, "global_step": step}, step=step)
+        self._send(row, step)
 
     def video(self, path: Path, step: int) -> None:
+        self._send({"videos/eval": self.wandb.Video(str(path), format="mp4")}, step)
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
         with self.watchdog.limit(self.ANSWER_TIMEOUT):
-            self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
+            self.run.log({**row, "global_step": step}, step=step)
 
     def close(self, exit_code: int) -> None:
         with self.watchdog.limit(self.FINISH_TIMEOUT + self.ANSWER_TIMEOUT):
