@@ -115,10 +115,12 @@ class Wandb(Logger):
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
             if self.mode == "online" and not wandb.login(prompt=False, verify=True):
                 self.mode = "offline"
-            names = ("id", "project", "entity", "group", "name", "tags", "notes")
-            given = {name: facts[f"wandb_{name}"] for name in names}
+            names = {"project": args.wandb_project, "entity": args.wandb_entity, "group": args.wandb_group}
+            names |= {"name": args.wandb_name or self.path.name, "notes": args.wandb_notes}
             return wandb.init(
-                **given | {"name": given["name"] or self.path.name},
+                **redact(names),
+                tags=redact(list(args.wandb_tags)),
+                id=facts["wandb_id"],
                 resume="allow" if args.resume else None,
                 allow_val_change=True,
                 job_type="train",
