@@ -349,10 +349,11 @@ def test_no_compiler_is_one_line_before_anything_is_made(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_lightning_has_an_update_of_its_own(tmp_path):
+def test_lightning_has_an_update_of_its_own(tmp_path, capsys):
     pytest.importorskip("lightning")
-    done = run_script("--compile", "--no-track", script="dqn_lightning", cwd=tmp_path, check=2)
-    assert "--compile is for dqn.py" in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        train_with(load("dqn_lightning"), tmp_path, compile=True)
+    assert stop.value.code == 2 and "--compile is for dqn.py" in capsys.readouterr().err
 
 
 @needs_compiler

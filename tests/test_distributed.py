@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clockless, envs_of, only_run, rows, run_script, same, weights
+from conftest import clockless, envs_of, load, only_run, rows, run_script, same, weights
 
 import common
 import common.internals.storage.memory
@@ -271,11 +271,14 @@ def test_one_that_dies_ends_all_and_another_number_cannot_go_on(tmp_path):
     assert (run_dir / "args.json").read_bytes() == facts
 
 
-def test_a_script_for_one_process_says_so(tmp_path):
+def test_a_script_for_one_process_says_so(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightning")
-    environment = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2"}
-    done = run_script("--runs-dir", tmp_path, script="dqn_lightning", env=environment, timeout=TIMEOUT, check=2)
-    assert done.stderr == "error: process 0: this script trains in one process: start it with python, not torchrun\n"
+    monkeypatch.setattr("common.run.WORLD_SIZE", 2)
+    dqn = load("dqn_lightning")
+    with pytest.raises(SystemExit) as stop:
+        dqn.main(dqn.Args(runs_dir=str(tmp_path)))
+    assert stop.value.code == 2 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "error: this script trains in one process: start it with python, not torchrun\n"
 
 
 def equal_runs(a, b):

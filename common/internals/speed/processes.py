@@ -135,7 +135,7 @@ def launcher_store() -> dist.Store:
 
 
 def _stop_with(launcher: int) -> None:
-    """Stops this process if torchrun was killed, and so cannot."""
+    """Stops this process as torchrun would, if torchrun was killed. (PR_SET_PDEATHSIG would send several signals.)"""
     while os.getppid() == launcher:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

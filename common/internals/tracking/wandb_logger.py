@@ -115,10 +115,12 @@ class Wandb(Logger):
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
             if self.mode == "online" and not wandb.login(prompt=False, verify=True):
                 self.mode = "offline"
-            names = ("id", "project", "entity", "group", "name", "tags", "notes")
-            given = {name: facts[f"wandb_{name}"] for name in names}
+            names = {"project": args.wandb_project, "entity": args.wandb_entity, "group": args.wandb_group}
+            names |= {"name": args.wandb_name or self.path.name, "notes": args.wandb_notes}
             return wandb.init(
-                **given | {"name": given["name"] or self.path.name},
+                **redact(names),
+                tags=redact(list(args.wandb_tags)),
+                id=facts["wandb_id"],
                 resume="allow" if args.resume else None,
                 allow_val_change=True,
                 job_type="train",
@@ -143,12 +145,14 @@ class Wandb(Logger):
         while self.recent and self.recent[0][0] < now - 2 * self.FLUSH_INTERVAL:
             self.recent.popleft()
         self.recent.append((now, row, step))
-        with self.watchdog.limit(self.ANSWER_TIMEOUT):
-            self.run.log({**row, "global_step": step}, step=step)
+        self._send(row, step)
 
     def video(self, path: Path, step: int) -> None:
+        self._send({"videos/eval": self.wandb.Video(str(path), format="mp4")}, step)
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
         with self.watchdog.limit(self.ANSWER_TIMEOUT):
-            self.run.log({"videos/eval": self.wandb.Video(str(path), format="mp4"), "global_step": step}, step=step)
+            self.run.log({**row, "global_step": step}, step=step)
 
     def close(self, exit_code: int) -> None:
         with self.watchdog.limit(self.FINISH_TIMEOUT + self.ANSWER_TIMEOUT):
