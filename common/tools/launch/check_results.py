@@ -12,8 +12,9 @@ the script, `common` or a library has changed.
 FAIL: the new scores are lower, by a one-sided permutation test of the difference of means with p at most --level, the
 probability with which an unchanged script FAILs. PASS: no drop was found; the interval shows how large a drop could
 have been missed. Four times in five the test finds a drop of 2.7 standard deviations with five runs beside five stored
-ones, of 2.0 with five beside ten. At least five new runs are needed. With --same-seeds, PASS means that every return
-is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+ones, 2.0 with five beside ten or ten beside five, 3.0 with seven beside three. At least five new runs are needed. With
+--same-seeds, PASS means that every return is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that
+failed.
 """
 
 import difflib
@@ -55,7 +56,7 @@ LEFT_DQN = {"dueling": False, "n_step": 1, "prioritized_replay": False}
 
 
 @dataclass
-class Args:
+class Args(cli.ToolArgs):
     rows: Annotated[Positional[tuple[str, ...]], arg(metavar="ROW")] = ()
     """rows to run again, as ppo/CartPole-v1; none lists them"""
     results: Path = ALGOS.parent / "runs" / "reference" / "results"
@@ -68,16 +69,10 @@ class Args:
     """probability with which an unchanged script FAILs, for each row"""
     script: Path | None = None
     """run this script, a fork, instead of the row's"""
-    workers: int = 1
-    """runs at a time; the cores are divided among them"""
-    runs_dir: Path = Path("runs")
-    """where run directories are made"""
     track: bool = False
     """track the runs with W&B, as a group"""
     allow_env_import: bool = False
     """let an env id module:Env-v0 import (that is, run) that module"""
-    debug: bool = False
-    """print the whole traceback of an error"""
 
 
 @dataclass
