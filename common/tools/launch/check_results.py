@@ -34,10 +34,11 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail, parse
-from common.files import read_json, read_object
+from common.files import read_json
 from common.provenance import ALGOS, versions
+from common.tools.compare.compare import differences
 from common.tools.compare.tables import Table, number, text
-from common.tools.find_runs import read_lines
+from common.tools.find_runs import read_lines, results, run_directory
 from common.tools.launch import cli
 from common.tools.launch.benchmark import run_all
 from common.tools.launch.cli import INCIDENTAL, OWN_FLAGS, as_words, ask, jsonable
@@ -80,7 +81,6 @@ class Row:
     name: str
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
-    configs: list[dict[str, Any]]  # args.json of each run
     args: dict[str, Any]  # of all runs: older ones may lack an argument
     training: str  # how long one took, as it is shown
 
@@ -106,7 +106,7 @@ def read_row(folder: Path, name: str) -> Row:
     if any(said.get("processes", 1) != 1 for said in configs):
         raise ValueError("its runs used several processes, under torchrun")
     args = {key: value for said in configs for key, value in said.items()}
-    return Row(name, folder, scores, configs, args, f"{seconds:,.1f} s")
+    return Row(name, folder, scores, args, f"{seconds:,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
@@ -190,20 +190,11 @@ def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
 
 
 def changes(row: Row, run_dirs: list[Path]) -> str:
-    """Commit, device and versions in which the new runs differ from the stored ones."""
-
-    def made(config: dict[str, Any]) -> dict[str, str]:
-        commit = {"commit": str(config.get("git_commit"))[:7], "device": config.get("device")}
-        return {key: str(value) for key, value in {**commit, **(config.get("versions") or {})}.items()}
-
-    old, new = list(map(made, row.configs)), [made(read_object(path, "args.json")) for path in run_dirs]
-    said = []
-    for key in sorted(set().union(*old, *new)):
-        then, now = ("/".join(sorted({str(one.get(key)) for one in configs})) for configs in (old, new))
-        said += [f"{key} {then} -> {now}"] if then != now else []
+    """Arguments, commit, device and versions in which the new runs differ from the stored ones."""
+    table = differences({"stored": results(row.folder), "new": [run_directory(path) for path in run_dirs]})
     diff = run_dirs[0] / "source" / "uncommitted.diff"
-    said += ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
-    return ", ".join(said) or "nothing"
+    edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
+    return ", ".join([*(f"{name} {then} -> {now}" for name, then, now in table.rows), *edited]) or "nothing"
 
 
 def report(row: Row, jobs: list[Job], args: Args) -> bool:
