@@ -1,12 +1,10 @@
 """python -m common benchmark: every run once, whatever is killed; and what benchmark and sweep share."""
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
-from common.tools.launch.benchmark import load_plan
 from common.tools.launch.cli import again, ask, numbers
 from common.tools.launch.jobs import Job, Pool, Progress, Screen, find_run
 
@@ -110,11 +107,21 @@ def test_a_killed_run_is_a_failure_that_the_same_command_resumes(fork):
     assert len(run_dirs(fork)) == 1 and len(starts(path)) == 2 and starts(path)[1][0] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def first_runs(cwd):
+    """Process ids of the runs that have started."""
+    return [starts(path)[-1][1] for path in run_dirs(cwd)]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_asked_to_stop_it_asks_its_runs_once_and_says_how_to_go_on(fork, number):
     words = [*WORDS, "--", "--pause", "0.1", "--total-timesteps", "30"]
     with started(*words, cwd=fork) as process:
         until(lambda: len([p for p in run_dirs(fork) if list(p.glob("checkpoints/*.pt"))]) == 2)
+        if number == signal.SIGUSR2:  # SLURM sends it to every process of a job
+            for run in first_runs(fork):
+                os.kill(run, number)
         # Ctrl-C goes to every process of a terminal's group.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         assert process.wait(60) == 128 + number
@@ -177,7 +184,6 @@ def test_what_failed_goes_on_at_the_next_command(fork):
         ([*WORDS, "--wandb-group", "../x"], "names a folder"),
         ([*WORDS[:2], "sub/my_fork.py", *WORDS[2:]], "two of the same name"),
         ([*WORDS[:3], "A-v0", "A-v0"], "two of the same name"),
-        ([*WORDS, "--slurm-options", "timeout_min=3"], "for --slurm"),
         (["benchmark", "silent.py", "--env-ids", "A-v0"], "common.parse"),
         (["benchmark", "wrong.py", "--env-ids", "A-v0"], "ZeroDivisionError"),
     ],
@@ -195,13 +201,13 @@ def test_another_plan_under_the_same_name_is_refused(fork):
     tool(*words, "--", "--gamma", "0.9", cwd=fork)
     tool(*words, "--", "--gamma", "0.90", "--no-track", cwd=fork)  # the same experiment
     done = tool(*words, "--", "--gamma", "0.8", cwd=fork, check=2)
-    assert "gamma was 0.9, now 0.8; choose another --wandb-group" in done.stderr
+    assert "gamma was 0.9, is now 0.8; choose another --wandb-group" in done.stderr
     assert len(run_dirs(fork)) == 1
-    # Nor is a run made by hand with other flags taken for one of the plan's.
+    # A run of this group that was made by hand with other flags is not mixed in either.
     by_hand = ["--env-id", "A-v0", "--seed", "2", "--wandb-group", "benchmark_my_fork", "--gamma", "0.8"]
     run_script(*by_hand, script=fork / "my_fork.py", cwd=fork)
-    tool(*words[:-1], "1-2", "--", "--gamma", "0.9", cwd=fork)
-    assert grid(fork) == [("A-v0", 1), ("A-v0", 2), ("A-v0", 2)]
+    done = tool(*words[:-1], "1-2", "--", "--gamma", "0.9", cwd=fork, check=2)
+    assert "gamma was 0.8, is now 0.9" in done.stderr and len(run_dirs(fork)) == 2
 
 
 def test_two_versions_of_a_script_are_not_mixed(fork):
@@ -336,59 +342,6 @@ def test_real_scripts(tmp_path):
     assert len(run_dirs(tmp_path)) == 2
 
 
-needs_submitit = pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="extra slurm")
-
-
-def children(pid):
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if int(line.split()[1]) == pid]
-
-
-@needs_submitit
-def test_an_array_runs_every_job_and_preemption_costs_nothing(fork):
-    """SIGUSR2 to all processes of a job, as SLURM sends it; submitit's local executor then queues the job again."""
-    options = ["--slurm", "--slurm-options", "cluster=local"]
-    words = [*WORDS[:3], "A-v0", "--seeds", "1-2", *options, "--", "--pause", "0.2", "--total-timesteps", "60"]
-    with started(*words, cwd=fork) as process:  # its jobs keep its stdout
-        assert process.wait(100) == 0
-        jobs = [int(number) for number in re.search(r"2 runs submitted: (\d+), (\d+)", process.said()).groups()]
-    paths = until(lambda: len(run_dirs(fork)) == 2 and run_dirs(fork))
-    for path in paths:
-        until(lambda path=path: list(path.glob("checkpoints/*.pt")))
-    for job in jobs:
-        for worker in children(job):
-            for process in [*children(worker), worker]:
-                os.kill(process, signal.SIGUSR2)
-    for path in paths:
-        until(lambda path=path: len(starts(path)) == 2, 100)
-    (fork / "hurry").touch()
-    until(lambda: all((path / "finished.json").exists() for path in paths), 200)
-    assert grid(fork) == [("A-v0", 1), ("A-v0", 2)]
-    for path in paths:
-        began = [step for step, _, _ in starts(path)]
-        assert len(began) == 2 and began[0] == 0 and 0 < began[1] < 60
-        steps = [json.loads(line)["global_step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-        assert steps == [*range(1, 61), 60]
-    for log in fork.glob("runs/*.benchmark/logs/*.log"):
-        assert log.read_text().count("error: stopped at step") == 1  # asked once, it made its checkpoint
-    again = tool(*words, cwd=fork)
-    assert "submitted" not in again.stdout and re.search(r"my_fork +A-v0 +2 ", again.stdout)
-
-
-def test_without_submitit_it_says_what_to_install(fork):
-    (fork / "shadow").mkdir()
-    (fork / "shadow" / "submitit.py").write_text("raise ImportError('not here')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "common", *WORDS, "--slurm"],
-        cwd=fork,
-        env={**os.environ, "PYTHONPATH": f"{fork / 'shadow'}{os.pathsep}{os.environ['PYTHONPATH']}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr == 'error: --slurm needs submitit: pip install -e ".[slurm]"\n'
-
-
 def test_no_file_of_a_benchmark_has_a_secret_and_a_run_with_one_goes_on(fork, monkeypatch):
     secret = "env-9b1f44c0a1/x"
     monkeypatch.setenv("SERVICE_TOKEN", secret)
@@ -403,7 +356,7 @@ def test_no_file_of_a_benchmark_has_a_secret_and_a_run_with_one_goes_on(fork, mo
     assert "RuntimeError: [redacted][redacted]" in done.stdout
     assert "[1/1]" in tool(*words, cwd=fork).stdout
     files = [path for path in fork.glob("runs/*.benchmark/**/*") if path.is_file()]
-    assert {"plan.json", "my_fork__A-v0__1.log"} < {path.name for path in files}
+    assert "my_fork__A-v0__1.log" in {path.name for path in files}
     assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
@@ -412,14 +365,6 @@ def test_resuming_gives_again_what_args_json_may_not_decide(monkeypatch):
     assert again(flags) == ["--allow-env-import"] and again(flags[:2]) == []
     monkeypatch.setenv("SERVICE_TOKEN", "env-9b1f44c0a1/x")
     assert again([*flags, "--key", "env-9b1f44c0a1/x"]) == [*flags, "--key", "env-9b1f44c0a1/x"]
-
-
-@pytest.mark.parametrize("plan", ["", "[]", '{"jobs": {"a": 1}}', '{"jobs": {"a": {"script": "x"}}}', "\x00"])
-def test_a_plan_that_is_none_is_one_line(tmp_path, plan, capsys):
-    (tmp_path / "plan.json").write_text(plan)
-    with pytest.raises(SystemExit) as stop:
-        load_plan(tmp_path)
-    assert stop.value.code == 3 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_lines_of_metrics_that_no_run_wrote_are_passed_over(tmp_path):

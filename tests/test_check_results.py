@@ -103,7 +103,7 @@ def test_a_script_that_learns_as_before_passes_with_the_stored_arguments_and_fre
     assert f"p = {sum(way <= 518 for way in ways) / len(ways):.2g}, FAIL up to 0.01" in done.stdout
     assert re.search(rf"^PASS  my_fork/A-v0$[\s\S]*stored +{base + 0.1038:.1f} ± 0\.0, 5 seeds", done.stdout, re.M)
     assert "difference -0.0002" in done.stdout and "98 % interval" in done.stdout
-    assert "commit 0123456 -> None" in done.stdout and "torch 1.0 -> None" in done.stdout
+    assert "git_commit 0123456 -> None" in done.stdout and "torch 1.0 -> -" in done.stdout
     again = tool(*WORDS, "my_fork/A-v0", cwd=fork)
     assert "5 of 5 runs are finished already" in again.stdout and "PASS" in again.stdout
     assert all(len(starts(path)) == 1 for path in run_dirs(fork))

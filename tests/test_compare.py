@@ -141,7 +141,7 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--plot", "a.bmp"], 2, ".png, .svg or .pdf"),
         (["runs", "--markdown", "no/where.md"], 6, "no folder no"),
         (["runs", "--x", "days"], 2, "days"),
-        (["unfinished", "--finished"], 2, "come to its end"),
+        (["unfinished", "--finished"], 2, "is finished"),
         (["strange"], 3, "strange is not a run directory"),
         (["broken/seed1.jsonl.gz"], 3, "cannot be read"),
     ],

@@ -392,27 +392,6 @@ def test_without_optuna_it_says_what_to_install(fork):
 # --- what the end says
 
 
-def test_the_interval_is_that_of_all_resamples():
-    """Few values: every resample can be enumerated, and its quantiles are exact."""
-    ours, theirs = [1.0, 4.0, 9.0, 9.5], [0.0, 2.0, 5.5]
-    means = [[np.mean(sample) for sample in itertools.product(values, repeat=len(values))] for values in (ours, theirs)]
-    differences = np.subtract.outer(*means).ravel()
-    low, high = stats.difference_interval(ours, theirs)
-    # The share of exact resamples below each end is 2.5 % and 97.5 %, within four standard errors of 20,000 draws.
-    error = 4 * math.sqrt(0.025 * 0.975 / stats.RESAMPLES)
-    for end, share in ((low, 0.025), (high, 0.975)):
-        assert np.mean(differences < end - 1e-9) - error <= share <= np.mean(differences <= end + 1e-9) + error
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    generator = np.random.default_rng(1)
-    covered = 0
-    for i in range(150):
-        low, high = stats.difference_interval(generator.normal(3, 2, 30), generator.normal(0, 5, 30), seed=i)
-        covered += low <= 3 <= high
-    assert 0.88 <= covered / 150 <= 0.99
-
-
 def test_probability_of_improvement_against_counting():
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 9, 7), generator.integers(0, 9, 11)

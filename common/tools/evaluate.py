@@ -1,19 +1,18 @@
-"""Plays the trained policies of runs, greedily, in seeded environments.
+"""Evaluates the trained policies of runs: greedy episodes in seeded environments.
 
     python -m common evaluate runs/CartPole-v1__dqn__1__... --episodes 100
     python -m common evaluate runs/CartPole-v1__* --episodes 1000 --num-envs 100 --json scores.json
     python -m common evaluate runs/CartPole-v1__dqn__1__... --render human
 
-With the episodes, environments and seed of the run (the defaults) it plays the run's own last evaluation again.
-Each environment plays a fixed share of the episodes: the first to end would be the short ones.
-Runs the script saved in RUN_DIR/source: only for runs you trust.
+The defaults repeat the run's own last evaluation. Each environment plays a fixed share of the episodes: counting the
+first ones to end would favour short ones. It executes the script in RUN_DIR/source: use it for runs you trust.
 """
 
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,25 +29,25 @@ from common.tools.stats import iqm
 @dataclass
 class Args:
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR...")]
-    """run directories; several print a table"""
+    """run directories; several are shown as a table"""
     episodes: int | None = None
     """episodes to play with each policy (default: the run's --eval-episodes)"""
     seed: int | None = None
     """seed of the environments (default: the run's)"""
     max_steps: int | None = None
-    """steps after which an episode is cut, its return so far counts; 0: never (default: the run's --eval-max-steps)"""
+    """cut episodes after this many steps; 0: never (default: the run's --eval-max-steps)"""
     num_envs: int = 10
-    """environments played at once; which episodes are played depends on it"""
+    """parallel environments; the episodes depend on this number"""
     async_envs: bool = False
-    """run each environment in a process of its own: pays off for slow environments on many cores"""
+    """run each environment in its own process: faster for slow environments on many cores"""
     render: Literal["none", "human"] = "none"
-    """human shows the episodes in a window, one after the other"""
+    """human: show the episodes in a window, one by one"""
     video: Path | None = None
-    """record the first episode into this mp4 file; of several runs, into RUN_DIR's name.mp4 in this folder"""
+    """record the first episode into this mp4 file; of several runs, into this folder"""
     json: Path | None = None
-    """write every return and length, and the table, to this file"""
+    """write scores, returns and lengths to this file"""
     allow_env_import: bool = False
-    """let an env id of the form module:Env-v0 import (that is, run) that module"""
+    """let an env id module:Env-v0 import (that is, run) that module"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -74,33 +73,28 @@ def main(argv: list[str]) -> None:
         fail(f"there is no folder {args.json.parent} for {args.json.name}", code=6)
 
     width = max(len(path.resolve().name) for path in args.run_dirs)
-
-    def row(name: str, cells: Iterable[str]) -> None:
-        if several:
-            print(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
-
-    row("run", HEADER)
+    line = f"{{:<{width}}}" + "{:>10}" * len(HEADER)
+    if several:
+        print(line.format("run", *HEADER), flush=True)
     scores: list[dict[str, Any]] = []
     failed = 0
     for path in args.run_dirs:
         try:
-            with modules_of_their_own():
-                score = play_run(path, args, several)
-        except SystemExit as stop:  # printed why, in one line; the other runs are still worth playing
+            with separate_modules():
+                scores.append(score := play_run(path, args, several))
+        except SystemExit as stop:  # printed why; the other runs are still worth playing
             if not several:
                 raise
             failed = failed or (stop.code if isinstance(stop.code, int) and stop.code else 1)
             continue
-        scores.append(score)
-        row(score["run"], [_short(score[name]) for name in HEADER])
-        if not several:
+        if several:
+            print(line.format(score["run"], *(_short(score[name]) for name in HEADER)), flush=True)
+        else:
             np.set_printoptions(suppress=True, threshold=100)
             print("{env_id}  {script}  {episodes} episodes".format(**score))
             print(f"returns {np.array(score['returns'])}")
-            text = (
-                "episodic_return {mean:.6g} ± {std:.6g}  episodic_length {length:.6g}  IQM {IQM:.6g}  min {min:.6g}  "
-            )
-            print((text + "max {max:.6g}  {seconds:.1f} s").format(**score))
+            text = "episodic_return {mean:.6g} ± {std:.6g}  episodic_length {length:.6g}  IQM {IQM:.6g}"
+            print((text + "  min {min:.6g}  max {max:.6g}  {seconds:.1f} s").format(**score))
     if args.json is not None:
         try:
             args.json.write_text(json.dumps(scores, indent=1) + "\n")
@@ -111,8 +105,8 @@ def main(argv: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def modules_of_their_own() -> Iterator[None]:
-    """What one run imports from its folders, another does not get: theirs may have the same names."""
+def separate_modules() -> Iterator[None]:
+    """Forgets what a run imported from its own folders: modules of another run may have the same names."""
     before, known = sys.path[:], set(sys.modules)
     try:
         yield
@@ -126,7 +120,7 @@ def modules_of_their_own() -> Iterator[None]:
 
 
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
-    """The returns of one run's policy and what they come to; seconds do not count making the network."""
+    """Returns and statistics of one run's policy; seconds are of the episodes alone."""
     from common.evaluation import play
     from common.tools.load_policy import load_policy
 

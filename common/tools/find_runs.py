@@ -104,7 +104,7 @@ def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
             fail(f"there is no run of {path.stem} in the folder of runs: train it first, or give --runs-dir")
     elif os.path.lexists(path / "args.json"):
         try:
-            return [_directory(path)]
+            return [run_directory(path)]
         except (OSError, ValueError) as error:
             unreadable.append(f"{word} is not a run directory: its args.json cannot be read ({error})")
             return []
@@ -141,7 +141,7 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None, stored: bool = 
     name = next((name for name in ("args.json", "runs.json") if os.path.lexists(folder / name)), None)
     try:
         if name == "args.json":
-            yield _directory(folder)
+            yield run_directory(folder)
         elif name == "runs.json":
             yield from results(folder) if stored else ()
         else:
@@ -153,7 +153,7 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None, stored: bool = 
             yield from walk(Path(entry.path), seen, stored and entry.name != "reference")
 
 
-def _directory(path: Path) -> Run:
+def run_directory(path: Path) -> Run:
     """Raises OSError or ValueError if its args.json is not that of a run."""
     config = checked(read_object(path, "args.json"))
     return Run(

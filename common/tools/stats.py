@@ -1,8 +1,8 @@
-"""What a handful of runs says of a method: robust means, their intervals, and which of two is better.
+"""Statistics of a few runs: robust means, their intervals, and which of two methods is better.
 
 The definitions are those of Agarwal et al., 2021, https://arxiv.org/abs/2108.13264, and of their library rliable.
-Scores are one array a task, [..., runs of this task]; leading dimensions are bootstrap replicates. Tasks may have
-different numbers of runs, which rliable's matrices cannot.
+Scores are one array a task, [..., runs of this task]; leading dimensions are bootstrap replicates. Unlike rliable's
+matrices, tasks may have different numbers of runs.
 """
 
 import itertools
@@ -15,8 +15,7 @@ import numpy as np
 
 Tasks = Sequence[np.ndarray]
 FEW = 5  # runs on either side, at least, to say which is better: chance orders 4 and 4 in 1 of 70 ways
-RESAMPLES = 20_000  # of `difference_interval`
-DRAWS = 2000  # of other bootstrap intervals
+DRAWS = 2000  # of a bootstrap interval
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
 ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
 
@@ -104,32 +103,20 @@ def band(curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int
     return result
 
 
-def difference_interval(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of mean(ours) - mean(theirs), each resampled by itself.
-
-    Efron, 1979: https://doi.org/10.1214/aos/1176344552. With fewer than about ten values it is too narrow.
-    """
-    groups = [np.asarray(ours)], [np.asarray(theirs)]
-    return interval(lambda a, b: mean(a) - mean(b), *groups, reps=RESAMPLES, seed=seed)
-
-
 def significance(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
     """What the runs of a sweep's winner (ours) and the defaults show; `promised` is the winner's mean in the sweep."""
-    difference, few = float(np.mean(ours) - np.mean(theirs)), too_few(len(ours), len(theirs))
-    if few:
-        runs = f"{len(ours)} and {len(theirs)} runs"
-        return f"No verdict from {runs}, difference {difference:+.4g}: {few} (--fresh-seeds)."
-    low, high = difference_interval(ours, theirs)
-    verdict = "These runs do not show that the winner beats the defaults"
-    if low > 0 or high < 0:
-        verdict = f"The winner {'beats' if low > 0 else 'is worse than'} the defaults on fresh seeds"
+    if few := too_few(len(ours), len(theirs)):
+        runs = f"{len(ours)} and {len(theirs)} runs, difference {np.mean(ours) - np.mean(theirs):+.4g}"
+        return f"No verdict from {runs}: {few} (--fresh-seeds)."
+    shift = permutation(theirs, ours, level=0.025)
+    result = "These runs do not show that the winner beats the defaults"
+    if shift.low > 0 or shift.high < 0:
+        result = f"The winner {'beats' if shift.low > 0 else 'is worse than'} the defaults on fresh seeds"
     better = float(probability_of_improvement([np.asarray(ours)], [np.asarray(theirs)]))
     luck = promised - float(np.mean(ours))
-    told = f"; {luck:.3g} of the {promised:.5g} in the sweep did not replicate" if luck > 0 else ""
-    return (
-        f"{verdict}: difference {difference:+.4g}, 95 % bootstrap interval {low:+.4g} to {high:+.4g}, "
-        f"probability of improvement {better:.2f}{told}."
-    )
+    lost = f"; {luck:.3g} of the {promised:.5g} in the sweep did not replicate" if luck > 0 else ""
+    interval = f"95 % interval {shift.low:+.4g} to {shift.high:+.4g} (permutation test)"
+    return f"{result}: difference {shift.difference:+.4g}, {interval}, probability of improvement {better:.2f}{lost}."
 
 
 def mean_and_std(values: Sequence[float]) -> str:

@@ -1,18 +1,19 @@
-"""Compares runs: learning curves, scores with intervals, who is better, what it cost, which arguments differ.
+"""Compares runs: learning curves, scores with intervals, costs, and the arguments that differ.
 
     python -m common compare runs                          every run below a folder
     python -m common compare algos/dqn.py my_idea.py       the runs of two scripts below --runs-dir
     python -m common compare baseline my_idea              the runs of two --wandb-group names below --runs-dir
     python -m common compare old=runs/a new=runs/b         two groups with names of your own
     python -m common compare wandb:ENTITY/PROJECT/GROUP    runs on a W&B server
+    python -m common compare runs/reference/results/dqn    the reference results
 
-Runs of one script with the same hyperparameters are one group, whatever their seeds; environments are tasks. --by names
-other arguments that tell groups apart. The others are compared with the first group.
+Runs of one script with the same hyperparameters, and any seed, are one group; --by groups by other arguments. Groups
+are compared with the first one, for each environment.
 
-A curve is the mean of the metric over the last --window steps; the line is the interquartile mean (IQM) over runs, the
-band its 95 % interval by stratified bootstrap, as in https://arxiv.org/abs/2108.13264. A final score is a run's last
-greedy evaluation, its best one the highest (the more evaluations, the higher); without evaluations both are of the
-training curve.
+A point of a curve is the mean of the metric over the last --window steps. The line is the interquartile mean (IQM) over
+runs, the band its 95 % interval by stratified bootstrap, as in https://arxiv.org/abs/2108.13264. The final score of a
+run is its last greedy evaluation, the best score its highest one (more evaluations find higher ones); without
+evaluations, both are of the training curve.
 """
 
 import math
@@ -44,21 +45,21 @@ class Args:
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUNS...")]
     """folders, scripts (.py), groups, wandb:ENTITY/PROJECT[/GROUP]; NAME=RUNS makes these runs one group"""
     runs_dir: Path = Path("runs")
-    """where the runs of scripts and groups are looked for"""
+    """folder with the runs of scripts and groups"""
     by: tuple[str, ...] = ()
-    """arguments that tell groups apart (default: script, and the hyperparameters that differ within a task)"""
+    """arguments to group by (default: script, and the hyperparameters that differ on an environment)"""
     metric: str = "charts/episodic_return"
-    """what curves show, and what the threshold is a threshold of"""
+    """metric of the curves and the threshold"""
     score: str = "eval/episodic_return"
-    """what final and best scores are of; --metric where no run has it"""
+    """metric of the final and best scores; --metric if no run has it"""
     threshold: tuple[str, ...] = ()
-    """475, or CartPole-v1=475 for each task: when is it reached (default: gymnasium's reward threshold)"""
+    """report when it is reached: 475, or CartPole-v1=475 (default: gymnasium's reward threshold)"""
     normalize: tuple[str, ...] = ()
-    """CartPole-v1=20,500 for each task: the scores that count as 0 and 1; several tasks then have one score"""
+    """scores that count as 0 and 1, to combine environments: CartPole-v1=20,500"""
     window: float = 0.05
-    """the share of a run (of the shortest group's, where lengths differ) that a point of a curve is the mean of"""
+    """width of the averaging window, as a share of the shortest group's steps"""
     finished: bool = False
-    """leave out runs that have not come to their end"""
+    """leave out unfinished runs"""
     x: Literal["steps", "time"] = "steps"
     """x axis of --plot"""
     markdown: Path | None = None
@@ -66,9 +67,7 @@ class Args:
     plot: Path | None = None
     """draw the curves into this .png, .svg or .pdf file (extra `plot`)"""
     html: Path | None = None
-    """write one page that needs no network: curves, tables, videos, differences of the code (extra `plot`)"""
-    embed_mb: float = 20
-    """megabytes of videos that the page holds; the others are linked to where they lie"""
+    """write one offline page with curves, tables, videos and differences of the code (extra `plot`)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -86,7 +85,7 @@ def main(argv: list[str]) -> None:
     check(args)
     runs = [run for run in find(args.runs, args.runs_dir) if run.finished or not args.finished]
     if not runs:
-        fail("none of these runs has come to its end")
+        fail("none of these runs is finished")
     comparison = compare(runs, args)
     for table in comparison.tables:
         print(tables.text(table) + "\n")
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> None:
         if args.plot is not None:
             figure.draw(comparison, args.plot, args.metric, args.x)
         if args.html is not None:
-            page.write(comparison, args.html, args.metric, command, args.embed_mb)
+            page.write(comparison, args.html, args.metric, command)
     except OSError as error:
         fail(f"cannot write {error.filename or ''}: {error.strerror or error}", code=6)
     for path in filter(None, (args.markdown, args.plot, args.html)):
@@ -114,8 +113,6 @@ def check(args: Args) -> None:
         fail("which runs? for example: python -m common compare runs")
     if not 0 < args.window <= 1:
         fail(f"--window is a share of the run, above 0 and up to 1, not {args.window}")
-    if args.embed_mb < 0:
-        fail(f"--embed-mb must be at least 0, not {args.embed_mb}")
     if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
         fail(f"--plot ends in .png, .svg or .pdf: {args.plot}")
     if args.plot is not None or args.html is not None:

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from common.tools.compare.compare import Comparison
 
 
+EMBEDDED = 20_000_000  # bytes of videos that the page holds
 MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
 
 
-def write(comparison: "Comparison", path: Path, metric: str, command: str, embed_mb: float) -> None:
-    """Writes the page, with plotly's code (4.6 MB) and up to `embed_mb` megabytes of videos; others are linked."""
+def write(comparison: "Comparison", path: Path, metric: str, command: str) -> None:
+    """Writes the page, with plotly's code (4.6 MB) and up to 20 MB of videos; other videos are linked."""
     from plotly.offline import get_plotlyjs
 
     tasks, count = comparison.tasks, len(comparison.groups)
@@ -40,7 +41,7 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str, embed
         "summary": f"runs: {runs}, groups: {count}, tasks: {len(tasks)}",
         "metric": html.escape(metric),
         "tables": "".join(map(_table, comparison.tables)),
-        "videos": _videos(comparison, path.parent, embed_mb),
+        "videos": _videos(comparison, path.parent),
         "diffs": _diffs(comparison.groups),
         "runs": _runs(comparison),
         "notes": "<br>".join(map(html.escape, comparison.notes)),
@@ -98,9 +99,9 @@ def _runs(comparison: "Comparison") -> str:
     return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
 
 
-def _videos(comparison: "Comparison", here: Path, embed_mb: float) -> str:
+def _videos(comparison: "Comparison", here: Path) -> str:
     """Of each group and task the last video of the run with the median final score, or of the nearest that has one."""
-    left, parts = embed_mb * 1e6, []
+    left, parts = EMBEDDED, []
     for task in comparison.tasks:
         figures = []
         for label, cell in task.cells.items():

@@ -12,8 +12,9 @@ the script, `common` or a library has changed.
 FAIL: the new scores are lower, by a one-sided permutation test of the difference of means with p at most --level, the
 probability with which an unchanged script FAILs. PASS: no drop was found; the interval shows how large a drop could
 have been missed. Four times in five the test finds a drop of 2.7 standard deviations with five runs beside five stored
-ones, of 2.0 with five beside ten. At least five new runs are needed. With --same-seeds, PASS means that every return
-is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
+ones, 2.0 with five beside ten or ten beside five, 3.0 with seven beside three. At least five new runs are needed. With
+--same-seeds, PASS means that every return is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that
+failed.
 """
 
 import difflib
@@ -34,10 +35,11 @@ from tyro.conf import Positional, arg
 
 from common.args import fail
 from common.internals.console.cli import parse
-from common.internals.resume.files import read_json, read_object
+from common.internals.resume.files import read_json
 from common.internals.tracking.provenance import ALGOS, versions
+from common.tools.compare.compare import differences
 from common.tools.compare.tables import Table, number, text
-from common.tools.find_runs import read_lines
+from common.tools.find_runs import read_lines, results, run_directory
 from common.tools.launch import cli
 from common.tools.launch.benchmark import run_all
 from common.tools.launch.cli import INCIDENTAL, OWN_FLAGS, as_words, ask, jsonable
@@ -56,7 +58,7 @@ LEFT_DQN = {"dueling": False, "n_step": 1, "prioritized_replay": False}
 
 
 @dataclass
-class Args:
+class Args(cli.ToolArgs):
     rows: Annotated[Positional[tuple[str, ...]], arg(metavar="ROW")] = ()
     """rows to run again, as ppo/CartPole-v1; none lists them"""
     results: Path = ALGOS.parent / "runs" / "reference" / "results"
@@ -69,16 +71,10 @@ class Args:
     """probability with which an unchanged script FAILs, for each row"""
     script: Path | None = None
     """run this script, a fork, instead of the row's"""
-    workers: int = 1
-    """runs at a time; the cores are divided among them"""
-    runs_dir: Path = Path("runs")
-    """where run directories are made"""
     track: bool = False
     """track the runs with W&B, as a group"""
     allow_env_import: bool = False
     """let an env id module:Env-v0 import (that is, run) that module"""
-    debug: bool = False
-    """print the whole traceback of an error"""
 
 
 @dataclass
@@ -86,7 +82,6 @@ class Row:
     name: str
     folder: Path
     scores: dict[int, float]  # the last greedy evaluation of each seed
-    configs: list[dict[str, Any]]  # args.json of each run
     args: dict[str, Any]  # of all runs: older ones may lack an argument
     training: str  # how long one took, as it is shown
 
@@ -112,7 +107,7 @@ def read_row(folder: Path, name: str) -> Row:
     if any(said.get("processes", 1) != 1 for said in configs):
         raise ValueError("its runs used several processes, under torchrun")
     args = {key: value for said in configs for key, value in said.items()}
-    return Row(name, folder, scores, configs, args, f"{seconds:,.1f} s")
+    return Row(name, folder, scores, args, f"{seconds:,.1f} s")
 
 
 def listing(rows: dict[str, Row | str]) -> str:
@@ -196,20 +191,11 @@ def same_to_the_bit(row: Row, job: Job, run_dir: Path) -> bool:
 
 
 def changes(row: Row, run_dirs: list[Path]) -> str:
-    """Commit, device and versions in which the new runs differ from the stored ones."""
-
-    def made(config: dict[str, Any]) -> dict[str, str]:
-        commit = {"commit": str(config.get("git_commit"))[:7], "device": config.get("device")}
-        return {key: str(value) for key, value in {**commit, **(config.get("versions") or {})}.items()}
-
-    old, new = list(map(made, row.configs)), [made(read_object(path, "args.json")) for path in run_dirs]
-    said = []
-    for key in sorted(set().union(*old, *new)):
-        then, now = ("/".join(sorted({str(one.get(key)) for one in configs})) for configs in (old, new))
-        said += [f"{key} {then} -> {now}"] if then != now else []
+    """Arguments, commit, device and versions in which the new runs differ from the stored ones."""
+    table = differences({"stored": results(row.folder), "new": [run_directory(path) for path in run_dirs]})
     diff = run_dirs[0] / "source" / "uncommitted.diff"
-    said += ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
-    return ", ".join(said) or "nothing"
+    edited = ["uncommitted changes"] if diff.exists() and diff.stat().st_size else []
+    return ", ".join([*(f"{name} {then} -> {now}" for name, then, now in table.rows), *edited]) or "nothing"
 
 
 def report(row: Row, jobs: list[Job], args: Args) -> bool:

@@ -19,6 +19,18 @@ INCIDENTAL = OWN_FLAGS | {"track", "cuda", "torch_threads", "debug", "wandb_proj
 INCIDENTAL |= {"wandb_notes"}
 
 
+@dataclass(kw_only=True)
+class ToolArgs:
+    """Arguments of every tool that starts runs."""
+
+    workers: int = 1
+    """runs at a time; the cores are divided among them"""
+    runs_dir: Path = Path("runs")
+    """folder of the run directories"""
+    debug: bool = False
+    """print the whole traceback of an error"""
+
+
 @dataclass
 class Answer:
     """A script's arguments under a command line, or its error."""

@@ -141,7 +141,7 @@ class Progress:
 
 @dataclass(eq=False)
 class Job:
-    """A run to make. Its run directory has an args.json that agrees with `wanted`; log and lock are in `folder`."""
+    """A run to make. Its run directory is known by `wanted`, of its args.json; its log and lock are in `folder`."""
 
     name: str
     script: Path
@@ -209,8 +209,8 @@ def make_job(
 class Pool:
     """At most `workers` runs at a time, each pinned to its share of the cores."""
 
-    def __init__(self, workers: int, pin: bool = True) -> None:
-        cores = sorted(os.sched_getaffinity(0)) if pin and hasattr(os, "sched_getaffinity") else []
+    def __init__(self, workers: int) -> None:
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         n = len(cores)
         shares = [cores[i * n // workers : (i + 1) * n // workers] for i in range(workers)]
         self.cores = [share or cores[i % n : i % n + 1] if cores else [] for i, share in enumerate(shares)]

@@ -29,7 +29,16 @@ from common.args import fail
 from common.internals.console.cli import parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
-from common.tools.launch.cli import OWN_FLAGS, at_least, base_arguments, component, numbers, sanitized, split_flags
+from common.tools.launch.cli import (
+    OWN_FLAGS,
+    ToolArgs,
+    at_least,
+    base_arguments,
+    component,
+    numbers,
+    sanitized,
+    split_flags,
+)
 from common.tools.launch.jobs import Job, Pool, Progress, Screen, locked, make_folder, make_job, stop, write_file
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
@@ -40,7 +49,7 @@ TRIALS = 20
 
 
 @dataclass
-class Args:
+class Args(ToolArgs):
     script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
     """the script; forks too, from any folder"""
     search: tuple[str, ...]
@@ -59,18 +68,12 @@ class Args:
     """end trials early whose returns are below the median"""
     retries: int = 2
     """times to retry a trial after a run of it failed"""
-    workers: int = 1
-    """runs at a time; the cores are divided among them"""
     search_seed: int = 0
     """seed of the search methods"""
     wandb_group: str | None = None
     """W&B group, and name of the sweep (default: sweep_SCRIPT_ENV_METHOD)"""
     wandb_tags: tuple[str, ...] = ()
     """W&B tags, besides `sweep` and the trial's"""
-    runs_dir: Path = Path("runs")
-    """folder of the run directories and of the sweep"""
-    debug: bool = False
-    """print the whole traceback of an error"""
 
 
 def main(argv: list[str]) -> None:
