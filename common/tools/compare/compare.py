@@ -19,7 +19,7 @@ evaluations, both are of the training curve.
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,7 @@ from common.internals.tracking.redact import redact
 from common.tools import stats
 from common.tools.compare import figure, page, tables
 from common.tools.compare.groups import group
-from common.tools.compare.measure import Task, measure
+from common.tools.compare.measure import Comparison, Task, measure
 from common.tools.compare.tables import Table, number, span, whole
 from common.tools.find_runs import Run, find, unreadable
 
@@ -70,14 +70,6 @@ class Args:
     """write one offline page with curves, tables, videos and differences of the code (extra `plot`)"""
     debug: bool = False
     """print the whole traceback of an error"""
-
-
-@dataclass
-class Comparison:
-    groups: dict[str, list[Run]]
-    tasks: list[Task]
-    tables: list[Table]
-    notes: list[str] = field(default_factory=list)
 
 
 def main(argv: list[str]) -> None:

@@ -1,13 +1,11 @@
 """The curves of a comparison as one picture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from common.tools.compare.compare import Comparison
-    from common.tools.compare.measure import Cell, Task
+from common.tools.compare.measure import Cell, Comparison, Task
 
 # Paul Tol's bright colours, which the colour-blind tell apart; beyond seven groups, dashes.
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#888888"]
@@ -20,7 +18,7 @@ def style(group: int) -> tuple[str, str]:
     return COLOURS[group % len(COLOURS)], DASHES[group // len(COLOURS) % len(DASHES)]
 
 
-def draw(comparison: "Comparison", path: Path, metric: str, x: str) -> None:
+def draw(comparison: Comparison, path: Path, metric: str, x: str) -> None:
     """A panel a task: IQM and its band for each group; of a group that is alone, every run and evaluation as well.
 
     On the time axis a curve is drawn over the median of its runs' clocks.
@@ -53,7 +51,7 @@ def draw(comparison: "Comparison", path: Path, metric: str, x: str) -> None:
     figure.savefig(path)
 
 
-def _curve(panel: Any, task: "Task", cell: "Cell", label: str, look: tuple[str, str], x: str, alone: bool) -> None:
+def _curve(panel: Any, task: Task, cell: Cell, label: str, look: tuple[str, str], x: str, alone: bool) -> None:
     colour, dash = look
     line = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash]
     centre, low, high = cell.band

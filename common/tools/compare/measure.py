@@ -3,11 +3,12 @@
 import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.tools import stats
+from common.tools.compare.tables import Table
 from common.tools.find_runs import Metrics, Run, unreadable
 
 POINTS, MOST_POINTS = 100, 400  # of the shortest group's curve, of any
@@ -162,3 +163,13 @@ def on_grid(
         (metrics.end_step, metrics.end_seconds),
         reached,
     )
+
+
+@dataclass
+class Comparison:
+    """What `compare` prints, draws and puts on its page."""
+
+    groups: dict[str, list[Run]]
+    tasks: list[Task]
+    tables: list[Table]
+    notes: list[str] = field(default_factory=list)

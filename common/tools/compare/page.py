@@ -12,24 +12,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from common.internals.resume.files import data_file, read_file
 from common.tools.compare.figure import style
+from common.tools.compare.measure import Comparison
 from common.tools.compare.tables import Table, number
 from common.tools.find_runs import Run
-
-if TYPE_CHECKING:
-    from common.tools.compare.compare import Comparison
-
 
 EMBEDDED = 20_000_000  # bytes of videos that the page holds
 MOST_CODE = 1_000_000  # bytes of a script or diff that is shown
 
 
-def write(comparison: "Comparison", path: Path, metric: str, command: str) -> None:
+def write(comparison: Comparison, path: Path, metric: str, command: str) -> None:
     """Writes the page, with plotly's code (4.6 MB) and up to 20 MB of videos; other videos are linked."""
     from plotly.offline import get_plotlyjs
 
@@ -55,7 +52,7 @@ def write(comparison: "Comparison", path: Path, metric: str, command: str) -> No
     path.write_text(page, "utf-8")
 
 
-def _data(comparison: "Comparison") -> dict[str, Any]:
+def _data(comparison: Comparison) -> dict[str, Any]:
     labels = list(comparison.groups)
     looks = map(style, range(len(labels)))
     groups = [{"label": label, "colour": c, "dash": d} for label, (c, d) in zip(labels, looks, strict=True)]
@@ -88,7 +85,7 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") 
     return f'<div class="scroll"><table{name}>{row(header, "th")}{body}</table></div>\n'
 
 
-def _runs(comparison: "Comparison") -> str:
+def _runs(comparison: Comparison) -> str:
     header = ["run", "group", "task", "seed", "final", "best", "steps", "seconds"]
     rows = []
     for task in comparison.tasks:
@@ -99,7 +96,7 @@ def _runs(comparison: "Comparison") -> str:
     return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
 
 
-def _videos(comparison: "Comparison", here: Path) -> str:
+def _videos(comparison: Comparison, here: Path) -> str:
     """Of each group and task the last video of the run with the median final score, or of the nearest that has one."""
     left, parts = EMBEDDED, []
     for task in comparison.tasks:

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -12,9 +12,6 @@ from optuna.trial import TrialState
 
 from common.args import fail
 from common.tools.launch.cli import INCIDENTAL, jsonable
-
-if TYPE_CHECKING:
-    from common.tools.launch.sweep import Sweep
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -69,7 +66,7 @@ class Slot:
 class Queue:
     """An Optuna study with a trial for each slot, waiting from the start; a failed trial is queued again."""
 
-    def __init__(self, sweep: "Sweep", name: str, wanted: list[dict[str, Any]]) -> None:
+    def __init__(self, sweep: Any, name: str, wanted: list[dict[str, Any]]) -> None:
         self.sweep = sweep
         self.wanted = {slot["slot"]: slot for slot in wanted}
         self.plan = {  # must be the same whenever the sweep is continued
