@@ -4,13 +4,12 @@
 
 Differs from the paper:
 1. Double Q-learning (van Hasselt et al., 2016: https://arxiv.org/abs/1509.06461); `--no-double` is the paper's target.
-   rainbow.py has dueling networks, n-step returns, prioritized replay, C51 and NoisyNet as well.
 2. Adam instead of RMSProp, its learning rate annealed to zero (`--no-anneal-lr` keeps it), and the squared error.
 3. A truncated episode bootstraps from its last observation; a terminated one does not bootstrap.
 4. Rewards are clipped only with `--clip-rewards`. In Atari games a lost life is a termination, but the game goes on.
 
-Logged: losses/td_loss, losses/q_values (mean Q of the actions taken), charts/epsilon, charts/learning_rate; all
-metrics: docs/health.md. Reference scores: runs/README.md
+rainbow.py has five more parts. Logged: losses/td_loss, losses/q_values (mean Q of the actions taken), charts/epsilon,
+charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import copy

@@ -2,24 +2,23 @@
 
     python algos/rainbow.py --env-id CartPole-v1 --cuda
 
-DQN with six extensions, each a flag. All are on by default; with all off, the weights equal those of dqn.py to the bit.
+DQN with six parts, each a flag. All are on by default; with all off, the weights equal those of dqn.py to the bit.
 1. `--double` Q-learning (van Hasselt et al., 2016: https://arxiv.org/abs/1509.06461).
 2. `--dueling` networks (Wang et al., 2016: https://arxiv.org/abs/1511.06581), from the last hidden layer on.
 3. `--n-step 3`: returns of three rewards (Sutton, 1988), without off-policy correction; `--n-step 1` is DQN's.
 4. `--prioritized-replay` (Schaul et al., 2016: https://arxiv.org/abs/1511.05952): priorities are the KL divergence, or
-   with `--no-distributional` the absolute TD error.
+   the absolute TD error with `--no-distributional`.
 5. `--distributional`: C51 (Bellemare et al., 2017: https://arxiv.org/abs/1707.06887). Set `--v-min` and `--v-max` to
    the smallest and largest discounted return: for CartPole 0 and 1 / (1 - gamma) = 100.
-6. `--noisy` linear layers instead of epsilon, from the last hidden layer on (Fortunato et al., 2018:
-   https://arxiv.org/abs/1706.10295). Each forward pass draws new noise, as in their algorithm 1: to act one draw per
-   environment, in an update one per pass. Evaluation uses the mean weights.
+6. `--noisy` layers instead of epsilon, from the last hidden layer on (Fortunato et al., 2018:
+   https://arxiv.org/abs/1706.10295), with new noise for each environment and each forward pass of an update.
 
 Differs from the paper: layers, learning rate and target updates suit small tasks; Adam's learning rate is annealed to
 zero (`--no-anneal-lr` keeps it); rewards are clipped only with `--clip-rewards`.
 
-Logged: losses/td_loss (mean KL divergence or squared TD error), losses/q_values (mean Q of the actions taken),
-losses/clipped_return (mean distance by which targets were moved into the support; above 0 the support is too narrow),
-charts/epsilon, charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
+Logged: losses/td_loss (KL divergence or squared TD error), losses/q_values (mean Q of the actions taken),
+losses/clipped_return (mean distance of targets from the support; above 0 it is too narrow), charts/epsilon,
+charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import copy
@@ -160,7 +159,7 @@ class QNetwork(nn.Module):
         if args.dueling:
             layers.append(Dueling(width, sizes[-1], num_actions, num_atoms, linear))
         else:
-            for size in sizes[-1:]:
+            for size in sizes[-1:]:  # none if there are no hidden layers
                 layers += [linear(width, size), nn.ReLU()]
                 width = size
             layers += [linear(width, num_actions * num_atoms), nn.Unflatten(1, (num_actions, num_atoms))]

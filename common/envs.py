@@ -56,7 +56,8 @@ class Envs:
         self.single_observation_space = obs_space  # a Box if make_envs made it
         self.single_action_space: Any = vector.single_action_space
         is_atari = isinstance(vector, ReplayedAtari)
-        self.terminal_on_life_loss = terminal_on_life_loss and is_atari  # elsewhere infos["lives"] may mean anything
+        self.terminal_on_life_loss = terminal_on_life_loss
+        self._uses_lives = terminal_on_life_loss and is_atari  # elsewhere infos["lives"] may mean anything
         self.frame_stack = obs_space.shape[0] if is_atari else 0  # frames per observation, if known
         self._obs_dtype = np.uint8 if obs_space.dtype == np.uint8 else np.float32
         first_action = getattr(self.single_action_space, "start", 0)  # of Discrete and MultiDiscrete
@@ -91,7 +92,7 @@ class Envs:
             obs, infos = vector.reset(seed=seeds or None)
         self._returns[:] = 0
         self._began[:] = 0
-        if self.terminal_on_life_loss:
+        if self._uses_lives:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
         return self.obs, infos
@@ -138,7 +139,7 @@ class Envs:
             infos["_episode"] = ended
             self._returns[ended] = 0
             self._began[ended] = self._steps
-        if self.terminal_on_life_loss:
+        if self._uses_lives:
             # Counted here because the life_loss_info of ale-py 0.12 returns wrong final observations under SAME_STEP.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
