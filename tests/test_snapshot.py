@@ -561,6 +561,19 @@ def test_a_file_cannot_name_code_to_be_called():
             restore(other, through_a_file(snapshot(zoo)))
 
 
+def test_a_file_cannot_give_addresses_of_objects():
+    def of_objects(state):
+        if isinstance(state, tuple | list):
+            return type(state)(of_objects(part) for part in state)
+        if isinstance(state, dict):
+            return {key: of_objects(part) for key, part in state.items()}
+        return "|O" if state == "<i8" else state
+
+    for value in ([np.zeros(1, np.int64)], [np.int64(1)]):
+        with pytest.raises(ValueError, match="addresses"):
+            restore([], of_objects(snapshot(value)))
+
+
 def test_what_cannot_be_restored_is_left_as_it_is():
     zoo, other = Zoo(), Zoo()
     zoo.change()

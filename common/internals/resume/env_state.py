@@ -263,14 +263,14 @@ class _Reader(_Globals):
     def _array(self, old: Any, is_global: bool, states: list[Any]) -> Any:
         dtype, shape, strides, writeable, offset, memory = map(self.read, states)
         if isinstance(memory, np.ndarray):
-            new = np.ndarray(shape, dtype, _in_memory_order(memory), offset, strides)
+            new = np.ndarray(shape, _dtype(dtype), _in_memory_order(memory), offset, strides)
         else:
             data = self.large[memory] if isinstance(memory, str) else memory
             if data is None:
                 data = _in_memory_order(self.constants.get(memory, np.zeros(0))).tobytes()
                 if _hash(np.frombuffer(data, np.uint8)) != memory:
                     raise ValueError("a large array that never changed differs here: is it drawn without a seed?")
-            new = np.ndarray(shape, dtype, bytearray(data), 0, strides).copy(order="K")
+            new = np.ndarray(shape, _dtype(dtype), bytearray(data), 0, strides).copy(order="K")
         new.flags.writeable = writeable
         if not is_global:
             return new
@@ -403,6 +403,17 @@ def _in_memory_order(array: np.ndarray) -> np.ndarray:
     return array.transpose(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
 
 
+def _dtype(name: str) -> np.dtype:
+    dtype = np.dtype(name)
+    if dtype.hasobject:
+        raise ValueError("an array of objects cannot be made of bytes, which would be their addresses")
+    return dtype
+
+
+def _scalar(dtype: str, data: bytes) -> Any:
+    return np.ndarray((), _dtype(dtype), bytearray(data))[()]
+
+
 def _fill_mapping(mapping: Any, keys: Any, values: Any, *factory: Any) -> None:
     mapping.clear()
     for key, value in zip(keys, values, strict=True):
@@ -468,9 +479,7 @@ _DATES = (datetime.date, datetime.time, datetime.datetime, datetime.timedelta)
 _BITS = _Rule(lambda bits: (bits.state, bits.seed_seq), change=lambda bits, *state: bits.__setstate__(state))
 _MAPPING = _Rule(lambda mapping: (tuple(mapping), tuple(mapping.values())), change=_fill_mapping)
 _RANGE = _Rule(lambda value: (value.start, value.stop, value.step), make=range)
-_SCALAR = _Rule(
-    lambda x: (x.dtype.str, x.tobytes()), make=lambda dtype, data: np.ndarray((), dtype, bytearray(data))[()]
-)
+_SCALAR = _Rule(lambda x: (x.dtype.str, x.tobytes()), make=_scalar)
 _RULES = {name: _Rule(lambda value: ()) for name in _OUTPUT}
 _RULES |= {_name(kind): _SCALAR for kind in _SCALARS}
 _RULES |= {_name(type(np.dtype(kind))): _Rule(lambda dtype: (dtype.str,), make=np.dtype) for kind in _SCALARS}
