@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.tools.launch.cli import again, ask, numbers
-from common.tools.launch.jobs import Job, Pool, Progress, Screen, find_run
+from common.tools.launch.jobs import Job, Pool, Progress, find_run
 
 
 def grid(cwd):
@@ -250,17 +249,6 @@ def test_a_run_is_pinned_to_the_cores_of_its_worker(tmp_path, monkeypatch):
     monkeypatch.undo()
     (path,) = tmp_path.glob("*/starts")
     assert path.read_text().split(maxsplit=2)[2].strip() == f"[{max(os.sched_getaffinity(0))}]"
-
-
-def test_a_terminal_has_a_last_line_that_renews_itself_and_a_file_has_none(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "20")
-    for terminal, expected in ((True, "\x1b[2K" + 19 * "x" + "\r\x1b[2Kdone\n"), (False, "done\n")):
-        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        screen = Screen()
-        screen.show(lambda: 500 * "x")
-        screen.show(lambda: "too soon")
-        screen.say("done")
-        assert capsys.readouterr().out == expected
 
 
 def test_numbers_against_brute_force():

@@ -313,7 +313,7 @@ STORED = sorted(
     path.parent for path in ROOT.glob("runs/reference/results/**/runs.json") if "eval_return" in path.read_text()
 )
 ROWS = [read_row(folder, folder.parent.name) for folder in STORED]
-ONE_EACH = {row.configs[0]["script"]: row for row in reversed(ROWS)}
+ONE_EACH = {row.args["script"]: row for row in reversed(ROWS)}
 
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")

@@ -179,7 +179,7 @@ def test_it_fits_a_phone(opened, tmp_path):
     tab.screenshot(path=tmp_path / "phone.png", full_page=True)
 
 
-def test_films_beyond_the_limit_are_linked(page, tmp_path):
+def test_videos_beyond_the_limit_are_linked(page, tmp_path, monkeypatch):
     text = page.read_text()
     assert text.count("data:video/mp4") == 3
     runs = page.parent.parent / "runs"
@@ -187,7 +187,8 @@ def test_films_beyond_the_limit_are_linked(page, tmp_path):
     one = (runs / "CartPole-v1__dqn__2" / "videos" / "step-000001000.mp4").stat().st_size
     target = tmp_path / "deep" / "page.html"
     words = ["dqn.py", "fork.py", "--runs-dir", str(runs), "--html", str(target)]
-    compare.main([*words, "--embed-mb", str(one * 1.5 / 1e6)])
+    monkeypatch.setattr(compare.page, "EMBEDDED", one * 1.5)
+    compare.main(words)
     text = target.read_text()
     assert text.count("data:video/mp4") == 1
     (linked,) = [source for source in re.findall(r'<video[^>]* src="([^"]+)"', text) if not source.startswith("data:")]

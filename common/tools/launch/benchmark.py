@@ -9,8 +9,8 @@ the work, also as the jobs of a SLURM array: sbatch --array=1-8 --wrap "python -
 one W&B group.
 """
 
+import datetime
 import itertools
-import math
 import statistics
 import subprocess
 import sys
@@ -28,7 +28,7 @@ from common.internals.tracking.provenance import is_saved_source
 from common.tools.compare.tables import Table, text
 from common.tools.launch import cli
 from common.tools.launch.cli import OWN_FLAGS, ToolArgs, sanitized
-from common.tools.launch.jobs import Job, Pool, Screen, clock, find_run, make_job
+from common.tools.launch.jobs import Job, Pool, find_run, make_job
 
 
 @dataclass
@@ -86,23 +86,17 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
     Args:
         command: what to run again after a signal, for the message.
     """
-    pool, screen, began = Pool(workers), Screen(), time.monotonic()
+    pool = Pool(workers)
     pool.listen()
     failed: list[Job] = []
     done = [job for job in jobs if job.finished()]
     todo = [job for job in jobs if job not in done]
-    if already := len(done):
-        screen.say(f"{already} of {len(jobs)} runs are finished already")
+    if done:
+        print(f"{len(done)} of {len(jobs)} runs are finished already", flush=True)
 
-    def title(job: Job) -> str:
+    def say(job: Job, event: str) -> None:
         over = len(done) + len(failed)
-        return f"[{over:>{len(str(len(jobs)))}}/{len(jobs)}] {_name(job)}"
-
-    def status() -> str:
-        over = len(done) + len(failed) - already + sum(job.look() for job in pool.jobs)
-        left = (time.monotonic() - began) / over * (len(jobs) - already - over) if over else math.inf
-        running = [f"{_name(job)} {job.look():.0%}" for job in pool.jobs]
-        return f"{', '.join(running)}" + (f"; about {clock(left)} left" if math.isfinite(left) else "")
+        print(f"[{over:>{len(str(len(jobs)))}}/{len(jobs)}] {_name(job)}: {event}", flush=True)
 
     while (todo or pool.jobs) and not (pool.stopping and not pool.jobs):
         for job in list(todo):
@@ -111,22 +105,20 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
             if pool.start(job):
                 todo.remove(job)
                 if job.run_dir is not None:
-                    screen.say(f"{title(job)}: resumes {job.run_dir}")
+                    say(job, f"resumes {job.run_dir}")
             elif job.finished():  # meanwhile, by another command
                 todo.remove(job)
                 done.append(job)
         for job in pool.poll():
-            seconds = clock(time.monotonic() - job.started)
             if job.code == 0 and job.finished():
                 done.append(job)
                 score = job.score()
                 what = "done" if score is None else f"return {score:.1f}"
-                screen.say(f"{title(job)}: {what} in {seconds}")
+                say(job, f"{what} in {datetime.timedelta(seconds=round(time.monotonic() - job.started))}")
             elif not pool.stopping:
                 job.code = job.code or 1
                 failed.append(job)
-                screen.say(f"{title(job)}: failed (exit {job.code}): {job.error()}")
-        screen.show(status)
+                say(job, f"failed (exit {job.code}): {job.error()}")
         time.sleep(0.1)
     if pool.stopping:
         pool.leave(command)

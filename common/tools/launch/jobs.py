@@ -6,11 +6,9 @@ a tool that was killed knows what is finished.
 
 import contextlib
 import ctypes
-import datetime
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -325,22 +323,3 @@ def _prepare(cores: list[int]) -> Callable[[], None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
     return prepare
-
-
-class Screen:
-    """Printed lines; in a terminal also a status line, renewed twice a second."""
-
-    def __init__(self) -> None:
-        self.terminal, self.last = sys.stdout.isatty(), 0.0
-
-    def say(self, text: str) -> None:
-        print("\x1b[2K" * self.terminal + text, flush=True)
-
-    def show(self, status: Callable[[], str]) -> None:
-        if self.terminal and time.monotonic() - self.last > 0.5:
-            self.last = time.monotonic()
-            print("\x1b[2K" + status()[: shutil.get_terminal_size().columns - 1], end="\r", flush=True)
-
-
-def clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))

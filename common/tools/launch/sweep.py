@@ -39,7 +39,7 @@ from common.tools.launch.cli import (
     sanitized,
     split_flags,
 )
-from common.tools.launch.jobs import Job, Pool, Progress, Screen, locked, make_folder, make_job, stop, write_file
+from common.tools.launch.jobs import Job, Pool, Progress, locked, make_folder, make_job, stop, write_file
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
 if TYPE_CHECKING:
@@ -162,7 +162,6 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.trials = self.args.trials or TRIALS
-        self.screen = Screen()
 
     def work(self, queue: "Queue", command: list[str]) -> None:
         """Runs the trials of a queue until each is completed, pruned or given up."""
@@ -179,7 +178,6 @@ class Sweep:
             if not attempts:
                 return
             self.step(queue, attempts)
-            self.screen.show(lambda: self.status(queue, attempts))
             time.sleep(0.1)
 
     def begin(self, queue: "Queue", trial: Any) -> Attempt:
@@ -233,7 +231,7 @@ class Sweep:
         score = job.score()
         if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
             queue.tell(attempt.trial, "PRUNED")
-            self.screen.say(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}")
+            print(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}", flush=True)
             return True
         if score is not None:
             attempt.values.append(score)
@@ -242,7 +240,7 @@ class Sweep:
                 return False
             value = sum(attempt.values) / len(attempt.values)
             queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values)
-            self.screen.say(f"{queue.count()} {title}: {value:.5g}")
+            print(f"{queue.count()} {title}: {value:.5g}", flush=True)
             return True
         if self.pool.stopping:
             return False  # the loop queues it again
@@ -252,19 +250,13 @@ class Sweep:
             queue.tell(attempt.trial, "PRUNED", error=error)
         else:
             queue.tell(attempt.trial, "FAIL", error=error, final=code in (2, 3))  # a retry would end the same way
-        self.screen.say(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}")
+        print(f"{queue.count()} {title}: {'pruned' if code == 4 else 'failed'}, {error}", flush=True)
         return True
 
     def title(self, attempt: Attempt) -> str:
         if "name" in attempt.slot:
             return attempt.slot["slot"].replace(" ", " seed ")
         return f"trial {attempt.slot['slot']} ({described(attempt.trial.params)})"
-
-    def status(self, queue: "Queue", attempts: list[Attempt]) -> str:
-        best = queue.best()
-        so_far = "" if best is None else f" best so far {best.value:.5g};"
-        running = [f"{self.title(a)}: seed {a.job.wanted['seed']} {a.job.look():.0%}" for a in attempts]
-        return f"{queue.count()}{so_far} {', '.join(running)}"
 
 
 def described(params: dict[str, Any]) -> str:
