@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,14 +116,14 @@ _server = []
 
 
 def server():
-    """Where the process listens that has all imported; started by the first who asks."""
-    if not _server:
+    """Where the process listens that has all imported; started by the first who asks, and again if it was killed."""
+    if not _server or _server[1].poll() is not None:
         folder = tempfile.mkdtemp(prefix="warm-", dir="/tmp")  # the name of a socket has at most 107 characters
         path = f"{folder}/socket"
         process = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
-        _server.extend([path, process])
-        atexit.register(lambda: (process.stdin.close(), process.wait(), os.rmdir(folder)))
+        _server[:] = [path, process]
+        atexit.register(lambda: (process.stdin.close(), process.wait(), shutil.rmtree(folder, ignore_errors=True)))
     return _server[0]
 
 
