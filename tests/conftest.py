@@ -12,11 +12,12 @@ import pytest
 # Each process of the tests takes one core, as the scripts do, and pytest-xdist starts one a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).resolve().parent
+ROOT, HELPERS = TESTS.parent, TESTS / "helpers"
+sys.path[:0] = [str(TESTS), str(HELPERS)]
 
+import probe_envs  # noqa: E402, F401
 import warm  # noqa: E402
-import worlds  # noqa: E402, F401
 
 LONGEST = ("test_scripts_check", "test_sweep")
 
@@ -42,8 +43,8 @@ def logged_out(tmp_path_factory, monkeypatch):
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    # For `worlds:` ids in subprocesses, and for the `common` beside these tests, whichever is installed.
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{ROOT}")
+    # For `probe_envs:` ids in subprocesses, and for the `common` beside these tests, whichever is installed.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, HELPERS, ROOT))))
 
 
 def load(script: Path | str):

@@ -466,7 +466,7 @@ def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, async_envs
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
-    process = start("--env-id", "worlds:Stuck-v0", "--allow-env-import", "--runs-dir", tmp_path, "--no-track")
+    process = start("--env-id", "probe_envs:Stuck-v0", "--allow-env-import", "--runs-dir", tmp_path, "--no-track")
     wait_for(process, "dqn on")
     time.sleep(2)  # into the step that never returns
     process.send_signal(signal.SIGINT)
@@ -515,7 +515,7 @@ def test_help_and_wrong_flags_start_no_run(script, tmp_path):
         (["--num-envs", "8", "--buffer-size", "4"], "--buffer-size"),
         (["--end-e", "1.5"], "--end-e must be between 0 and 1"),
         (["--env-id", "CartPol-v1"], "Did you mean"),
-        (["--env-id", "worlds:Mixed-v0"], "--allow-env-import"),
+        (["--env-id", "probe_envs:Mixed-v0"], "--allow-env-import"),
         (["CartPole-v1"], "Unrecognized"),
     ],
 )
@@ -535,9 +535,9 @@ def test_integers_may_be_written_as_people_write_them(tmp_path):
 
 
 def test_an_environment_that_breaks_is_exit_5(tmp_path):
-    flags = ["--env-id", "worlds:Broken-v0", "--allow-env-import", "--runs-dir", tmp_path, "--eval-episodes", 0]
+    flags = ["--env-id", "probe_envs:Broken-v0", "--allow-env-import", "--runs-dir", tmp_path, "--eval-episodes", 0]
     done = run_script(*flags, check=5)
-    named = r"error: environment 0 failed in step\(\): OSError: the simulator went away \(worlds\.py:\d+\)\n"
+    named = r"error: environment 0 failed in step\(\): OSError: the simulator went away \(probe_envs\.py:\d+\)\n"
     assert re.fullmatch(named, done.stderr.splitlines(keepends=True)[-1])
     assert [line[:8] for line in done.stderr.splitlines()] == ["error: e"]
     run_dir = only_run(tmp_path)
@@ -604,8 +604,8 @@ def test_flags_of_a_run_do_what_they_say(tmp_path, capsys):
         assert torch.equal(value, weights(apart)[name])
     native, _ = run(native_envs=True, num_envs=2)
     assert not torch.equal(*(next(iter(weights(each).values())) for each in (native, together)))
-    imported, _ = run(env_id="worlds:Mixed-v0", allow_env_import=True)
-    assert imported.name.startswith("worlds-Mixed-v0__")
+    imported, _ = run(env_id="probe_envs:Mixed-v0", allow_env_import=True)
+    assert imported.name.startswith("probe_envs-Mixed-v0__")
     threads, _ = run(torch_threads=2)
     assert json.loads((threads / "args.json").read_text())["threads"] == 2
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """What test_distributed.py looks at, done by each process of torchrun, or by one that has the data of both.
 
-torchrun --nproc-per-node 2 tests/ranks.py FOLDER
-python tests/ranks.py FOLDER
+torchrun --nproc-per-node 2 tests/helpers/ranks.py FOLDER
+python tests/helpers/ranks.py FOLDER
 
 Both train every script for some fifty updates. Environments have the seeds that they always have; every other random
 draw is made anew here, by one generator for each half of the data: so the one process draws what the two draw.

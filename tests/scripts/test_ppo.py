@@ -1,4 +1,4 @@
-"""PPO: advantages by brute force, its loss by hand on both sides of the clip, and worlds whose answers are known."""
+"""PPO: advantages by brute force, its loss by hand on both sides of the clip, and probe environments whose answers are known."""
 
 import functools
 import math
@@ -314,7 +314,7 @@ def test_a_normalised_policy_comes_back_to_the_bit_in_a_new_process_and_evaluati
     obs = torch.tensor([[1, 10, 100], [1e3, 1e4, 1e5]]) * torch.randn(1000, 2, 3)
     torch.save(obs, tmp_path / "obs.pt")
     code = (
-        "import sys, torch, worlds; from pathlib import Path; from common.tools.load_policy import load_policy\n"
+        "import sys, torch, probe_envs; from pathlib import Path; from common.tools.load_policy import load_policy\n"
         "policy, _ = load_policy(Path(sys.argv[1])); torch.set_grad_enabled(False)\n"
         "torch.save(policy(torch.load(sys.argv[2])), sys.argv[3])"
     )

@@ -5,16 +5,15 @@ import json
 import math
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HELPERS, ROOT
 
 from common.tools import stats
 from common.tools.launch import check_results
 
-RLIABLE = json.loads(Path(__file__).with_name("rliable_numbers.json").read_text())
+RLIABLE = json.loads((HELPERS / "rliable_numbers.json").read_text())
 
 
 def tables(seed, shapes=((1,), (4,), (5,), (3, 8), (7, 2, 6))):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clockless, envs_of, load, only_run, rows, run_script, same, weights
+from conftest import HELPERS, ROOT, TESTS, clockless, envs_of, load, only_run, rows, run_script, same, weights
 
 import common
 import common.internals.storage.memory
 import common.run
 
-HERE = Path(__file__).parent
+HERE = HELPERS
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 TIMEOUT = 900  # a test has pytest's 300 s, unless it is marked slow
 
@@ -48,7 +48,10 @@ def errors(err):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Results of the two processes, of the one that had the data of both, and their folders."""
-    home = {"HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    home = {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS, HELPERS, ROOT))),
+    }
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
     script = str(HERE / "ranks.py")
     for command in ([*TORCHRUN, script, str(two)], [sys.executable, script, str(one)]):
@@ -351,7 +354,7 @@ def test_a_compiled_update_averages_too(script, tmp_path):
     final = []
     for more in ([], ["--compile"]):
         folder = tmp_path / f"runs{len(more)}"
-        finish(launch(HERE.parent / "algos" / f"{script}.py", *flags, *more, "--runs-dir", folder))
+        finish(launch(ROOT / "algos" / f"{script}.py", *flags, *more, "--runs-dir", folder))
         final.append(weights(only_run(folder)))
     for name, value in final[0].items():
         torch.testing.assert_close(final[1][name], value, rtol=1e-4, atol=1e-5, msg=name)

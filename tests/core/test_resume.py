@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import warm
-from conftest import clockless, load, only_run, rows, run_script, same, train_with, weights
+from conftest import HELPERS, clockless, load, only_run, rows, run_script, same, train_with, weights
 from fake_wandb import FakeWandb
 
 import common
 from common.internals.tracking.local_loggers import TensorBoard
 
-CHAINED = str(Path(__file__).parent / "chained.py")
+CHAINED = str(HELPERS / "chained.py")
 TIMEOUT = 300
 
 

@@ -1,6 +1,6 @@
 """Runs a script as a user does, with a hash over all that happens in it, and leaves the hash in the run directory.
 
-python tests/chained.py SCRIPT FLAGS...
+python tests/helpers/chained.py SCRIPT FLAGS...
 
 The hash covers every observation, action, reward, ending, episode and logged metric of training, in their order. It is
 saved and restored as a part of the script's checkpoint, so it is that of an uninterrupted run only if nothing was

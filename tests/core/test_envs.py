@@ -246,7 +246,7 @@ def test_seeds_of_environments_never_overlap():
         ("CartPole-v7", "`v0`, `v1`"),
         ("Nothing/Here-v0", "Nothing"),
         ("FrozenLake-v1", "Box observations"),
-        ("worlds:Mixed-v0", "--allow-env-import"),
+        ("probe_envs:Mixed-v0", "--allow-env-import"),
         ("HalfCheetah-v2", "gymnasium-robotics"),
     ],
 )

@@ -1,13 +1,13 @@
-"""SAC: its density against float64 and integration, its losses by hand, its counts, and worlds with known answers."""
+"""SAC: its density against float64 and integration, its losses by hand, its counts, and probe environments with known answers."""
 
 import functools
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import probe_envs
 import pytest
 import torch
-import worlds
 from conftest import envs_of, load, rows, same, train_with, weights
 from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
@@ -312,7 +312,7 @@ class Watch:
 def test_budget_and_updates_follow_environment_steps(
     num_envs, train_frequency, policy_frequency, target_frequency, tmp_path, monkeypatch
 ):
-    watch = Watch(monkeypatch, worlds.Push)
+    watch = Watch(monkeypatch, probe_envs.Push)
     train(
         tmp_path,
         **{**SMALL, "total_timesteps": 200, "hidden_sizes": (4,), "batch_size": 4},
@@ -383,7 +383,7 @@ def test_evaluation_plays_in_the_units_of_the_environment(tmp_path, capsys):
     run = train(tmp_path, **flags, policy_lr=3e-3, q_lr=3e-3, eval_episodes=5, capture_video=False)
     greedy, _ = load_policy(run)
     with torch.no_grad():
-        assert greedy(torch.zeros(1, 1))[0].tolist() == pytest.approx(worlds.Aim.GOAL.tolist(), abs=0.2)
+        assert greedy(torch.zeros(1, 1))[0].tolist() == pytest.approx(probe_envs.Aim.GOAL.tolist(), abs=0.2)
     (score,) = curve(run, "eval/episodic_return")
     assert -0.08 < score <= 0
     evaluate.main([str(run)])

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import probe_envs
 import pytest
 import torch
-import worlds
 from conftest import envs_of
 
 from common import args
@@ -40,8 +40,8 @@ def fails(capfd, env_id, async_envs, num_envs=3, **more):
 
 
 def places(text):
-    """The lines of worlds.py that hold `text`."""
-    return [i for i, line in enumerate(Path(worlds.__file__).read_text().splitlines(), 1) if text in line]
+    """The lines of probe_envs.py that hold `text`."""
+    return [i for i, line in enumerate(Path(probe_envs.__file__).read_text().splitlines(), 1) if text in line]
 
 
 @BOTH
@@ -49,7 +49,7 @@ def test_an_environment_that_raises_is_named_and_its_line_too(capfd, async_envs)
     code, line, _ = fails(capfd, "Faulty-raises-v0", async_envs)
     where = places('raise OSError("the simulator')[1]
     assert code == 5
-    assert line == (f"error: environment 1 failed in step(): OSError: the simulator went away (worlds.py:{where})")
+    assert line == (f"error: environment 1 failed in step(): OSError: the simulator went away (probe_envs.py:{where})")
     code, line, _ = fails(capfd, "Faulty-raises-what-cannot-be-sent-v0", async_envs)
     assert code == 5
     assert line.startswith("error: environment 1 failed in step(): Odd: no pickle")
@@ -136,7 +136,7 @@ def test_workers_ignore_the_signals_that_ask_a_run_to_stop():
 
 HANGS = (
     "error: environment 1 has not answered within --env-timeout: it hangs in Faulty.step "
-    f"(worlds.py:{places('time.sleep(60)')[0]})"
+    f"(probe_envs.py:{places('time.sleep(60)')[0]})"
 )
 
 
@@ -147,7 +147,7 @@ def test_a_worker_that_hangs_is_named(capfd):
 
 
 RUN = """
-import multiprocessing, sys, time, torch, worlds
+import multiprocessing, sys, time, torch, probe_envs
 from conftest import envs_of
 
 multiprocessing.set_start_method(sys.argv[5])

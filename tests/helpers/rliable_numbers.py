@@ -1,7 +1,7 @@
 """Writes rliable_numbers.json: what rliable itself says of a few score tables.
 
     python -m venv rliable && rliable/bin/pip install rliable==1.2.0 "pandas<3"
-    rliable/bin/python tests/rliable_numbers.py
+    rliable/bin/python tests/helpers/rliable_numbers.py
 
 rliable needs arch, which does not import with pandas 3; hence an environment of its own.
 """

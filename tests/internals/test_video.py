@@ -434,7 +434,7 @@ def test_a_film_has_every_frame_of_its_episode_and_none_of_the_next(tmp_path):
 
 @pytest.mark.parametrize(
     "breakage",
-    ["imageio_ffmpeg.get_ffmpeg_exe", "worlds.Counter.render", "gymnasium.make"],
+    ["imageio_ffmpeg.get_ffmpeg_exe", "probe_envs.Counter.render", "gymnasium.make"],
 )
 def test_a_film_that_cannot_be_made_is_one_warning(breakage, tmp_path, monkeypatch, capsys):
     make = gym.make

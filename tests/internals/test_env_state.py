@@ -130,7 +130,7 @@ def goes_on(cases, tmp_path):
             assert any(ended for _, ended in before), env_id
             assert any(ended for _, ended in truth[path.stem][1]), env_id
     program = "import json, sys, test_snapshot as t; print(json.dumps(t.continued(sys.argv[1])))"
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},

@@ -1,4 +1,4 @@
-"""The algorithm: its loss by hand, its schedule, its counts, and worlds whose Q-values are known."""
+"""The algorithm: its loss by hand, its schedule, its counts, and probe environments whose Q-values are known."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""Environments whose right answers are known. Registered by importing this module (also as `worlds:Name-v0`)."""
+"""Environments whose right answers are known. Registered by importing this module (also as `probe_envs:Name-v0`)."""
 
 import faulthandler
 import functools
