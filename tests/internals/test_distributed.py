@@ -19,7 +19,6 @@ import common
 import common.internals.storage.memory
 import common.run
 
-HERE = HELPERS
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 TIMEOUT = 900  # a test has pytest's 300 s, unless it is marked slow
 
@@ -53,7 +52,7 @@ def both(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS, HELPERS, ROOT))),
     }
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    script = str(HERE / "ranks.py")
+    script = str(HELPERS / "ranks.py")
     for command in ([*TORCHRUN, script, str(two)], [sys.executable, script, str(one)]):
         done = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, timeout=TIMEOUT)
         assert done.returncode == 0, done.stderr
@@ -248,7 +247,7 @@ def wait_for(condition, process):
 QUIET = ["--no-track", "--no-capture-video", "--eval-episodes", 2, "--log-interval", 700, "--num-envs", 4]
 PPO = ["ppo", *QUIET, "--norm-obs", "--norm-reward", "--eval-interval", 2000, "--save-interval", 256]
 RAINBOW = ["rainbow", *QUIET, "--learning-starts", 400, "--buffer-size", 700, "--save-interval", 200]
-CHAINED = HERE / "chained.py"
+CHAINED = HELPERS / "chained.py"
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
 
 

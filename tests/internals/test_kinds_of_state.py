@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, envs_of
 from kinds_of_state import EXACT, NAMED, number
-from test_snapshot import through_a_file
+from test_env_state import through_a_file
 
 from common import args
 

@@ -1,4 +1,4 @@
-"""PPO: advantages by brute force, its loss by hand on both sides of the clip, and probe environments whose answers are known."""
+"""PPO: advantages by brute force, its loss by hand on both sides of the clip, and probe environments."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""REINFORCE: returns by brute force, its loss by hand, its distributions, and probe environments whose answers are known."""
+"""REINFORCE: returns by brute force, its loss by hand, its distributions, and probe environments."""
 
 import functools
 import math

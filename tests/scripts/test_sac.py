@@ -1,4 +1,4 @@
-"""SAC: its density against float64 and integration, its losses by hand, its counts, and probe environments with known answers."""
+"""SAC: its density against float64 and integration, its losses by hand, its counts, and probe environments."""
 
 import functools
 import math
