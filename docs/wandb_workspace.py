@@ -1,5 +1,5 @@
-"""Saves a view of a W&B project in which the runs of one method lie over each other: one line and band for each script
-and environment, over environment steps, with films and the differences of hyperparameters below.
+"""Saves a view of a W&B project that groups runs: one line and band for each script and environment, over environment
+steps, with videos and the hyperparameters that differ below.
 
     pip install wandb-workspaces
     python docs/wandb_workspace.py ENTITY/PROJECT
@@ -12,7 +12,7 @@ import sys
 
 
 def workspace(entity, project, name, groups=(), by=("env_id", "script")):
-    """The view: runs grouped by arguments of theirs, x axes in environment steps."""
+    """The view: runs grouped by the arguments `by`, over environment steps."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -31,7 +31,7 @@ def workspace(entity, project, name, groups=(), by=("env_id", "script")):
         name=name,
         sections=[
             ws.Section("Scores", scores, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=2, rows=2)),
-            ws.Section("Films", [wr.MediaBrowser(media_keys=["videos/eval"], num_columns=4)], is_open=True),
+            ws.Section("Videos", [wr.MediaBrowser(media_keys=["videos/eval"], num_columns=4)], is_open=True),
             ws.Section("Arguments", [wr.RunComparer(diff_only="split")]),
         ],
         settings=ws.WorkspaceSettings(x_axis="global_step", max_runs=100, group_by_prefix="first"),
@@ -47,7 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", metavar="ENTITY/PROJECT")
     parser.add_argument("--group", nargs="+", default=[], help="only runs of these --wandb-group names")
-    parser.add_argument("--by", nargs="+", default=["env_id", "script"], help="arguments that tell methods apart")
+    parser.add_argument("--by", nargs="+", default=["env_id", "script"], help="arguments to group by")
     parser.add_argument("--name", default="PlainRL", help="name of the view")
     parser.add_argument("--print", action="store_true", help="print the definition instead of saving it")
     args = parser.parse_args()

@@ -107,7 +107,7 @@ def significance(ours: Sequence[float], theirs: Sequence[float], promised: float
     """What the runs of a sweep's winner (ours) and the defaults show; `promised` is the winner's mean in the sweep."""
     if few := too_few(len(ours), len(theirs)):
         runs = f"{len(ours)} and {len(theirs)} runs, difference {np.mean(ours) - np.mean(theirs):+.4g}"
-        return f"No verdict from {runs}: {few} (--fresh-seeds)."
+        return f"No comparison of {runs}: {few} (--fresh-seeds)."
     shift = permutation(theirs, ours, level=0.025)
     result = "These runs do not show that the winner beats the defaults"
     if shift.low > 0 or shift.high < 0:

@@ -1,4 +1,4 @@
-"""Runs one script many times for a moment, and keeps what each run left behind."""
+"""Runs one script many times for a moment, and keeps the traces."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ GAMMA = 0.5  # of the environments whose values are known
 RATES = ("learning_rate", "policy_lr", "q_lr")
 
 
-class Failed(Exception):  # noqa: N818 - a verdict
+class Failed(Exception):  # noqa: N818 - a result
     """What was seen, and what it means."""
 
 
