@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.args import RANK, WORLD_SIZE, RunArgs, fail, warn
 from common.internals.resume import vector_state
-from common.internals.resume.action_log import ReplayedAtari
+from common.internals.resume.action_log import AtariActionLog
 from common.internals.resume.env_state import snapshot
 from common.internals.speed.timing import env_timer
 from common.internals.storage.memory import require_memory
@@ -55,7 +55,7 @@ class Envs:
         obs_space: Any = vector.single_observation_space
         self.single_observation_space = obs_space  # a Box if make_envs made it
         self.single_action_space: Any = vector.single_action_space
-        is_atari = isinstance(vector, ReplayedAtari)
+        is_atari = isinstance(vector, AtariActionLog)
         self.terminal_on_life_loss = terminal_on_life_loss
         self._uses_lives = terminal_on_life_loss and is_atari  # elsewhere infos["lives"] may mean anything
         self.frame_stack = obs_space.shape[0] if is_atari else 0  # frames per observation, if known

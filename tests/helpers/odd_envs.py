@@ -5,7 +5,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from common.internals.resume.action_log import ReplayedAtari
+from common.internals.resume.action_log import AtariActionLog
 
 LINE = Box(-10.0, 10.0, (1,), np.float32)
 
@@ -56,7 +56,7 @@ def odd(name="Odd-v0", **parts):
 
 
 class Game(SyncVectorEnv):
-    """What ReplayedAtari expects of ALE's vector environment: arrays of seeds, and `lives` in its infos."""
+    """What AtariActionLog expects of ALE's vector environment: arrays of seeds, and `lives` in its infos."""
 
     def __init__(self, make):
         super().__init__([make], autoreset_mode=AutoresetMode.SAME_STEP)
@@ -67,4 +67,4 @@ class Game(SyncVectorEnv):
 
 def game(env_id):
     """One environment whose lives count."""
-    return ReplayedAtari(Game(lambda: gym.make(env_id)))
+    return AtariActionLog(Game(lambda: gym.make(env_id)))

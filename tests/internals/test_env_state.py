@@ -25,7 +25,7 @@ from conftest import ROOT, envs_of, load, same, train_with, weights
 from gymnasium import wrappers
 
 from common import Envs, args, final_obs
-from common.internals.resume.action_log import ReplayedAtari, replayable
+from common.internals.resume.action_log import AtariActionLog, with_action_log
 from common.internals.resume.env_state import restore, snapshot
 
 EXTRAS = {"box2d": "Box2D", "mujoco": "mujoco", "atari": "ale_py"}
@@ -232,7 +232,7 @@ def test_box2d_under_a_wrapper_that_draws_from_its_generator():
     pytest.importorskip("Box2D")
 
     def make():
-        return replayable(wrappers.FlattenObservation(wrappers.StickyAction(gym.make("LunarLander-v3"), 0.5)))
+        return with_action_log(wrappers.FlattenObservation(wrappers.StickyAction(gym.make("LunarLander-v3"), 0.5)))
 
     env, other = restored(make, 230)
     assert follow(env, other, 200, seed=9)
@@ -244,7 +244,7 @@ def test_a_box2d_environment_of_ones_own_is_refused_by_name():
     class Mine(box2d.LunarLander):
         pass
 
-    env = replayable(Mine())
+    env = with_action_log(Mine())
     env.reset(seed=1)
     with pytest.raises(TypeError, match=r"of Mine is a .*, which cannot be saved"):
         snapshot(env)
@@ -267,7 +267,7 @@ def test_car_racing():
     pytest.importorskip("Box2D")
 
     def make():
-        return replayable(gym.make("CarRacing-v3", max_episode_steps=30))
+        return with_action_log(gym.make("CarRacing-v3", max_episode_steps=30))
 
     env, other = restored(make, 40)
     follow(env, other, 40, seed=9)
@@ -293,7 +293,7 @@ def test_atari_with_sticky_actions_is_refused():
 
 def test_atari_games_seeded_anew(monkeypatch):
     pytest.importorskip("ale_py")
-    monkeypatch.setattr(ReplayedAtari, "EPISODES_PER_SEED", 2)
+    monkeypatch.setattr(AtariActionLog, "EPISODES_PER_SEED", 2)
     vector, other = (envs_of("ALE/Breakout-v5", 2, terminal_on_life_loss=True) for _ in range(2))
     vector.reset(seed=1)
     seeds = list(vector.vector.seeds)

@@ -11,20 +11,20 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 
-def replayable(env: gym.Env) -> gym.Env:
-    """`env`; if its innermost part is gymnasium's and of Box2D, with a `Replayed` around that part."""
+def with_action_log(env: gym.Env) -> gym.Env:
+    """`env`; if its innermost part is gymnasium's and of Box2D, with an `ActionLog` around that part."""
     base, outer = env.unwrapped, env
     if not type(base).__module__.startswith("gymnasium.envs.box2d."):
         return env
     if env is base:
-        return Replayed(env)
+        return ActionLog(env)
     while isinstance(outer, gym.Wrapper) and outer.env is not base:
         outer = outer.env
-    outer.env = Replayed(base)  # type: ignore[attr-defined]
+    outer.env = ActionLog(base)  # type: ignore[attr-defined]
     return env
 
 
-class Replayed(gym.Wrapper):
+class ActionLog(gym.Wrapper):
     """Records what an episode of a Box2D environment depends on: the random state at its reset, and the actions.
 
     A step takes 0.5 µs longer. A restore takes as long as the episode did so far (30 µs a step in LunarLander).
@@ -99,7 +99,7 @@ class Replayed(gym.Wrapper):
             raise ValueError("the replayed episode ends in another state: is this another version of Box2D?")
 
 
-class ReplayedAtari(VectorWrapper):
+class AtariActionLog(VectorWrapper):
     """ALE's vector environment, with a record of the running episode of each game.
 
     Its emulators have no state to save. But a seeded reset loads the game anew, and without sticky actions the start of

@@ -33,7 +33,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from common.internals.resume.action_log import Replayed
+from common.internals.resume.action_log import ActionLog
 
 LARGE = 1 << 16  # bytes from which an array is saved by its hash
 _MISSING: Any = object()
@@ -472,7 +472,7 @@ _OUTPUT = {  # of the environment restored to, which keeps it
     "gymnasium.envs.mujoco.mujoco_rendering:MujocoRenderer",
 }
 _IN_PLACE = {"builtins:cell", "builtins:function", "mujoco._structs:MjModel", "mujoco._structs:MjData"}
-_IN_PLACE |= {"ale_py._ale_py:ALEInterface", _name(Replayed), *_OUTPUT}
+_IN_PLACE |= {"ale_py._ale_py:ALEInterface", _name(ActionLog), *_OUTPUT}
 _BIT_GENERATORS = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 _SCALARS = set(np.sctypeDict.values()) - {np.object_, np.void}
 _DATES = (datetime.date, datetime.time, datetime.datetime, datetime.timedelta)
@@ -517,7 +517,7 @@ _RULES |= {
     _name(torch.Generator): _Rule(
         lambda rng: (rng.get_state().numpy().copy(),), change=lambda rng, state: rng.set_state(torch.from_numpy(state))
     ),
-    _name(Replayed): _Rule(
+    _name(ActionLog): _Rule(
         lambda env: (env.unwrapped.action_space, *env.history()),
         change=lambda env, space, *history: env.replay(*history),
     ),

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
 from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail
-from common.internals.resume.action_log import ReplayedAtari, replayable
+from common.internals.resume.action_log import AtariActionLog, with_action_log
 from common.internals.resume.env_state import restore, snapshot
 from common.internals.vector.guard import EnvError, Guarded, HangError, described
 from common.internals.vector.spaces import InColumns, in_columns
@@ -163,7 +163,7 @@ def _make(spec: Any, module: str, max_steps: int, maker: Callable[[], gym.Env] |
 
         # mujoco 4 prints a harmless warning for gymnasium's models and logs it to a file in the current folder.
         mujoco.set_mju_user_warning(lambda message: None)
-    env = replayable(maker() if maker else gym.make(spec.id))
+    env = with_action_log(maker() if maker else gym.make(spec.id))
     return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
@@ -272,7 +272,7 @@ def _atari(env_id: str, num_envs: int, max_steps: int = 0) -> gym.vector.VectorE
         repeat_action_probability=0.0,
         max_num_frames_per_episode=min(4 * max_steps, ATARI_FRAMES) if max_steps else ATARI_FRAMES,
     )
-    return ReplayedAtari(vector)
+    return AtariActionLog(vector)
 
 
 def _what_to_install(env_id: str, reason: str) -> str:
