@@ -73,7 +73,7 @@ class Guarded(gym.Wrapper):
                 reward if isinstance(reward, float) else as_number(reward, "reward"),
                 terminated if type(terminated) is bool else as_flag(terminated, "terminated"),
                 truncated if type(truncated) is bool else as_flag(truncated, "truncated"),
-                as_info(info, self.in_worker),
+                {} if type(info) is dict and not info else as_info(info, self.in_worker),
             )
         except ValueError as error:
             raise EnvError(f"environment {self.index}: its {error}") from None

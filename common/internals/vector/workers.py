@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -59,6 +60,11 @@ class Workers(VectorEnv):
             spaces = self._call()
             if any(other != spaces[0] for other in spaces):
                 raise EnvError("its copies differ in their spaces")
+            in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            with tempfile.TemporaryDirectory(dir=in_memory, ignore_cleanup_errors=True) as folder:
+                path = os.path.join(folder, "observations")  # needed until all have opened it
+                self.obs = _shared_rows(path, "w+", self.num_envs, spaces[0][0])
+                self.call("share", path, self.num_envs)
         except BaseException:
             self.close_extras()
             raise
@@ -67,13 +73,12 @@ class Workers(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         results = self._call("reset", [(each,) for each in seed or [None] * self.num_envs])
-        obs, infos = zip(*results, strict=True)
-        return np.array(obs), in_columns(dict(enumerate(infos)), self.num_envs)
+        return self.obs, in_columns({i: info for i, (info,) in enumerate(results)}, self.num_envs)
 
     def step(self, actions: Any) -> Any:
         results = self._call("step", [(action,) for action in actions])
         *columns, infos = zip(*results, strict=True)
-        return *map(np.array, columns), in_columns(dict(enumerate(infos)), self.num_envs)
+        return self.obs, *map(np.array, columns), in_columns(dict(enumerate(infos)), self.num_envs)
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
         """What a method of each environment returns."""
@@ -139,7 +144,7 @@ def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
         signal.signal(INTERRUPT, _interrupt)
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     warnings.filterwarnings("ignore", OVERFLOW)
-    name = ""
+    name, rows = "", np.empty(0)
     try:
         env = make()
         calls: dict[str, Any] = {"reset": lambda seed: env.reset(seed=seed), "step": functools.partial(_step, env)}
@@ -147,7 +152,12 @@ def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
         while name != "close":
             pipe.send((False, answer))
             name, words = pipe.recv()
-            answer = calls[name](*words) if name in calls else getattr(env, name)(*words)
+            if name == "share":
+                rows, answer = _shared_rows(words[0], "r+", words[1], env.observation_space), None
+            elif name in calls:
+                rows[index], *answer = calls[name](*words)
+            else:
+                answer = getattr(env, name)(*words)
         pipe.send((False, answer))
     except (EOFError, OSError):  # the trainer is gone
         return
@@ -156,6 +166,12 @@ def _work(index: int, make: Callable[[], gym.Env], pipe: Any) -> None:
         answer = error if named else EnvError(f"environment {index} failed: {described(error)}")
         answer.add_note(traceback.format_exc())  # --debug shows it
         pipe.send((True, answer))
+
+
+def _shared_rows(path: str, mode: Any, num_envs: int, space: gym.Space) -> np.ndarray:
+    """An array in memory that all processes share, with a row for the observation of each environment."""
+    shape, dtype = space.shape or (), space.dtype or np.float32  # make_envs refuses spaces without them
+    return np.memmap(path, dtype, mode, shape=(num_envs, *shape)).view(np.ndarray)
 
 
 def _step(env: gym.Env, action: Any) -> Any:
