@@ -250,8 +250,8 @@ def spoil(key, value):
 @pytest.mark.parametrize(
     ("row", "words", "said"),
     [
-        ({}, ["my_fork/B-v0"], "there is no row my_fork/B-v0; there is my_fork/A-v0"),
-        ({}, ["zzz"], "there is no row zzz; without a name, all are listed"),
+        ({}, ["my_fork/B-v0"], "there is no row my_fork/B-v0; did you mean my_fork/A-v0?"),
+        ({}, ["zzz"], "there is no row zzz"),
         ({}, ["my_fork/A-v0", "--results", "nowhere"], "no results (runs.json) below nowhere"),
         ({}, ["my_fork/A-v0", "--workers", "0"], "--workers must be at least 1"),
         ({}, ["my_fork/A-v0", "--level", "0.5"], "--level must be between 0 and 0.5"),

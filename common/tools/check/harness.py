@@ -1,5 +1,7 @@
 """Runs one script many times for a moment, and keeps the traces."""
 
+import ast
+import dataclasses
 import functools
 import json
 import os
@@ -11,9 +13,9 @@ from typing import Any
 
 import torch
 
-from common.args import fail
+from common.args import RunArgs, fail
 from common.tools.check import recorder
-from common.tools.launch.cli import as_words
+from common.tools.launch.cli import as_words, ask
 from common.tools.launch.jobs import last_error
 
 TIMEOUT = 600  # seconds that one run may take; it takes about one
@@ -95,20 +97,40 @@ class Trace:
         return [env for env in self.recorded["envs"] if len(env["rewards"])][:num_envs]
 
 
+def others(kind: str, value: Any) -> list[Any]:
+    """Values near `value` that a flag of this type can have as well; none for other types."""
+    kind = kind.removesuffix(" | None")
+    if kind.startswith("typing.Literal"):
+        return [option for option in ast.literal_eval(kind.removeprefix("typing.Literal")) if option != value]
+    if value is None:
+        known: dict[str, list[Any]] = {"float": [1e-6, 0.1, 1.0], "int": [1, 2, 10], "bool": [True, False]}
+        return known.get(kind, [])
+    if kind == "bool":
+        return [not value]
+    if kind == "int":
+        return [value + 1, 2 * value + 1, max(value // 2, 1)]
+    if kind == "float":
+        return [0.1 * value, (1 + value) / 2, 0.5 * value, 2 * value + 0.1]
+    if kind in ("tuple[int, ...]", "tuple[float, ...]"):
+        return [[*value, value[-1] + 1], [*value[:-1], value[-1] + 1]] if value else [[8]]
+    return []
+
+
 class Harness:
     """A script, the folder it is run in, and the runs so far: many checks look at the same ones."""
 
     def __init__(self, script: Path) -> None:
+        types, (plain,) = ask(script, [[]])
+        if plain.error is not None:
+            fail(f"{script} does not accept its own defaults: {plain.error}")
+        inherited = {field.name for field in dataclasses.fields(RunArgs)}
+        self.flags: dict[str, dict[str, Any]] = {}  # default, and for the script's own flags, other values to try
+        for name, value in plain.args.items():
+            self.flags[name] = {"default": value, "others": None if name in inherited else others(types[name], value)}
         self.script = script.resolve()
-        if not self.script.is_file():
-            fail(f"there is no script {script}")
         self.folder = tempfile.TemporaryDirectory(prefix="check-", ignore_cleanup_errors=True)
         self.server = recorder.server(self.script)
         self.runs: dict[str, Trace] = {}
-        about = self._start(recorder.describe)
-        if about.code:
-            fail(f"{script} cannot be checked: {about.error.removeprefix('error: ')}")
-        self.flags: dict[str, dict[str, Any]] = json.loads((about.folder / "flags.json").read_text())
         self.replays = "buffer_size" in self.flags  # so that it learns from each step many times
         self.budgets = (1_500, 5_000) if self.replays else (8_000, 32_000)  # steps to learn a value in; if not, in
         tried = {space: self.trial(f"PushedPoint-{space}", **self.small) for space in ("Discrete", "Box")}

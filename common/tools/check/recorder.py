@@ -7,17 +7,13 @@ system has none, each run imports again).
 import ast
 import atexit
 import contextlib
-import dataclasses
 import hashlib
-import json
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import tempfile
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -76,47 +72,6 @@ def play(script: str, folder: str, environ: dict[str, str], argv: list[str], sto
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
-
-
-def describe(script: str, folder: str, environ: dict[str, str]) -> None:
-    """Writes the script's flags to flags.json: each field of its Args with its default and other values to try."""
-    _enter(script, folder, environ, [])
-    from common.args import RunArgs
-
-    script_globals = runpy.run_path(script, run_name="described_by_check")
-    found = [x for x in script_globals.values() if isinstance(x, type) and issubclass(x, RunArgs) and x is not RunArgs]
-    if not found:
-        print("error: it has no Args(common.RunArgs)", file=sys.stderr)
-        os._exit(2)
-    hints = typing.get_type_hints(found[-1], globalns=script_globals)
-    inherited = {field.name for field in dataclasses.fields(RunArgs)}
-    flags = {}
-    for field in dataclasses.fields(found[-1]):
-        value = None if field.default is dataclasses.MISSING else field.default
-        own = field.name not in inherited
-        flags[field.name] = {"default": value, "others": others(hints[field.name], value) if own else None}
-    Path("flags.json").write_text(json.dumps(flags))
-
-
-def others(kind: Any, value: Any) -> list[Any]:
-    """Values near `value` that a flag of this type can have as well; none for other types."""
-    options = typing.get_args(kind)
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        kind = next(option for option in options if option is not type(None))
-        if value is None:
-            known: dict[Any, list[Any]] = {float: [1e-6, 0.1, 1.0], int: [1, 2, 10], bool: [True, False]}
-            return known.get(kind, [])
-    if typing.get_origin(kind) is typing.Literal:
-        return [option for option in options if option != value]
-    if kind is bool:
-        return [not value]
-    if kind is int:
-        return [value + 1, 2 * value + 1, max(value // 2, 1)]
-    if kind is float:
-        return [0.1 * value, (1 + value) / 2, 0.5 * value, 2 * value + 0.1]
-    if typing.get_origin(kind) is tuple and options[:1] in ((int,), (float,)):
-        return [[*value, value[-1] + 1], [*value[:-1], value[-1] + 1]] if value else [[8]]
-    return []
 
 
 def _enter(script: str, folder: str, environ: dict[str, str], argv: list[str]) -> None:

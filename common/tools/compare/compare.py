@@ -33,7 +33,7 @@ from common.tools import stats
 from common.tools.compare import figure, page, tables
 from common.tools.compare.groups import group
 from common.tools.compare.measure import Comparison, Task, measure
-from common.tools.compare.tables import Table, number, span, whole
+from common.tools.compare.tables import Table, integer, number, span
 from common.tools.find_runs import Run, find, unreadable
 
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
@@ -214,10 +214,10 @@ def task_tables(task: Task) -> list[Table]:
         ends = np.array([run.end for run in cell.runs])
         reached = np.array([run.reached for run in cell.runs])
         steps, seconds = np.median(ends, axis=0)
-        row = [label, whole(steps), number(seconds), number(np.median(ends[:, 0] / np.maximum(ends[:, 1], 1e-9)))]
+        row = [label, integer(steps), number(seconds), number(np.median(ends[:, 0] / np.maximum(ends[:, 1], 1e-9)))]
         if task.threshold is not None:
             row.append(f"{np.isfinite(reached[:, 0]).sum()} of {len(reached)}")
-            row += [whole(half(reached[:, 0])), number(half(reached[:, 1]))]
+            row += [integer(half(reached[:, 0])), number(half(reached[:, 1]))]
         costs.rows.append(row)
     return [scores, costs]
 

@@ -1,12 +1,12 @@
 """Groups: which runs are seeds of one method, and the labels that tell groups apart."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.args import fail
 from common.tools.find_runs import Run
+from common.tools.launch.cli import similar
 
 # What may differ between seeds of one method: how and where they ran, and what was logged.
 NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}
@@ -22,8 +22,7 @@ def group(runs: list[Run], by: Sequence[str]) -> dict[str, list[Run]]:
     known = {key for run in runs for key in run.config}
     for key in by:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            fail(f"--by {key}: no run has an argument of this name" + (f"; there is {near[0]}" if near else ""))
+            fail(f"--by {key}: no run has an argument of this name{similar(key, known)}")
     keys = [] if by else differing(runs)
     groups: dict[tuple, list[Run]] = {}
     for run in runs:

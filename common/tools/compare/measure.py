@@ -1,4 +1,4 @@
-"""Runs of one task on one grid of steps: curves, final and best scores, when a threshold was reached."""
+"""Curves, final and best scores of runs, and when they reached a threshold, on one grid of steps an environment."""
 
 import math
 import warnings
@@ -69,13 +69,13 @@ def measure(
     window: float,
     notes: list[str],
 ) -> Task | None:
-    """The runs of one task, by the label of their group, on one grid; None if none of them has logged anything.
+    """The runs of one task on one grid, by the label of their group; None if none has logged anything.
 
     Args:
         metric: the key of the curves.
         score: the key of final and best scores; where a finished run lacks it, `metric` takes its place.
-        window: the share of the shortest group that a point is the mean of.
-        notes: gets a line for everything that is left out or odd.
+        window: width of the averaging window, as a share of the shortest group.
+        notes: gets a line for everything that is left out or unusual.
     """
     read: list[tuple[str, Run, Metrics]] = []
     for label, mine in groups.items():
@@ -94,7 +94,7 @@ def measure(
                 notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
     read = _leave_out(read, metric, notes)
     without = [(run, metrics) for _, run, metrics in read if metrics.rows[score].size == 0]
-    if len(without) == len(read) or any(_is_whole(run, metrics) for run, metrics in without):
+    if len(without) == len(read) or any(_is_finished(run, metrics) for run, metrics in without):
         if read and score != metric:
             notes.append(f"{env_id}: {len(without)} runs have no {score}; final and best are of {metric}.")
         score = metric
@@ -111,13 +111,14 @@ def measure(
         own = [(run, metrics) for name, run, metrics in read if name == label]
         here = [on_grid(run, metrics, steps, width, threshold, metric, score) for run, metrics in own]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # points that no run has reached yet
+            warnings.simplefilter("ignore", RuntimeWarning)  # at points that no run has reached
             seconds = np.nanmedian([one.seconds for one in here], axis=0)
         curves = np.stack([one.curve for one in here])
         cells[label] = Cell(here, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
-        if early := [f"{metrics.end_step:,.0f}" for run, metrics in own if not _is_whole(run, metrics)]:
-            at = f"{len(early)} of {len(here)} runs are not at their end, but at step {_few(early)}"
-            notes.append(f"{label} on {env_id}: {at}.")
+        if early := [f"{metrics.end_step:,.0f}" for run, metrics in own if not _is_finished(run, metrics)]:
+            notes.append(
+                f"{label} on {env_id}: {len(early)} of {len(here)} runs are unfinished, at step {_few(early)}."
+            )
     return Task(env_id, steps, threshold, score, cells)
 
 
@@ -133,7 +134,7 @@ def _few(words: list[str]) -> str:
     return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
 
 
-def _is_whole(run: Run, metrics: Metrics) -> bool:
+def _is_finished(run: Run, metrics: Metrics) -> bool:
     return run.finished or metrics.end_step >= float(run.config.get("total_timesteps") or math.inf)
 
 
@@ -144,13 +145,13 @@ def on_grid(
     curve = smoothed(at, values, steps, window)
     # Runs end where a step of all their environments ends, a little beyond the total: such an end is one of them.
     curve[steps > metrics.end_step * 1.01] = np.nan
-    whole = at >= window  # before, a few lucky episodes would pass for a level
+    full = at >= window  # before, a few lucky episodes would count as a level
     level = smoothed(at, values, at, window)
     reached = (math.inf, math.inf)
-    if threshold is not None and (over := np.flatnonzero(whole & (level >= threshold))).size:
+    if threshold is not None and (over := np.flatnonzero(full & (level >= threshold))).size:
         reached = float(at[over[0]]), float(seconds[over[0]])
     levels = np.stack([at, seconds, level])
-    scores = metrics.rows[score] if score != key else levels[:, whole]
+    scores = metrics.rows[score] if score != key else levels[:, full]
     scores = scores if scores.size else levels[:, -1:]  # the run is shorter than a window
     clock = np.interp(steps, np.append(at, metrics.end_step), np.append(seconds, metrics.end_seconds))
     return Measured(

@@ -22,7 +22,7 @@ def number(x: Any) -> str:
     return f"{x:.{max(0, 3 - math.floor(math.log10(abs(x))))}f}" if abs(x) >= 0.001 else f"{x:.4g}"
 
 
-def whole(x: float) -> str:
+def integer(x: float) -> str:
     return f"{x:,.0f}" if math.isfinite(x) else "-"
 
 

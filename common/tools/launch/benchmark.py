@@ -12,7 +12,6 @@ one W&B group.
 import datetime
 import itertools
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Args(ToolArgs):
     wandb_group: str | None = None
     """W&B group, and name of the folder of the logs (default: benchmark_SCRIPTS)"""
     wandb_tags: tuple[str, ...] = ()
-    """W&B tags, besides `benchmark` and the git commit"""
+    """W&B tags, besides `benchmark`"""
 
 
 def refuse_other(job: Job) -> None:
@@ -69,13 +68,13 @@ def main(argv: list[str]) -> None:
     group = cli.component(args.wandb_group or sanitized("benchmark_" + "_".join(stems)), "--wandb-group")
     folder = args.runs_dir / f"{group}.benchmark"
     jobs: list[Job] = []
+    tagged = [*flags, "--wandb-tags", "benchmark", *args.wandb_tags]
     for script in args.scripts:
         base = cli.base_arguments(script, flags, OWN_FLAGS | {"env_id"})[1]
-        words = [*flags, "--wandb-tags", "benchmark", *_commit(script), *args.wandb_tags]
         for env_id, seed in itertools.product(args.env_ids, seeds):
             own = {"env_id": env_id, "seed": seed, "wandb_group": group}
             name = sanitized(f"{script.stem}__{env_id}__{seed}")
-            jobs.append(make_job(name, script.resolve(), words, base, args.runs_dir, folder, **own))
+            jobs.append(make_job(name, script.resolve(), tagged, base, args.runs_dir, folder, **own))
             refuse_other(jobs[-1])
     _summary(jobs, run_all(jobs, args.workers, ["python", "-m", "common", "benchmark", *argv]))
 
@@ -143,13 +142,3 @@ def _summary(jobs: list[Job], failed: list[Job]) -> None:
     sys.stdout.flush()
     if failed:
         fail(f"{len(failed)} of {len(jobs)} runs failed; the same command retries them", failed[0].code or 1)
-
-
-def _commit(script: Path) -> list[str]:
-    """`git describe` of the script's repository, as a tag."""
-    words = ["git", "describe", "--tags", "--always", "--dirty"]
-    try:
-        done = subprocess.run(words, cwd=script.resolve().parent, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-    return [done.stdout.strip()[:60]]

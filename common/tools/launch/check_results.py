@@ -17,7 +17,6 @@ ones, 2.0 with five beside ten or ten beside five, 3.0 with seven beside three. 
 failed.
 """
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -245,8 +244,7 @@ def main(argv: list[str]) -> None:
     for name in dict.fromkeys(word.rstrip("/") for word in args.rows):
         row = rows.get(name)
         if row is None:
-            near = difflib.get_close_matches(name, rows, 1)
-            fail(f"there is no row {name}; " + (f"there is {near[0]}" if near else "without a name, all are listed"))
+            fail(f"there is no row {name}{cli.similar(name, rows)}")
         if isinstance(row, str):
             fail(f"{name} cannot be run again: {row}")
         jobs[name] = row, make_jobs(row, args)

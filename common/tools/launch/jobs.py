@@ -127,10 +127,6 @@ class Progress:
             self.sums[part] += float(episode)
             self.counts[part] += 1
 
-    @property
-    def share(self) -> float:
-        return min(self.step / self.total, 1.0)
-
     def returns(self) -> list[float | None]:
         """Mean return of the episodes that ended in each finished tenth of the run; None if none did."""
         over = min(max(self.step * self.PARTS - 1, 0) // self.total, self.PARTS)
@@ -171,13 +167,12 @@ class Job:
             self.progress = Progress(self.run_dir, self.wanted["total_timesteps"])
         return self.run_dir
 
-    def look(self) -> float:
-        """The share of it that is done, 0 to 1."""
+    def look(self) -> Progress | None:
+        """Its progress so far; None before it has a run directory."""
         self.find()
-        if self.progress is None:
-            return 0.0
-        self.progress.update()
-        return self.progress.share
+        if self.progress is not None:
+            self.progress.update()
+        return self.progress
 
     def finished(self) -> bool:
         run_dir = self.find()
@@ -185,10 +180,8 @@ class Job:
 
     def score(self) -> float | None:
         """The last greedy evaluation of a finished run."""
-        if not self.finished():
-            return None
-        self.look()
-        return self.progress.evaluation  # type: ignore[union-attr]
+        progress = self.look() if self.finished() else None
+        return None if progress is None else progress.evaluation
 
     def error(self) -> str:
         if self.process is not None and self.process.returncode == 0:

@@ -8,7 +8,6 @@
 The script's own parser reads every value, so that errors come before any run.
 """
 
-import difflib
 import itertools
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.args import fail
+from common.tools.launch import cli
 from common.tools.launch.cli import OWN_FLAGS, as_words, ask, flag_names
 
 NOT_SEARCHED = OWN_FLAGS | {"debug", "env_id", "track", "capture_video", "eval_episodes", "allow_env_import"}
@@ -108,8 +108,7 @@ def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, tupl
     if not equals or not text:
         fail(f"--search {word!r} is not of the form name=low..high, name=low..high:log or name=value,value")
     if name not in types:
-        near = difflib.get_close_matches(name, types, 1)
-        fail(f"--search {name}: {script.name} has no such argument" + (f"; did you mean {near[0]}?" if near else ""))
+        fail(f"--search {name}: {script.name} has no such argument{cli.similar(name, types)}")
     if name in NOT_SEARCHED:
         fail(f"--search {name}: that is no hyperparameter")
     if ".." not in text:
@@ -136,14 +135,12 @@ def _list(name: str, values: tuple[Value, ...], arguments: list[Any]) -> Dimensi
     if len({str(argument) for argument in arguments}) < len(arguments):
         fail(f"--search {name} lists a value twice")
     pairs = zip(values, arguments, strict=True)
-    simple = [text if isinstance(argument, list | dict) else argument for text, argument in pairs]
-    return Dimension(name, tuple(simple), tuple(arguments))
+    simple = tuple(text if isinstance(argument, list | dict) else argument for text, argument in pairs)
+    return Dimension(name, simple, tuple(arguments))
 
 
 def _range(name: str, match: re.Match, low: Any, high: Any) -> Dimension:
-    if low is None or high is None:
-        fail(f"--search {name}: a range has two numbers")
-    if not low < high:
+    if low is None or high is None or not low < high:
         fail(f"--search {name}: the range from {low} to {high} is empty")
     if match[3] and low <= 0:
         fail(f"--search {name}: a logarithmic range begins above 0, not at {low}")

@@ -211,8 +211,7 @@ class Sweep:
 
     def report(self, queue: "Queue", attempt: Attempt) -> None:
         """Reports the mean training return of each tenth of a run to Optuna, and stops the run if it is pruned."""
-        attempt.job.look()
-        progress = attempt.job.progress
+        progress = attempt.job.look()
         for value in [] if progress is None else progress.returns()[attempt.reported : Progress.PARTS - 1]:
             if attempt.pruned:
                 return
@@ -231,7 +230,7 @@ class Sweep:
         score = job.score()
         if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
             queue.tell(attempt.trial, "PRUNED")
-            print(f"{queue.count()} {title}: pruned at {job.look():.0%} of seed {job.wanted['seed']}", flush=True)
+            print(f"{queue.count()} {title}: pruned on seed {job.wanted['seed']}", flush=True)
             return True
         if score is not None:
             attempt.values.append(score)
