@@ -54,7 +54,7 @@ OWN_N_STEP = """pending.append((obs, actions, rewards))
 """
 NO_GAMMA = [
     ("        n_step=args.n_step,\n        gamma=args.gamma,\n", ""),
-    ("metrics: dict[str, Tensor] = {}", "pending = []\n    metrics = {}"),
+    ("    run = common.track(args, device)\n", "    pending = []\n    run = common.track(args, device)\n"),
 ]
 
 IN_UNITS = """actions, log_prob = squashed_gaussian(mean, log_std, torch.randn_like(mean))
@@ -88,7 +88,7 @@ LAST_EVALUATION = "    evaluation(global_step)\n    run.finish"
 
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
-    "truncation stored as death": (DQN, [DEATH], "transitions"),
+    "truncation stored as termination": (DQN, [DEATH], "transitions"),
     "observation after the reset stored": (DQN, [(FINAL, "final_obs = next_obs\n")], "transitions"),
     "observation after the reset stored in a rollout": (
         PPO,
@@ -132,7 +132,7 @@ BUGS = {
         "exploration",
     ),
     "epsilon logged constant": (DQN, [('"charts/epsilon": epsilon', '"charts/epsilon": args.start_e')], "schedules"),
-    "step size not annealed": (
+    "learning rate not annealed": (
         PPO,
         [("last_lr = 0.0 if args.anneal_lr else args.learning_rate", "last_lr = args.learning_rate")],
         "schedules",
@@ -170,7 +170,7 @@ BUGS = {
     "policy.pt is not the trained network": (
         DQN,
         [
-            ("metrics: dict[str, Tensor] = {}", "metrics = {}\n    begun = copy.deepcopy(q_network)"),
+            ("    run = common.track(", "    begun = copy.deepcopy(q_network)\n    run = common.track("),
             (LAST_EVALUATION, "    run.save_policy(begun.greedy)\n" + LAST_EVALUATION),
         ],
         "parameters",
@@ -179,8 +179,8 @@ BUGS = {
         DQN,
         [
             (
-                "checkpoint.start(args.seed)",
-                "checkpoint.start(args.seed)\n    envs.vector.reset(seed=[args.seed] * args.num_envs)",
+                "checkpoint.restore(obs)",
+                "checkpoint.restore(obs)\n    envs.vector.reset(seed=[args.seed] * args.num_envs)",
             )
         ],
         "seed",
@@ -195,8 +195,8 @@ BUGS = {
         "flags",
     ),
     "resume loses the optimizer": (DQN, [(', "optimizer": optimizer', "")], "resume"),
-    "resume loses the target critics": (SAC, [("        critic_target=critic_target,\n", "")], "resume"),
-    "truncation as death, in storage of its own": (DQN, [*OWN_STORAGE, DEATH], "values"),
+    "resume loses the target critics": (SAC, [('"critic_target": critic_target, ', "")], "resume"),
+    "truncation as termination, in its own storage": (DQN, [*OWN_STORAGE, DEATH], "values"),
     "values cut at time limits": (
         PPO,
         [("next_values * ~terminations - values", "next_values * ~(terminations | truncations) - values")],
