@@ -38,7 +38,7 @@ def updates_of(script, tmp_path, monkeypatch, **flags):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(common, "compiled", compiled)
+        patch.setattr(common, "compile_update", compiled)
         patch.setattr(common.Checkpoint, "start", stop)
         with pytest.raises(Stopped):
             train_with(load(script), tmp_path, **flags)
@@ -353,7 +353,7 @@ def test_lightning_has_an_update_of_its_own(tmp_path, capsys):
     pytest.importorskip("lightning")
     with pytest.raises(SystemExit) as stop:
         train_with(load("dqn_lightning"), tmp_path, compile=True)
-    assert stop.value.code == 2 and "--compile is for dqn.py" in capsys.readouterr().err
+    assert stop.value.code == 2 and "this script has no --compile" in capsys.readouterr().err
 
 
 @needs_compiler

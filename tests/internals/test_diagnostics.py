@@ -341,10 +341,10 @@ def test_an_alarm_is_one_warning_of_the_run(tmp_path, capfd):
 
 def test_every_metric_of_the_scripts_is_on_the_page():
     page = (ROOT / "docs" / "health.md").read_text()
-    for path in [*(ROOT / "algos").glob("*.py"), *(ROOT / "common").glob("*.py")]:
+    for path in [*(ROOT / "algos").glob("*.py"), *(ROOT / "common").rglob("*.py")]:
         for key in re.findall(r'"((?:charts|losses|health|eval)/\w+)"', path.read_text()):
             assert f"`{key}`" in page, key
     for key in re.findall(r"`((?:charts|losses|health|eval)/\w+)`", page):
         assert any(
-            f'"{key}"' in path.read_text() for folder in ("algos", "common") for path in (ROOT / folder).glob("*.py")
+            f'"{key}"' in path.read_text() for folder in ("algos", "common") for path in (ROOT / folder).rglob("*.py")
         )

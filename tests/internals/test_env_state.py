@@ -129,8 +129,8 @@ def goes_on(cases, tmp_path):
         if steps not in (150, 200):
             assert any(ended for _, ended in before), env_id
             assert any(ended for _, ended in truth[path.stem][1]), env_id
-    program = "import json, sys, test_snapshot as t; print(json.dumps(t.continued(sys.argv[1])))"
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), str(ROOT)])
+    program = "import json, sys, test_env_state as t; print(json.dumps(t.continued(sys.argv[1])))"
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("tests", "tests/helpers", "tests/internals", "."))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},

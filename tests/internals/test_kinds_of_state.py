@@ -133,7 +133,7 @@ def test_a_large_array_drawn_without_a_seed_means_new_episodes(capfd):
 
 
 def test_a_large_snapshot_is_said_once(monkeypatch, capfd):
-    monkeypatch.setattr("common.envs.LARGE_SNAPSHOT", 1e6)
+    monkeypatch.setattr("common.internals.resume.vector_state.LARGE_SNAPSHOT", 1e6)
     vector, _ = pair("Table-changes-v0", 2, False)
     vector.state_dict(), vector.state_dict()
     (line,) = capfd.readouterr().err.splitlines()

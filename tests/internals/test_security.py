@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,9 +11,9 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, load, only_run, run_script, train_with
 
-from common import run as runs
 from common.internals.resume.files import (
     data_file,
     finished_step,
@@ -22,6 +23,7 @@ from common.internals.resume.files import (
     write_atomically,
 )
 from common.internals.tracking.redact import redact
+from common.internals.tracking.run_dir import reopen
 from common.tools import evaluate
 from common.tools.compare import compare
 
@@ -175,12 +177,12 @@ def resume(run_dir, script="dqn"):
     """What the start of `--resume` does, in this process; what it prints is for capsys."""
     module = load(script)
     args = module.Args(**{**saved_arguments(run_dir, module), "resume": str(run_dir), "total_timesteps": 200})
-    return runs._reopened(args, runs.torch.device("cpu"), ROOT / "algos" / f"{script}.py")
+    return reopen(args, torch.device("cpu"), ROOT / "algos" / f"{script}.py")
 
 
 def saved_arguments(run_dir, module):
     facts = json.loads((run_dir / "args.json").read_text())
-    names = {field.name for field in runs.dataclasses.fields(module.Args)}
+    names = {field.name for field in dataclasses.fields(module.Args)}
     return {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items() if key in names}
 
 
@@ -211,11 +213,11 @@ def test_no_run_with_a_link_or_a_pipe_is_resumed(given, victim, place, kind, cap
     else:
         path.symlink_to(victim.parent / "victim" if kind == "link" else victim.parent / "new")
     module = load("dqn")
-    names = {field.name for field in runs.dataclasses.fields(module.Args)}
+    names = {field.name for field in dataclasses.fields(module.Args)}
     kept = {key: tuple(v) if isinstance(v, list) else v for key, v in kept.items() if key in names}
     args = module.Args(**{**kept, "resume": str(given), "total_timesteps": 200})
     with pytest.raises(SystemExit) as stop:
-        runs._reopened(args, runs.torch.device("cpu"), ROOT / "algos" / "dqn.py")
+        reopen(args, torch.device("cpu"), ROOT / "algos" / "dqn.py")
     error = capsys.readouterr().err
     assert stop.value.code == 3 and error.startswith("error: cannot resume") and place.split("/")[-1] in error
     assert [path.name for path in victim.parent.iterdir()] == ["victim"] and victim.read_text() == "mine: 7f3a"
@@ -257,7 +259,7 @@ def test_a_broken_args_json_is_one_line_for_every_reader(given, content, capsys,
     module, arguments = load("dqn"), saved_arguments(given, load("dqn"))
     (given / "args.json").write_bytes(content)
     args = module.Args(**{**arguments, "resume": str(given)})
-    reads = [lambda: runs._reopened(args, runs.torch.device("cpu"), ROOT / "algos" / "dqn.py")]
+    reads = [lambda: reopen(args, torch.device("cpu"), ROOT / "algos" / "dqn.py")]
     reads += [lambda: evaluate.main([str(given)])]
     reads += [lambda: compare.main([str(given)])] if content != BAD["few"] else []
     for read in reads:

@@ -410,7 +410,7 @@ def test_the_sentence_claims_no_more_than_the_interval():
     assert "in the sweep" not in stats.significance(up, down, 12.0)
     for ours, theirs in ((up[:4], down), (up, down[:4]), ([5.0], [1.0])):
         said = stats.significance(ours, theirs, 20.0)
-        assert said.startswith(f"No verdict from {len(ours)} and {len(theirs)} runs, difference +")
+        assert said.startswith(f"No comparison of {len(ours)} and {len(theirs)} runs, difference +")
         assert "at least 5 runs" in said and "beats" not in said and "probability" not in said
 
 
@@ -432,7 +432,7 @@ def test_no_file_of_a_sweep_has_a_secret_and_two_runs_beside_two_are_no_verdict(
     words = ["sweep", "my_fork.py", "--search", search, "--method", "grid", "--seeds", "1", "--retries", "0"]
     words += ["--fresh-seeds", "1001-1002", "--workers", "2", "--", "--wandb-notes", secret, "--gamma", "0.92"]
     done = tool(*words, cwd=fork)
-    assert "No verdict from 2 and 2 runs, difference +1" in done.stdout and "beats" not in done.stdout
+    assert "No comparison of 2 and 2 runs, difference +1" in done.stdout and "beats" not in done.stdout
     files = [path for path in fork.glob("runs/*.sweep/**/*") if path.is_file()]
     assert {"study.db", "report.md", "results.json"} < {path.name for path in files} and secret not in done.stdout
     assert not [path for path in files if secret.encode() in path.read_bytes()]

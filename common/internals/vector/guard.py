@@ -123,7 +123,9 @@ class Guarded(gym.Wrapper):
         """Ctrl-C and the watchdog's HangError as they are; everything else as an EnvError."""
         if isinstance(error, KeyboardInterrupt | EnvError):
             return error
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if f"{os.sep}wandb{os.sep}" not in frame.filename]  # wandb wraps sys.exit
+        frame = (own or frames)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         return EnvError(f"environment {self.index} failed in {method}(): {described(error)} ({place})")
 

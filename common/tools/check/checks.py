@@ -298,7 +298,8 @@ def evaluation(harness: Harness) -> str:
 
 def flags(harness: Harness) -> str:
     """Every flag that the script adds to common's changes weights, actions or metrics."""
-    own = {name: flag["others"] for name, flag in harness.flags.items() if flag["others"] is not None}
+    tried_here = {name: flag for name, flag in harness.flags.items() if name != "terminal_on_life_loss"}  # Atari's
+    own = {name: flag["others"] for name, flag in tried_here.items() if flag["others"] is not None}
     switches = {name: values[0] for name, values in own.items() if isinstance(harness.flags[name]["default"], bool)}
     untried, tried = [], 0
     for name, values in own.items():
