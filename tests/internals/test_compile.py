@@ -34,12 +34,12 @@ def updates_of(script, tmp_path, monkeypatch, **flags):
 
         return note
 
-    def stop(self, seed):
+    def stop(self, obs):
         raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(common, "compile_update", compiled)
-        patch.setattr(common.Checkpoint, "start", stop)
+        patch.setattr(common.Checkpoint, "restore", stop)
         with pytest.raises(Stopped):
             train_with(load(script), tmp_path, **flags)
     return found

@@ -341,7 +341,8 @@ def test_an_alarm_is_one_warning_of_the_run(tmp_path, capfd):
 
 def test_every_metric_of_the_scripts_is_on_the_page():
     page = (ROOT / "docs" / "health.md").read_text()
-    for path in [*(ROOT / "algos").glob("*.py"), *(ROOT / "common").rglob("*.py")]:
+    common = [*(ROOT / "common").glob("*.py"), *(ROOT / "common" / "internals").rglob("*.py")]
+    for path in [*(ROOT / "algos").glob("*.py"), *common]:
         for key in re.findall(r'"((?:charts|losses|health|eval)/\w+)"', path.read_text()):
             assert f"`{key}`" in page, key
     for key in re.findall(r"`((?:charts|losses|health|eval)/\w+)`", page):
