@@ -58,7 +58,7 @@ NO_GAMMA = [
 ]
 
 IN_UNITS = """actions, log_prob = squashed_gaussian(mean, log_std, torch.randn_like(mean))
-        return actions, log_prob - self.scale.log().sum()"""
+        return actions, log_prob - self.action_scale.log().sum()"""
 
 MEMORY = """class Memory:
     def __init__(self, *_, **__):

@@ -286,7 +286,7 @@ def evaluation(harness: Harness) -> str:
     when = f"at {[step for step, _ in scores]}, and training ended at {evaluated.end}"
     fail_if(scores[-1][0] != evaluated.end or len(scores) < 2, f"with --eval-interval {every} it is evaluated {when}")
     fail_if(not list((filmed.run_dir / "videos").glob("*.mp4")), "--capture-video leaves no video")
-    envs = evaluated.recorded["envs"][harness.small.get("num_envs", 1) :]
+    envs = evaluated.played()[harness.small.get("num_envs", 1) :]  # three for each evaluation
     if len(envs) == 3 * len(scores):
         paid = [float(env["rewards"][: next(_episodes(env))[1]].sum()) for env in envs]
         for k, (at, score) in enumerate(scores):

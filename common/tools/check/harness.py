@@ -92,8 +92,8 @@ class Trace:
         rows = [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in self.rows]
         return [row for row in rows if row.keys() != {"global_step"}]
 
-    def played(self, num_envs: int) -> list[dict[str, Any]]:
-        """The environments it trained in: of those that ever took a step, the first."""
+    def played(self, num_envs: int | None = None) -> list[dict[str, Any]]:
+        """The first environments that took a step, which are those of training; all by default."""
         return [env for env in self.recorded["envs"] if len(env["rewards"])][:num_envs]
 
 
