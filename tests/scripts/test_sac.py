@@ -441,7 +441,7 @@ def test_learning_rates_are_those_of_the_flags_and_fall_to_zero_with_anneal_lr(a
     [
         ({"env_id": "CartPole-v1"}, "SAC needs a Box action space with finite bounds; CartPole-v1 has Discrete(2)"),
         ({"env_id": "Unbounded-v0"}, "SAC needs a Box action space with finite bounds; Unbounded-v0 has Box(-inf, inf"),
-        ({"env_id": "Pixels-Box-v0"}, "SAC takes flat observations here; Pixels-Box-v0 has Box(0, 255, (2, 36, 40)"),
+        ({"env_id": "Pixels-Box-v0"}, "this script takes flat observations; Pixels-Box-v0 has Box(0, 255, (2, 36, 40)"),
         ({"alpha": -0.1}, "--alpha must be at least 0, not -0.1"),
     ],
 )
