@@ -294,6 +294,15 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     assert steps == sorted(steps) and steps[-1] == 1000
 
 
+def test_an_argument_that_is_new_since_the_run_began_may_have_its_default_only(tmp_path):
+    run_dir = quick_run(tmp_path, "--save-interval", 250)
+    config = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps({name: config[name] for name in config if name != "double"}))
+    done = run_script("--resume", run_dir, "--total-timesteps", 1000, "--no-double", check=3)
+    assert "double was True, is now False" in done.stderr
+    run_script("--resume", run_dir, "--total-timesteps", 700)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -145,15 +145,18 @@ def reopen(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dic
 def _arguments_now(path: Path, args: RunArgs, config: dict[str, Any]) -> dict[str, Any]:
     """The arguments as args.json holds them; ends the process with code 3 if they would make another run of it."""
     now = json.loads(json.dumps(dataclasses.asdict(args)))
+    # An argument that the script did not have when the run began may have its default only.
+    defaults = {f.name: f.default for f in dataclasses.fields(args) if f.default is not dataclasses.MISSING}
     differ = []
     for name, value in now.items():
         flag = "--" + name.replace("_", "-")
         if REDACTED in json.dumps(value) and not name.startswith("wandb_"):
             fail(f"{flag} was not kept, as it is a secret: give it again")
         now[name] = redact(value)
-        if name in config and name not in MAY_CHANGE and config[name] != now[name]:
-            differ.append(f"{name} was {config[name]!r}, is now {now[name]!r}")
-            if REDACTED in json.dumps(config[name]):
+        before = config[name] if name in config else json.loads(json.dumps(defaults.get(name)))
+        if name not in MAY_CHANGE and before != now[name]:
+            differ.append(f"{name} was {before!r}, is now {now[name]!r}")
+            if REDACTED in json.dumps(before):
                 fail(f"{flag} is not what an environment variable held when the run began: set that variable as well")
     if differ:
         fail(f"cannot resume {path}: {', '.join(differ)}", code=3)
