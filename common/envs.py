@@ -182,7 +182,7 @@ class Envs:
         self.began_anew = reason is not None
         if self.began_anew:
             warn(f"new episodes begin, as the environments cannot go on with those of the checkpoint: {reason}")
-            self._reset(new_seeds(state["seeds"], state["steps"]))
+            self._reset(new_seeds(state["seeds"], state["steps"], self.num_envs))
             self._steps = state["steps"]
             self._began[:] = self._steps
             return
@@ -228,8 +228,6 @@ class Envs:
 
     def _failed(self, where: str, error: BaseException) -> NoReturn:
         self._watchdog.since = 0.0
-        if isinstance(self.vector, Workers):
-            error = self.vector.explained(error)
         on_failure, self.on_failure = self.on_failure, None
         if on_failure is not None:
             on_failure()

@@ -21,7 +21,7 @@ from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fai
 from common.internals.resume.action_log import AtariActionLog, with_action_log
 from common.internals.resume.env_state import restore, snapshot
 from common.internals.vector.guard import EnvError, Guarded, HangError, described
-from common.internals.vector.spaces import InColumns, in_columns
+from common.internals.vector.spaces import in_columns
 from common.internals.vector.workers import CLOSING, OVERFLOW, Watchdog, Workers
 
 MAX_ENVS = 4096
@@ -29,19 +29,19 @@ ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit
 
 
 def env_seeds(seed: int, num_envs: int, evaluation: bool = False) -> list[int]:
-    """Seeds below 2**31 (ALE takes no more) that no two environments of a run share; `num_envs` at most MAX_ENVS.
+    """Seeds below 2**31, ALE's limit, one for each of at most MAX_ENVS environments of a run.
 
-    Of several processes the first has the first `num_envs` of them, the second the next, as one process would have all.
-    Evaluation has others than training. Runs share none either while their `seed`s differ by less than 2**18.
+    No two environments of a run have the same seed, evaluation included, nor have those of two runs whose `seed`s
+    differ by less than 2**18.
     """
     return [((2 * seed + evaluation) * MAX_ENVS + i) % 2**31 for i in range(num_envs)]
 
 
-def new_seeds(seeds: list[int], steps: int) -> list[int]:
-    """As many seeds as `seeds`, other ones, for episodes that begin after `steps` steps; other ones in each process."""
+def new_seeds(seeds: list[int], steps: int, num_envs: int) -> list[int]:
+    """`num_envs` seeds that are not in `seeds`, for episodes from step `steps` on; no two processes share any."""
     rng = np.random.default_rng([steps, *seeds])
-    draws = rng.integers(2**31 // WORLD_SIZE, size=2 * len(seeds)) * WORLD_SIZE + RANK
-    return [seed for seed in draws.tolist() if seed not in seeds][: len(seeds)]
+    draws = rng.integers(2**31 // WORLD_SIZE, size=2 * num_envs) * WORLD_SIZE + RANK
+    return [seed for seed in draws.tolist() if seed not in seeds][:num_envs]
 
 
 def make_vector(
@@ -167,11 +167,19 @@ def _make(spec: Any, module: str, max_steps: int, maker: Callable[[], gym.Env] |
     return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
-class InTurn(InColumns, gym.vector.SyncVectorEnv):
+class InTurn(gym.vector.SyncVectorEnv):
     """SyncVectorEnv with a leaner step: each observation is copied once, into its row of one array."""
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        by_env: Any = infos
+        return obs, in_columns(by_env, self.num_envs)
+
+    def _add_info(self, vector_infos: Any, env_info: dict[str, Any], env_num: int) -> Any:
+        return {**vector_infos, env_num: env_info} if env_info else vector_infos  # for `in_columns`
 
     def step(self, actions: np.ndarray) -> Any:
         obs: Any = self._observations

@@ -124,16 +124,6 @@ def shown(value: Any) -> str:
     return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
-class InColumns:
-    """Of a vector environment whose reset asks `_add_info` of all environments in turn: infos by `in_columns`."""
-
-    num_envs: int
-
-    def _add_info(self, vector_infos: dict[Any, Any], env_info: dict[str, Any], env_num: int) -> dict[Any, Any]:
-        infos = {**vector_infos, env_num: env_info}
-        return in_columns(infos, self.num_envs) if env_num == self.num_envs - 1 else infos
-
-
 def in_columns(infos: dict[int, dict[Any, Any]], num_envs: int, depth: int = 0) -> dict[Any, Any]:
     """The infos of some of `num_envs` environments as gymnasium's vector environments report them.
 

@@ -101,15 +101,13 @@ class Workers(VectorEnv):
                 if is_error:
                     raise answer
                 answers.append(answer)
-        except (EOFError, OSError) as error:
-            raise self.explained(error) from None
+        except (EOFError, OSError):
+            raise self._death() from None
         self.idle = True
         return answers
 
-    def explained(self, error: BaseException) -> BaseException:
-        """What ended the worker whose pipe raised `error`; other errors as they are."""
-        if not isinstance(error, EOFError | OSError):
-            return error
+    def _death(self) -> EnvError:
+        """What ended the worker whose pipe is closed."""
         process = self.processes[self.waits_for]
         process.join(2)  # a pipe closes a moment before its process has an exit code
         code = process.exitcode or 0
