@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -318,3 +319,27 @@ def test_a_mistyped_flag_in_ascii_has_no_frame(monkeypatch, capsys):
         parse(common.RunArgs, argv=["--num-envs", "x"])
     line = capsys.readouterr().err
     assert line.startswith("error: Error parsing --num-envs: ") and "---" not in line
+
+
+def test_help_has_groups_with_the_algorithm_first_and_one_default_a_flag(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for script in ("dqn", "ppo"):
+        module = load(script)
+        with pytest.raises(SystemExit) as stop:
+            parse(module.Args, module.__doc__, ["--help"])
+        shown = capsys.readouterr().out
+        places = [
+            shown.index(f"\n{title}:\n")
+            for title in ("algorithm", "environment", "run", "evaluation", "Weights & Biases")
+        ]
+        assert stop.value.code == 0 and places == sorted(places)
+        flags = re.findall(r"^  --(?:\[no-\])?([\w-]+)", shown, re.M)
+        assert sorted(flags) == sorted(field.name.replace("_", "-") for field in dataclasses.fields(module.Args))
+        own = {
+            name.replace("_", "-")
+            for name in module.Args.__dataclass_fields__.keys() - RunArgs.__dataclass_fields__.keys()
+        }
+        assert set(re.findall(r"^  --(?:\[no-\])?([\w-]+)", shown[places[0] : places[1]], re.M)) == own
+        assert max(map(len, shown.splitlines())) <= 80 and "(default: None)" not in shown
+        for entry in re.split(r"^  (?=--)", shown[places[0] :], flags=re.M):
+            assert entry.count("(default") <= 1, entry

@@ -438,6 +438,20 @@ def test_a_logger_that_fails_leaves_the_others_running(tmp_path, capsys):
     assert [row["charts/x"] for row in rows(run.dir)] == [1, 2, 3]
 
 
+def test_what_is_noted_is_in_the_next_row_only_and_in_a_resumed_run(tmp_path):
+    args = common.RunArgs(runs_dir=str(tmp_path), track=False, total_timesteps=10)
+    run, other = (common.track(args, torch.device("cpu")) for _ in range(2))
+    run.note({"losses/a": torch.tensor(1.0), "losses/b": 5.0})
+    run.note({"losses/a": torch.tensor(2.0)})
+    other.load_state_dict(run.state_dict())
+    for each in (run, other):
+        each.log({"charts/x": 1.0}, 1)
+        each.log({"charts/x": 2.0}, 2)
+        each.finish()
+        noted = [{key: value for key, value in row.items() if key.startswith("losses/")} for row in rows(each.dir)]
+        assert noted == [{"losses/a": 2.0, "losses/b": 5.0}, {}]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("async_envs", [False, True])
 def test_a_signal_stops_at_the_next_step_and_keeps_everything(number, async_envs, tmp_path):
