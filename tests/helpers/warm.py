@@ -22,22 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-PRELOAD = [
-    "common.checkpoint",
-    "common.internals.speed.compile",
-    "common.evaluation",
-    "common.replay",
-    "common.rollout",
-]
-PRELOAD += [
-    "common.normalize",
-    "common.internals.tracking.policy",
-    "common.internals.tracking.provenance",
-    "common.internals.tracking.loggers",
-    "common.internals.tracking.video",
-    "gymnasium",
-]
-PRELOAD += ["imageio_ffmpeg", "torch._dynamo", "torch.utils.tensorboard", "tyro", "typeguard", "wandb"]
+PRELOAD = ["common.run", "gymnasium", "wandb"]  # in addition to what `python -m common check` preloads
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "CUDA_", "TORCH", "RANK", "WORLD_SIZE", "LOCAL_")
 
 
@@ -131,7 +116,8 @@ def server():
 
 
 def serve(path):
-    for name in PRELOAD:
+    checks = importlib.import_module("common.tools.check.recorder").PRELOAD
+    for name in [*checks, *PRELOAD]:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal of the tests is for pytest

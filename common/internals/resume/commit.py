@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: all of them have written their files, or none counts."""
+"""Checkpoints of several processes: one counts only if every process has written its file."""
 
 import functools
 from collections.abc import Callable

@@ -13,14 +13,14 @@ Episode = tuple[float, int, int, float]  # return, length, and the step and the 
 
 
 class Episodes:
-    """Collects episodes from infos; of several processes the first has them all after `mean_over_processes`."""
+    """Collects episodes from infos. `mean_over_processes` gives those of all processes to the first one."""
 
     def __init__(self) -> None:
         self.ended: list[Episode] = []
         self.recent: collections.deque[float] = collections.deque(maxlen=100)  # returns
 
     def add(self, infos: dict[str, Any], step: int, seconds: float) -> list[Episode]:
-        """Takes the episodes that ended in a step; returns those to be logged now, with one process alone."""
+        """Adds the episodes that ended in a step. Returns those to be logged now: under torchrun none yet."""
         if "episode" not in infos:
             return []
         ended = np.flatnonzero(infos["_episode"])
@@ -29,14 +29,14 @@ class Episodes:
         return new if WORLD_SIZE == 1 else []
 
     def mean_over_processes(self, values: dict[str, float]) -> tuple[dict[str, float], list[Episode]]:
-        """The means of `values` over all processes, and the episodes of all, which are to be logged now."""
+        """The means of `values` over all processes, and under torchrun the gathered episodes, to be logged now."""
         if WORLD_SIZE == 1:
             return values, []
         everyone = processes.all_gather_object((values, self.ended))
         self.ended = []
         if RANK == 0:
             self.ended = sorted(itertools.chain(*(theirs for _, theirs in everyone)), key=lambda episode: episode[2])
-        # What one process cannot measure has no mean.
+        # A metric that one process could not measure is left out.
         shared = [key for key in values if all(key in theirs for theirs, _ in everyone)]
         means = {key: sum(theirs[key] for theirs, _ in everyone) / WORLD_SIZE for key in shared}
         return means, self.ended

@@ -1,4 +1,4 @@
-"""The loggers of a run, together: one that fails is one warning, and is dropped."""
+"""The loggers of a run. One that fails is turned off with a warning."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from common.internals.tracking.wandb_logger import Wandb
 
 
 class Loggers:
-    """metrics.jsonl, TensorBoard and, with `args.track`, W&B; none in processes of torchrun but the first.
+    """metrics.jsonl, TensorBoard and, with `args.track`, W&B. Under torchrun only the first process has loggers.
 
     Args:
-        saved: the checkpoint that a resumed run goes on from.
+        saved: the checkpoint of a resumed run.
     """
 
     def __init__(self, path: Path, args: RunArgs, config: dict[str, Any], saved: Any = None) -> None:
@@ -41,9 +41,9 @@ class Loggers:
         self.active.append(logger)
         return logger
 
-    def call(self, method: str, *arguments: Any, only: Any = Logger, but: Any = ()) -> None:
-        """Calls a method of every logger that is an instance of `only` and not of `but`."""
-        for logger in [logger for logger in self.active if isinstance(logger, only) and not isinstance(logger, but)]:
+    def call(self, method: str, *arguments: Any, only: Any = Logger, without: Any = ()) -> None:
+        """Calls a method of every logger of the class `only`, except those of the class `without`."""
+        for logger in [each for each in self.active if isinstance(each, only) and not isinstance(each, without)]:
             try:
                 getattr(logger, method)(*arguments)
             except Exception as error:
@@ -52,16 +52,16 @@ class Loggers:
                 warn(f"{logger.name} failed and is off for the rest of the run: {type(error).__name__}: {error}")
 
     def log(self, row: dict[str, float], episodes: dict[str, float], step: int, seconds: float) -> None:
-        """Logs a row; the mean of the episodes goes with it where each of them was not logged already."""
-        whole = {**row, **episodes}
-        self.rows, self.rows_at = [*(self.rows if self.rows_at == step else []), whole], step
+        """Logs `row`, with the means of its `episodes` except to metrics.jsonl, which has every episode already."""
+        with_episodes = {**row, **episodes}
+        self.rows, self.rows_at = [*(self.rows if self.rows_at == step else []), with_episodes], step
         if row:
             self.call("log", row, step, seconds, only=JsonLines)
-        if whole:
-            self.call("log", whole, step, seconds, but=JsonLines)
+        if with_episodes:
+            self.call("log", with_episodes, step, seconds, without=JsonLines)
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What a resumed run logs again; everything logged so far is on the disk afterwards."""
+        """The rows that a resumed run logs again. Flushes all loggers to disk."""
         self.call("flush")
         return {
             "metrics_size": self._metrics_size(),
@@ -78,7 +78,7 @@ class Loggers:
             self.call("log", row, at, 0.0, only=Wandb)
 
     def _metrics_size(self) -> int:
-        """Bytes of metrics.jsonl that a resumed run keeps: all, also where the disk took no more of them."""
+        """Bytes of metrics.jsonl that a resumed run keeps: all, also if a full disk has turned its logger off."""
         for logger in self.active:
             if isinstance(logger, JsonLines):
                 return logger.position()
@@ -86,7 +86,7 @@ class Loggers:
 
 
 def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Python numbers; the tensors of a device in one transfer."""
+    """The metrics as Python floats. Tensors are transferred once per device."""
     values = dict(metrics)
     tensors = {key: value.detach().float() for key, value in metrics.items() if isinstance(value, Tensor)}
     for device in {tensor.device for tensor in tensors.values()}:
