@@ -120,8 +120,9 @@ def _wrapped(doc: str, width: int) -> str:
 
 
 def _help(action: Any) -> str:
-    text = action.help.replace("%", "%%")
-    text, _, default = text.rpartition(" (default: ")
+    text, found, default = action.help.replace("%", "%%").rpartition(" (default: ")
+    if not found:  # a required argument
+        return default
     default = default[:-1]
     return text if default in ("", "None", "False") or "(default" in text else f"{text} (default: {default})"
 
