@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import importlib.util
 import itertools
 import re
@@ -10,6 +11,8 @@ import tomllib
 
 import pytest
 from conftest import ROOT, load, run_script
+
+from common.__main__ import TOOLS
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
 LOADABLE = [script for script in SCRIPTS if script != "dqn_lightning" or importlib.util.find_spec("lightning")]
@@ -54,6 +57,25 @@ def test_every_metric_a_script_logs_is_in_its_docstring(script):
     docstring = ast.get_docstring(ast.parse(source))
     for key in set(re.findall(r'"((?:charts|losses)/\w+)"', source)):
         assert key in docstring
+
+
+# Flags of other programs: CleanRL, torchrun, SLURM, pip, TensorBoard, leet, pip-audit, and our plugin of pytest.
+OTHERS = "wandb-project-name save-model exp-name upload-model no-autotune max-restarts nproc-per-node nnodes"
+OTHERS += " rdzv-backend rdzv-endpoint ntasks-per-node signals-to-handle requeue wrap array"
+OTHERS += " index-url logdir group print strict host plainrl-check"
+
+
+def test_every_flag_in_the_pages_is_one_of_a_script_or_a_tool():
+    tools = [importlib.import_module(f"common.tools.{module}").Args for module, _ in TOOLS.values()]
+    fields = [field.name for args in [*tools, *(load(s).Args for s in LOADABLE)] for field in dataclasses.fields(args)]
+    known = {"help", *OTHERS.split()} | {prefix + name.replace("_", "-") for name in fields for prefix in ("", "no-")}
+    for script in (ROOT / "runs").rglob("*.py"):
+        known |= set(re.findall(r'"--([a-z][a-z0-9-]+)"', script.read_text()))
+    for page in (ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "docs", "runs/README.md")):
+        for path in [page] if page.is_file() else page.glob("*.md"):
+            if path.name != "changed-names.md":  # it names what is gone
+                shown = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", path.read_text()))
+                assert shown <= known, (path.name, shown - known)
 
 
 def test_every_field_is_used():
