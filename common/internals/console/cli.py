@@ -41,9 +41,9 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
     import tyro
 
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the process that started this one; libraries expect a stream
+        if getattr(sys, name) is None:  # closed by the parent process; libraries expect a stream
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    with contextlib.suppress(Exception):  # nor does a character in an environment's own print end a run
+    with contextlib.suppress(Exception):  # a character that an environment prints must not end a run
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if os.environ.pop("PLAINRL_ASKED", None):
         _answer(args_class)
@@ -101,7 +101,7 @@ def help_text(args_class: type, doc: str) -> str:
 
 
 def _wrapped(doc: str, width: int) -> str:
-    """A script's docstring: its paragraphs and the points of its lists filled, its commands as they are."""
+    """`doc` with its paragraphs and list items wrapped; indented commands are kept."""
     blocks: list[list[str]] = []
     before = ""
     for line in doc.strip().splitlines():
@@ -153,7 +153,7 @@ def _caught(make: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _answer(args_class: type[T]) -> NoReturn:
-    """Prints, as JSON, what the script makes of each command line on stdin, for the tools that start it; trains not."""
+    """For tools: parses each command line on stdin, prints the arguments or the error as JSON, and exits."""
     parsed = [_caught(functools.partial(parse, args_class, argv=argv)) for argv in json.load(sys.stdin)]
     answers = [{"error": error} if error else {"args": dataclasses.asdict(args)} for args, error in parsed]
     names = args_class.__dataclass_fields__  # type: ignore[attr-defined]

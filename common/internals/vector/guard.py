@@ -110,7 +110,7 @@ class Guarded(gym.Wrapper):
     restored = property(lambda self: self.failure, _restore)
 
     def _parts(self) -> tuple[Any, ...]:
-        """What decides how it goes on; in a worker also the generators of that process, which nobody else saves."""
+        """The objects whose state is saved: the environment, and in a worker process its global random generators."""
         if not self.in_worker:
             return (self.env,)
         return (self.env, random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
