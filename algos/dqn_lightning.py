@@ -214,7 +214,7 @@ class DQN(lightning.LightningModule):
 
 def main(args: Args) -> None:
     device = common.setup(args, torchrun=False)
-    envs = common.make_envs(args)
+    envs = common.make_envs(args, wrap=None)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"DQN needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) == 3:

@@ -15,7 +15,9 @@ Differs from the paper and that list:
 2. Values and log-probabilities are computed in one batch after the rollout, with the weights that acted.
 3. Box actions are learned in [-1, 1] and scaled to the bounds of each dimension, so they do not depend on the
    environment's units. A dimension without two finite bounds is not scaled. Actions out of bounds are clipped.
-4. All environments share one set of observation statistics, updated only between rollouts. Rewards are scaled after
+4. Actions that `infos["action_mask"]` does not allow have probability 0 (Huang & Ontañón, 2022:
+   https://arxiv.org/abs/2006.14171).
+5. All environments share one set of observation statistics, updated only between rollouts. Rewards are scaled after
    the rollout. In Atari games a lost life is a termination, but the game goes on.
 
 Logged: losses/policy_loss, losses/value_loss, losses/entropy, losses/approx_kl, losses/old_approx_kl, losses/clipfrac
@@ -131,10 +133,10 @@ class Agent(nn.Module):
         self.register_buffer("action_scale", envs.action_scale)
         self.register_buffer("action_bias", envs.action_bias)
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """The policy and the values, [B], at observations [B, ...]."""
         features = self.features(obs)
-        out = self.outputs(features)
+        out = self.outputs(features, action_mask)
         base: Distribution
         if self.discrete:
             base = Categorical(logits=out, validate_args=False)
@@ -147,19 +149,19 @@ class Agent(nn.Module):
             return self.trunk(obs / 255.0)
         return self.trunk(obs.float() if self.obs_rms is None else self.obs_rms(obs))
 
-    def outputs(self, features: Tensor) -> Tensor:
-        """Logits [B, n], or [B, parts, n] with -inf for invalid choices; means [B, n] of a Box action."""
+    def outputs(self, features: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, n] or [B, parts, n], -inf for actions that are not allowed; means [B, n] of a Box action."""
         out = self.actor(features)
-        if self.invalid is None:
-            return out
-        return out.unflatten(1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
+        if self.invalid is not None:
+            out = out.unflatten(1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
+        return out if action_mask is None else out.masked_fill(~action_mask.to(out.device), -math.inf)
 
     def value(self, obs: Tensor) -> Tensor:
         return self.critic(self.features(obs)).squeeze(1)
 
-    def sample(self, obs: Tensor) -> Tensor:
+    def sample(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Actions drawn from the policy; faster than building the distribution."""
-        out = self.outputs(self.features(obs))
+        out = self.outputs(self.features(obs), action_mask)
         if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
@@ -170,8 +172,8 @@ class Agent(nn.Module):
             return actions
         return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
 
-    def greedy(self, obs: Tensor) -> Tensor:
-        out = self.outputs(self.features(obs))
+    def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        out = self.outputs(self.features(obs), action_mask)
         return self.in_env_units(out.argmax(dim=-1) if self.discrete else out)
 
 
@@ -200,7 +202,7 @@ def gae(
 
 def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate objective (equation 7 of the paper), with value loss and entropy bonus (equation 9)."""
-    policy, values = agent(mb.obs)
+    policy, values = agent(mb.obs, getattr(mb, "action_mask", None))
     logratio = policy.log_prob(mb.actions) - mb.logprobs
     ratio = logratio.exp()
 
@@ -235,9 +237,9 @@ def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dic
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args, terminal_on_life_loss=args.terminal_on_life_loss)
+    envs = common.make_envs(args, wrap=None, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
-        common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
+        common.fail(f"PPO takes Discrete, MultiDiscrete, MultiBinary or Box actions; not {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:
         common.fail("--norm-obs is for flat observations; images are divided by 255 instead")
     if args.num_steps * envs.num_envs < 2 * args.num_minibatches:
@@ -275,13 +277,15 @@ def main(args: Args) -> None:
 
         with torch.no_grad():
             for _ in range(args.num_steps):
-                actions = agent.sample(obs)
+                action_mask = envs.action_mask
+                actions = agent.sample(obs, action_mask)
                 next_obs, rewards, terminations, truncations, infos = envs.step(agent.in_env_units(actions))
                 global_step += args.num_envs
                 run.log_episodes(infos, global_step)
                 next_obs = next_obs.to(device)
                 rollout.add(
                     obs=obs,
+                    action_mask=action_mask,
                     actions=actions,
                     rewards=rewards,
                     next_obs=common.final_obs(next_obs, infos),
@@ -294,7 +298,10 @@ def main(args: Args) -> None:
             if args.norm_reward:
                 reward_scaler.update(rewards, terminations | truncations)
                 rewards = reward_scaler(rewards)
-            policy, values = agent(rollout.obs.flatten(0, 1))
+            action_mask = getattr(rollout, "action_mask", None)  # only of environments that report one
+            policy, values = agent(
+                rollout.obs.flatten(0, 1), None if action_mask is None else action_mask.flatten(0, 1)
+            )
             logprobs = policy.log_prob(rollout.actions.flatten(0, 1)).view_as(rewards)
             values = values.view_as(rewards)
             next_values = agent.value(rollout.next_obs.flatten(0, 1)).view_as(rewards)

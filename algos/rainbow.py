@@ -172,8 +172,16 @@ class QNetwork(nn.Module):
         """Q-values [...] of outputs [..., num_atoms]."""
         return (out.softmax(dim=-1) * self.support).sum(dim=-1) if self.distributional else out.squeeze(-1)
 
-    def greedy(self, obs: Tensor) -> Tensor:
-        return self.expectation(self(obs)).argmax(dim=1)
+    def q_values(self, obs: Tensor) -> Tensor:
+        return self.expectation(self(obs))
+
+    def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        return allowed(self.q_values(obs), action_mask).argmax(dim=1)
+
+
+def allowed(q: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Q-values [B, num_actions], -inf for the actions that the mask does not allow."""
+    return q if action_mask is None else q.masked_fill(~action_mask.to(q.device), -torch.inf)
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
@@ -209,10 +217,11 @@ def rainbow_loss(
         return out.take_along_dim(actions.view(-1, 1, 1), dim=1).squeeze(1)  # [B, num_atoms]
 
     discounts = batch.discounts * ~batch.terminations
+    next_mask = getattr(batch, "next_mask", None)  # only of environments that report action masks
     with torch.no_grad():
         next_out = target_network(batch.next_obs)
-        best = q_network.expectation(q_network(batch.next_obs) if args.double else next_out).argmax(dim=1)
-        next_out = of_actions(next_out, best)
+        next_q = q_network.expectation(q_network(batch.next_obs) if args.double else next_out)
+        next_out = of_actions(next_out, allowed(next_q, next_mask).argmax(dim=1))
     out = of_actions(q_network(batch.obs), batch.actions)
     q = q_network.expectation(out)
     metrics = {"losses/q_values": q.detach().mean()}
@@ -239,7 +248,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args, terminal_on_life_loss=args.terminal_on_life_loss)
+    envs = common.make_envs(args, wrap=None, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete):
         common.fail(f"Rainbow needs a Discrete action space; {args.env_id} has {envs.single_action_space}")
     if args.dueling and not args.hidden_sizes:
@@ -266,12 +275,16 @@ def main(args: Args) -> None:
     evaluation = common.Evaluation(run, q_network.greedy)
 
     @torch.no_grad()
-    def act(obs: Tensor, epsilon: float) -> Tensor:
+    def act(obs: Tensor, action_mask: Tensor | None, epsilon: float) -> Tensor:
         explore = torch.rand(len(obs)) < epsilon
-        actions = torch.randint(envs.single_action_space.n, (len(obs),))
+        if action_mask is None:
+            actions = torch.randint(envs.single_action_space.n, (len(obs),))
+        else:
+            actions = action_mask.float().multinomial(1).squeeze(1)
         if not explore.all():
             groups = obs.to(device).split(1 if args.noisy else len(obs))  # each environment has its own noise
-            actions = torch.where(explore, actions, torch.cat([q_network.greedy(group) for group in groups]).cpu())
+            q = torch.cat([q_network.q_values(group) for group in groups]).cpu()
+            actions = torch.where(explore, actions, allowed(q, action_mask).argmax(dim=1))
         return actions
 
     @common.compile_update(args, optimizer)
@@ -292,7 +305,7 @@ def main(args: Args) -> None:
     while global_step < args.total_timesteps:
         evaluation(global_step)
         epsilon = 0.0 if args.noisy else linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
-        actions = act(obs, epsilon)
+        actions = act(obs, envs.action_mask, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         global_step += args.num_envs
         run.log_episodes(infos, global_step)
@@ -301,6 +314,7 @@ def main(args: Args) -> None:
             actions=actions,
             rewards=rewards.sign() if args.clip_rewards else rewards,
             next_obs=common.final_obs(next_obs, infos),
+            next_mask=common.final_mask(envs.action_mask, infos),
             terminations=terminations,
             truncations=truncations,
         )

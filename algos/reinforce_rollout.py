@@ -166,7 +166,7 @@ def reinforce_loss(
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args)
+    envs = common.make_envs(args, wrap=None)
     if not isinstance(envs.single_action_space, Discrete | Box):
         common.fail(f"this script takes Discrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if len(envs.single_observation_space.shape) != 1:

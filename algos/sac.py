@@ -199,7 +199,7 @@ def polyak_update(network: nn.Module, target: nn.Module, tau: float) -> None:
 
 def main(args: Args) -> None:
     device = common.setup(args)
-    envs = common.make_envs(args)
+    envs = common.make_envs(args, wrap=None)
     space = envs.single_action_space
     if not (isinstance(space, Box) and envs.bounded_actions):
         common.fail(f"SAC needs a Box action space with finite bounds; {args.env_id} has {space}")

@@ -5,6 +5,7 @@ from common.args import fail as fail
 from common.args import warn as warn
 from common.checkpoint import Checkpoint as Checkpoint
 from common.envs import Envs as Envs
+from common.envs import final_mask as final_mask
 from common.envs import final_obs as final_obs
 from common.envs import make_envs as make_envs
 from common.evaluation import Evaluation as Evaluation

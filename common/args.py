@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from common.internals.console.checks import check_arguments
 from common.internals.console.output import say as say
@@ -41,6 +41,14 @@ class RunArgs:
     """longest reset or step, in seconds (0: no limit)"""
     allow_env_import: bool = False
     """allow importing the module of an id module:Env-v0"""
+    env_kwargs: tuple[str, ...] = ()
+    """arguments of the environment, for example continuous=True"""
+    grayscale: bool = False
+    """make colour images grey"""
+    resize: int = 0
+    """width and height that images are scaled to (0: as they are)"""
+    frame_stack: int = 0
+    """observations that are stacked into one (0: no stack)"""
     seed: int = 1
     """random seed"""
     cuda: bool = True
@@ -85,6 +93,7 @@ class RunArgs:
     """W&B notes"""
 
     def __post_init__(self) -> None:
+        self.wrap: Any = None  # that of make_envs, for evaluation
         try:
             check_arguments(self)
         except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -23,7 +23,8 @@ from common.internals.speed.timing import env_timer
 from common.internals.storage.memory import require_memory
 from common.internals.vector.actions import action_units, in_bounds
 from common.internals.vector.guard import EnvError, described
-from common.internals.vector.make import InTurn, close, env_seeds, make_vector, new_seeds
+from common.internals.vector.make import InTurn, Wrap, close, env_seeds, form_of, make_vector, new_seeds
+from common.internals.vector.masks import MaskReader
 from common.internals.vector.workers import Watchdog, Workers
 
 
@@ -36,17 +37,27 @@ class Envs:
         episode: {"r": float64 [num_envs], "l": int64 [num_envs]}, undiscounted return and length in steps of the
             whole game, valid where `_episode` (bool [num_envs]) is true.
 
+    If the infos of `reset` have an `action_mask` (gymnasium's convention), `action_mask` says which actions are allowed
+    at `obs`: bool [num_envs, n] for Discrete, [num_envs, parts, largest n] for MultiDiscrete actions. Else it is None.
+    MultiBinary actions are reported as MultiDiscrete with two choices each.
+
     Errors end the process: with code 5 if an environment raises, exits, dies, returns something malformed, or exceeds
     `env_timeout`; with code 4 if an observation, reward or action is not finite as float32.
 
     Args:
         vector: a gymnasium vector environment with SAME_STEP autoreset.
         terminal_on_life_loss: report a lost life of an Atari game as a termination, without resetting the game.
+        frame_stack: number of frames in each observation, [frame_stack, ...]; known for Atari games.
         env_timeout: longest reset or step in seconds; 0: no limit.
     """
 
     def __init__(
-        self, vector: gym.vector.VectorEnv, terminal_on_life_loss: bool = False, *, env_timeout: float = 0
+        self,
+        vector: gym.vector.VectorEnv,
+        terminal_on_life_loss: bool = False,
+        *,
+        env_timeout: float = 0,
+        frame_stack: int = 0,
     ) -> None:
         if vector.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError(f"SAME_STEP autoreset is needed, not {vector.metadata.get('autoreset_mode')}")
@@ -55,10 +66,14 @@ class Envs:
         obs_space: Any = vector.single_observation_space
         self.single_observation_space = obs_space  # a Box if make_envs made it
         self.single_action_space: Any = vector.single_action_space
+        if isinstance(self.single_action_space, MultiBinary):
+            self.single_action_space = MultiDiscrete(np.full(self.single_action_space.shape, 2))
+        self._masks = MaskReader(self.single_action_space)
+        self.action_mask: Tensor | None = None
         is_atari = isinstance(vector, AtariActionLog)
         self.terminal_on_life_loss = terminal_on_life_loss
         self._uses_lives = terminal_on_life_loss and is_atari  # elsewhere infos["lives"] may mean anything
-        self.frame_stack = obs_space.shape[0] if is_atari else 0  # frames per observation, if known
+        self.frame_stack = obs_space.shape[0] if is_atari else frame_stack
         self._obs_dtype = np.uint8 if obs_space.dtype == np.uint8 else np.float32
         first_action = getattr(self.single_action_space, "start", 0)  # of Discrete and MultiDiscrete
         self._first_action = first_action if np.any(first_action) else None
@@ -95,6 +110,7 @@ class Envs:
         if self._uses_lives:
             self._lives = np.array(infos["lives"])
         self.obs = self._tensor(obs)
+        self.action_mask = self._read_mask(infos)
         return self.obs, infos
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -143,6 +159,8 @@ class Envs:
             # Counted here because the life_loss_info of ale-py 0.12 returns wrong final observations under SAME_STEP.
             terminations = terminations | ((infos["lives"] < self._lives) & ~ended)
             self._lives = np.array(infos["lives"])
+        if self.action_mask is not None or "action_mask" in infos:
+            self._update_mask(infos)
         self.obs = next_obs
         env_timer.seconds += time.monotonic() - began  # `with env_timer` would cost 0.2 µs more
         tensor = torch.from_numpy
@@ -159,6 +177,7 @@ class Envs:
             "large": large,
             "spaces": snapshot((self.vector.action_space, self.single_action_space)),
             "obs": self.obs.clone(),
+            "action_mask": self.action_mask,
             "returns": torch.tensor(self._returns),
             "began": torch.tensor(self._began),
             "lives": torch.tensor(self._lives),
@@ -186,7 +205,7 @@ class Envs:
             self._steps = state["steps"]
             self._began[:] = self._steps
             return
-        self.obs = state["obs"].clone()
+        self.obs, self.action_mask = state["obs"].clone(), state.get("action_mask")
         self._returns, self._began = np.array(state["returns"]), np.array(state["began"])
         self._lives, self._seeds, self._steps = np.array(state["lives"]), state["seeds"], state["steps"]
 
@@ -216,6 +235,32 @@ class Envs:
         for i, *place in np.argwhere(~np.isfinite(values)):
             fail(f"environment {i}: its {what} is {values[(i, *place)]} at step {self._steps} (as float32)", code=4)
 
+    def _read_mask(self, infos: dict[str, Any], required: bool = True) -> Tensor | None:
+        try:
+            mask = self._masks.read(infos, self.num_envs)
+        except ValueError as error:
+            self._failed("step()", EnvError(str(error)))
+        if mask is None:
+            return None
+        if required and not (allowed := mask.any(-1).reshape(self.num_envs, -1).all(1)).all():
+            i = int(np.argmin(allowed))
+            self._failed("step()", EnvError(f"environment {i}: its action_mask allows no action at step {self._steps}"))
+        return torch.from_numpy(mask)
+
+    def _update_mask(self, infos: dict[str, Any]) -> None:
+        """`action_mask` at the next observations, and final_mask in `infos` at those of `final_obs`."""
+        mask = self._read_mask(infos)
+        if self.action_mask is None:
+            if mask is not None:
+                warn("infos have an action_mask after step() but not after reset(): it is ignored", once="action_mask")
+            return
+        self.action_mask = torch.ones_like(self.action_mask) if mask is None else mask
+        if "final_info" in infos:
+            final = self._read_mask(infos["final_info"], required=False)
+            ended = torch.from_numpy(infos["_episode"]).view(-1, *[1] * (self.action_mask.ndim - 1))
+            final = torch.ones_like(self.action_mask) if final is None else final
+            infos["final_mask"] = torch.where(ended, final, self.action_mask)
+
     @contextlib.contextmanager
     def _watched(self, where: str) -> Iterator[None]:
         self._watchdog.since = time.monotonic()
@@ -236,17 +281,26 @@ class Envs:
         fail(str(error) if named else f"the environment failed in {where}: {described(error)}", code=5)
 
 
+def final_mask(action_mask: Tensor | None, infos: dict[str, Any]) -> Tensor | None:
+    """The action mask at `final_obs`: `action_mask`, or the episode's last one where an episode ended."""
+    return infos.get("final_mask", action_mask)
+
+
 def final_obs(next_obs: Tensor, infos: dict[str, Any]) -> Tensor:
     """The observation each transition led to: `next_obs`, or the episode's last one where an episode ended."""
     return infos.get("final_obs", next_obs)
 
 
-def make_envs(args: RunArgs, *, terminal_on_life_loss: bool = False) -> Envs:
+def make_envs(args: RunArgs, wrap: Wrap | None = None, *, terminal_on_life_loss: bool = False) -> Envs:
     """The `args.num_envs` environments of a run, divided equally among the processes of torchrun.
 
     Atari games (`ALE/...-v5`) get the preprocessing of Mnih et al. (2015): grey frames of 84 x 84 pixels, stacks of 4,
     each action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no sticky
     actions. Rewards are not clipped. `terminal_on_life_loss` is that of `Envs`.
+
+    Args:
+        wrap: wrap(env) -> env puts wrappers around each environment; evaluation and the tools use the same. It is a
+            function at the top level of the script. Not for Atari games and --native-envs.
 
     Ends the process with code 2 if the environment is unknown, not installed or unsupported, or if the memory is too
     small for a replay of `args.buffer_size` transitions.
@@ -254,9 +308,13 @@ def make_envs(args: RunArgs, *, terminal_on_life_loss: bool = False) -> Envs:
     if args.num_envs % WORLD_SIZE:
         fail(f"--num-envs {args.num_envs} cannot be shared equally by {WORLD_SIZE} processes")
     num_envs, timeout = args.num_envs // WORLD_SIZE, args.env_timeout
-    options: dict[str, Any] = {"native": args.native_envs, "env_timeout": timeout}
+    args.wrap = wrap
+    options: dict[str, Any] = {"native": args.native_envs, "env_timeout": timeout, "form": form_of(args)}
     vector = make_vector(args.env_id, num_envs, args.async_envs, args.allow_env_import, **options)
-    envs = Envs(vector, terminal_on_life_loss, env_timeout=timeout)
+    # A stack of colour images has their channels in one dimension, and is stored whole.
+    stacked = len(shape := vector.single_observation_space.shape or ()) > 1 and shape[0] == args.frame_stack
+    frame_stack = args.frame_stack if stacked else 0
+    envs = Envs(vector, terminal_on_life_loss, env_timeout=timeout, frame_stack=frame_stack)
     space, buffer_size = envs.single_observation_space, getattr(args, "buffer_size", 0)
     # The replay itself allocates at its first step, when the run directory already exists.
     per_step = math.prod(space.shape[1:]) if space.dtype == np.uint8 else 8 * math.prod(space.shape)

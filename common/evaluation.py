@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.args import RANK, RunArgs, beside_training, warn
 from common.envs import Envs
 from common.internals.resume.random_state import isolated_rng
 from common.internals.speed.timing import env_timer
 from common.internals.tracking.video import Camera, magnified
-from common.internals.vector.make import make_vector
+from common.internals.vector.make import EnvForm, form_of, make_vector
 from common.run import Run
 
+Policy = Callable[..., Any]
 PARALLEL_ENVS = 10
 ADVICE = "--eval-episodes 0 turns it off"
 
@@ -31,10 +33,15 @@ class Evaluation:
     A failure is one warning. Under torchrun the first process plays while the others wait.
 
     Args:
-        policy: a method of a network, [n, ...] observations on the network's device to [n, ...] actions.
+        policy: a method of a network, [n, ...] observations on the network's device to [n, ...] actions. It is also
+            given what else it has parameters for:
+            action_mask: `Envs.action_mask` at the observations, on the same device.
+            memory: what it returned beside the actions at the last step, or None at the first. It then returns
+                (actions, memory).
+            episode_starts: bool [n], true where `obs` is the first observation of an episode.
     """
 
-    def __init__(self, run: Run, policy: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
         self.policy = policy
         self.has_envs = False
@@ -42,7 +49,8 @@ class Evaluation:
             # This warns if the environment can exist only once (a robot, a simulator at a port). It is then evaluated
             # at the end, after training has closed its own.
             with isolated_rng(run.args.seed), beside_training("evaluation", ADVICE):
-                make_vector(run.args.env_id, 1, allow_import=run.args.allow_env_import).close()
+                allow_import = run.args.allow_env_import
+                make_vector(run.args.env_id, 1, allow_import=allow_import, form=form_of(run.args)).close()
                 self.has_envs = True
 
     def __call__(self, step: int) -> None:
@@ -59,8 +67,9 @@ class Evaluation:
                 if video is not None:
                     video.unlink(missing_ok=True)  # left by a run that was killed after it
                 options: dict[str, Any] = {"env_timeout": args.env_timeout, "max_steps": args.eval_max_steps}
-                options |= {"allow_import": args.allow_env_import, "stop": lambda: bool(run.signals.number)}
-                options["num_envs"] = PARALLEL_ENVS if self.has_envs else 1
+                options |= {"allow_import": args.allow_env_import, "form": form_of(args)}
+                options |= {"num_envs": PARALLEL_ENVS if self.has_envs else 1}
+                options["stop"] = lambda: bool(run.signals.number)
                 returns, lengths = play(self.policy, args.env_id, args.eval_episodes, args.seed, video, **options)
                 metrics = {
                     "eval/episodic_return": float(returns.mean()),
@@ -76,7 +85,7 @@ class Evaluation:
 
 
 def play(
-    policy: Callable[[Tensor], Tensor],
+    policy: Policy,
     env_id: str,
     episodes: int,
     seed: int,
@@ -88,6 +97,7 @@ def play(
     num_envs: int = PARALLEL_ENVS,
     async_envs: bool = False,
     max_steps: int = RunArgs.eval_max_steps,
+    form: EnvForm | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns and lengths of `episodes` episodes, float64 and int64 [episodes]; NaN and 0 if `stop` came before.
 
@@ -97,31 +107,42 @@ def play(
     Args:
         human: show the environment on the screen.
         max_steps: cut each episode after so many steps; its return so far counts, with a warning. 0: no limit.
+        form: how each environment is made and wrapped.
     """
+    form = form or EnvForm()
     name = env_id.rpartition(":")[2]  # make_vector imports the module of module:Env-v0
     num_envs = 1 if human else min(episodes, num_envs)
     returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)
     current = np.arange(num_envs)  # the episode that each environment plays
     network = getattr(policy, "__self__", None)
+    wanted = inspect.signature(policy).parameters
     device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     num_cut = 0
 
     with isolated_rng(seed, network), contextlib.closing(Camera(video)) as camera:
         first: Callable[[], gym.Env] | None = None
         if human:
-            first = functools.partial(gym.make, name, render_mode="human")
+            first = functools.partial(gym.make, name, render_mode="human", **form.kwargs)
         elif video is not None:
-            first = functools.partial(camera.film, name)
-        limits: dict[str, Any] = {"env_timeout": env_timeout, "max_steps": max_steps}
+            first = functools.partial(camera.film, name, form.kwargs)
+        limits: dict[str, Any] = {"env_timeout": env_timeout, "max_steps": max_steps, "form": form}
         vector = make_vector(env_id, num_envs, async_envs, allow_import, first=first, **limits)
         with contextlib.closing(Envs(vector, env_timeout=env_timeout)) as envs:
             obs, _ = envs.reset(seed=seed, evaluation=True)
+            memory, starts = None, np.ones(num_envs, np.bool_)
+            if envs.action_mask is not None and "action_mask" not in wanted:
+                warn("the policy takes no action_mask: it may choose actions that are not allowed", once="no mask")
             while not lengths.all() and not stop():
                 if env_id.startswith("ALE/") and lengths[0] == 0 and camera.due():
                     camera.take(magnified(obs[0, -1].numpy()))
+                mask = None if envs.action_mask is None else envs.action_mask.to(device)
+                offered = {"action_mask": mask, "memory": memory, "episode_starts": torch.from_numpy(starts).to(device)}
                 with torch.no_grad():
-                    actions = policy(obs.to(device))
+                    actions = policy(obs.to(device), **{name: offered[name] for name in offered if name in wanted})
+                if "memory" in wanted:
+                    actions, memory = actions
                 obs, _, terminations, _, infos = envs.step(actions)
+                starts = infos.get("_episode", np.zeros(num_envs, np.bool_))
                 for i in np.flatnonzero(infos.get("_episode", ())):
                     if current[i] < episodes:
                         returns[current[i]] = infos["episode"]["r"][i]

@@ -14,7 +14,7 @@ from common.internals.storage.memory import require_memory
 from common.internals.storage.n_step import n_step_returns
 from common.internals.storage.sum_tree import Priorities, SumTree
 
-OF_LAST_STEP = ("next_obs", "terminations", "truncations")  # of an n-step return; other fields are of the first step
+OF_LAST_STEP = ("next_obs", "next_mask", "terminations", "truncations")  # of an n-step return; others: its first step
 
 
 class ReplayBuffer:
@@ -76,8 +76,8 @@ class ReplayBuffer:
         """Transitions that can be sampled."""
         return min(self.steps, self.rows) * self.num_envs
 
-    def add(self, **step: Tensor) -> None:
-        """Copies one step of all environments: each tensor is [num_envs, ...].
+    def add(self, **given: Tensor | None) -> None:
+        """Copies one step of all environments: each tensor is [num_envs, ...]. Fields that are None are left out.
 
         Raises:
             ValueError: names, shapes or dtypes differ from the first step's; a field that `n_step` or `frame_stack`
@@ -85,6 +85,7 @@ class ReplayBuffer:
 
         Ends the process with code 2 if there is not enough memory for the ring.
         """
+        step = {name: value for name, value in given.items() if value is not None}
         if not self._like:
             self._allocate(step)
         fields.check(step, self._like, "replay")

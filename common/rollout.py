@@ -43,14 +43,15 @@ class RolloutStorage:
         self._assert_full()
         return held[name]
 
-    def add(self, **step: Tensor) -> None:
-        """Copies one step of all environments: each tensor is [num_envs, ...].
+    def add(self, **given: Tensor | None) -> None:
+        """Copies one step of all environments: each tensor is [num_envs, ...]. Fields that are None are left out.
 
         Raises:
             ValueError: the rollout is full, or names, shapes or dtypes differ from the first step's.
         """
         if self.pos == self.num_steps:
             raise ValueError(f"the rollout is full after {self.num_steps} steps: clear() it first")
+        step = {name: value for name, value in given.items() if value is not None}
         if not self.fields:
             self._allocate(step)
         fields.check(step, self._like, "rollout")

@@ -71,7 +71,7 @@ class Run:
         self.started = time.monotonic()
         self.loggers = Loggers(path, args, config, saved)
         self._lock = lock
-        self._policy: Callable[[Tensor], Tensor] | None = None
+        self._policy: Callable[..., Any] | None = None
         self._noted: dict[str, float | Tensor] = {}
         self._episodes = Episodes()
         self._clock = RowClock()
@@ -160,16 +160,19 @@ class Run:
         shown = f"step {step:,}: greedy evaluation {mean:.1f} ± {std:.1f}"
         self._progress.line(shown + (f"  {video}" if video else ""))
 
-    def save_policy(self, policy: Callable[[Tensor], Tensor]) -> None:
+    def save_policy(self, policy: Callable[..., Any]) -> None:
         """Writes policy.pt now, at every evaluation and at the end; ends the process with code 6 if that fails now.
 
         Args:
-            policy: a method, [n, ...] observations to [n, ...] actions, of a network whose class is in the script and
-                takes `(envs, args)`: `python -m common evaluate` builds it from them.
+            policy: as of `Evaluation`; the class of its network is in the script and takes `(envs, args)`: `python -m
+                common evaluate` builds it from them.
         """
         self._policy = policy
         try:
             self._save_policy()
+        except TypeError as error:
+            self._policy = None
+            fail(str(error))
         except (OSError, RuntimeError) as error:
             self._policy = None
             self._close(exit_code=6)
@@ -183,7 +186,7 @@ class Run:
     def _save_policy(self) -> None:
         # Until the networks of a resumed run are restored, the file has the better policy.
         if self._policy is not None and self.saved is None and RANK == 0:
-            save_policy(self._policy, self.dir / "policy.pt")
+            save_policy(self._policy, self.dir / "policy.pt", self.args.wrap)
 
     def stop(self, step: int) -> None:
         """Ends the process with code 128 + n after signal n; everything logged is kept."""

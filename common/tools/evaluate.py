@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from common.args import RunArgs, fail
+from common.args import fail
 from common.internals.console.cli import parse
 from common.tools.launch.cli import at_least
 from common.tools.stats import iqm
@@ -122,28 +122,27 @@ def separate_modules() -> Iterator[None]:
 def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     """Returns and statistics of one run's policy; seconds are of the episodes alone."""
     from common.evaluation import play
+    from common.internals.vector.make import form_of
     from common.tools.load_policy import load_policy
 
-    policy, run = load_policy(path, args.allow_env_import)
+    policy, run, script = load_policy(path, args.allow_env_import)
     name = path.resolve().name
     video = args.video
     if video is not None:  # a folder of the user's may be a link, one of a run may not
         video = video.resolve() / f"{name}.mp4" if several else video.parent.resolve() / video.name
-    try:
-        episodes = args.episodes or int(run["eval_episodes"]) or 10
-        seed = int(run["seed"]) if args.seed is None else args.seed
-        max_steps = int(run.get("eval_max_steps", RunArgs.eval_max_steps)) if args.max_steps is None else args.max_steps
-    except (KeyError, TypeError, ValueError) as error:
-        fail(f"args.json of {path} does not say how its policy was evaluated: {error!r}", code=3)
+    episodes = args.episodes or run.eval_episodes or 10
+    seed = run.seed if args.seed is None else args.seed
+    max_steps = run.eval_max_steps if args.max_steps is None else args.max_steps
     began = time.monotonic()
     how: dict[str, Any] = {"num_envs": args.num_envs, "async_envs": args.async_envs, "max_steps": max_steps}
+    how["form"] = form_of(run)
     human = args.render == "human"
     try:
-        returns, lengths = play(policy, run["env_id"], episodes, seed, video, args.allow_env_import, human=human, **how)
+        returns, lengths = play(policy, run.env_id, episodes, seed, video, args.allow_env_import, human=human, **how)
     except Exception as error:
         fail(f"the policy in {path} cannot be played: {type(error).__name__}: {error}", code=1)
     seconds = round(time.monotonic() - began, 3)
-    about = {"run": name, "script": run["script"], "env_id": run["env_id"], "seed": seed, "episodes": episodes}
+    about = {"run": name, "script": script, "env_id": run.env_id, "seed": seed, "episodes": episodes}
     statistics = {"mean": returns.mean(), "std": returns.std(), "IQM": iqm([returns])}
     statistics |= {"min": returns.min(), "max": returns.max(), "length": lengths.mean()}
     about |= {"num_envs": min(args.num_envs, episodes), **{key: float(value) for key, value in statistics.items()}}

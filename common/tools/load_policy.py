@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from common.args import fail
+from common.args import RunArgs, fail
 from common.envs import Envs
 from common.internals.resume.files import data_file, open_file, read_object
-from common.internals.vector.make import make_vector
+from common.internals.vector.make import form_of, make_vector
 
 
-def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-    """The policy of a run, made by the script as it ran (`source/`) and filled from policy.pt; and args.json.
+def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable[..., Any], RunArgs, str]:
+    """The policy of a run, its arguments, and the name of its script, which is imported as it ran (`source/`).
 
     Runs the script saved in the run directory, with the installed `common`: only for runs you trust. Modules beside
     the script are found where they were: its folder and the run's current folder go to the end of `sys.path`.
@@ -38,13 +37,14 @@ def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable
         module = _import(script)
         names = {field.name for field in dataclasses.fields(module.Args)}
         args = module.Args(**{name: value for name, value in config.items() if name in names})
-        envs = Envs(make_vector(args.env_id, 1, allow_import=allow_env_import))
+        args.wrap = getattr(module, saved["wrap"]) if saved.get("wrap") else None
+        envs = Envs(make_vector(args.env_id, 1, allow_import=allow_env_import, form=form_of(args)))
         network = getattr(module, saved["network"])(envs, args)
         envs.close()
         network.load_state_dict(saved["state_dict"])
         torch.set_num_threads(args.torch_threads)  # sums of floats depend on how they are split over threads
         torch.set_float32_matmul_precision(args.matmul_precision)
-        return getattr(network.eval(), saved["method"]), config
+        return getattr(network.eval(), saved["method"]), args, name
     except FileNotFoundError as error:
         fail(f"{run_dir} is not a run directory with a policy: {error.filename} is missing", code=3)
     except Exception as error:  # the script may raise anything

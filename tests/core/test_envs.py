@@ -245,7 +245,6 @@ def test_seeds_of_environments_never_overlap():
         ("CartPol-v1", "Did you mean: `CartPole`"),
         ("CartPole-v7", "`v0`, `v1`"),
         ("Nothing/Here-v0", "Nothing"),
-        ("FrozenLake-v1", "Box observations"),
         ("probe_envs:Mixed-v0", "--allow-env-import"),
         ("HalfCheetah-v2", "gymnasium-robotics"),
     ],

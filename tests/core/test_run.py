@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import dataclasses
 import json
 import os
 import pty
@@ -108,7 +109,7 @@ def test_the_run_directory_is_complete(main_run):
     }
     args = json.loads((run_dir / "args.json").read_text())
     script = load("dqn")
-    assert {**vars(script.Args()), "total_timesteps": 1500}.keys() <= args.keys()
+    assert {field.name for field in dataclasses.fields(script.Args)} <= args.keys()
     assert args["total_timesteps"] == 1500
     assert args["wandb_tags"] == ["a", "b"]
     assert args["versions"]["torch"] == torch.__version__
@@ -198,7 +199,7 @@ def test_videos_show_the_whole_first_episode(main_run):
     from common.evaluation import play
     from common.tools.load_policy import load_policy
 
-    policy, facts = load_policy(run_dir)
+    policy, *_ = load_policy(run_dir)
     _, lengths = play(policy, "CartPole-v1", 3, 1)
     assert len(frames) == (lengths[0] + 1 + 1) // 2  # its first frame and one a step; every second one is kept
 
@@ -215,7 +216,7 @@ def test_the_policy_acts_the_same_in_a_new_process(main_run, tmp_path):
 
     code = (
         "import sys, torch; from pathlib import Path; from common.tools.load_policy import load_policy\n"
-        "policy, _ = load_policy(Path(sys.argv[1])); torch.manual_seed(0); obs = torch.randn(1000, 4)\n"
+        "policy, *_ = load_policy(Path(sys.argv[1])); torch.manual_seed(0); obs = torch.randn(1000, 4)\n"
         "torch.save((policy(obs), policy.__self__(obs).detach()), sys.argv[2])"
     )
     for name in ("a", "b"):

@@ -24,7 +24,8 @@ from common import args, final_obs
 from common.args import beside_training
 from common.internals.vector.guard import EnvError, Guarded
 from common.internals.vector.make import import_env_module
-from common.internals.vector.spaces import RESERVED, adapted, as_flag, as_info, as_number, in_columns, observer
+from common.internals.vector.observations import adapted, observer
+from common.internals.vector.spaces import RESERVED, as_flag, as_info, as_number, in_columns
 from common.internals.vector.workers import CLOSING, Workers
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
@@ -169,7 +170,7 @@ def test_an_info_that_a_worker_cannot_send_is_left_out_after_one_warning(capfd):
     [
         (box((4,), np.uint8), (4,), np.float32),
         (box((4, 5), np.uint8), (4, 5), np.float32),
-        (box((2, 3, 40, 40), np.uint8), (2, 3, 40, 40), np.float32),
+        (box((2, 3, 40, 40), np.float32), (2, 3, 40, 40), np.float32),
         (box((4,), np.bool_), (4,), np.float32),
         (box((4,), np.int64, -10, 10), (4,), np.float32),
         (box((4,), np.float16), (4,), np.float32),

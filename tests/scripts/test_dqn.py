@@ -141,7 +141,7 @@ def test_an_episode_that_ends_and_is_cut_at_once_is_stored_as_ended(tmp_path, mo
 
     class Spy(common.ReplayBuffer):
         def add(self, **step):
-            stored.append({name: value.clone() for name, value in step.items()})
+            stored.append({name: value.clone() for name, value in step.items() if value is not None})
             super().add(**step)
 
     monkeypatch.setattr(common, "ReplayBuffer", Spy)

@@ -421,7 +421,7 @@ PROBES = {
     "Probe-action-v0": {0.0: (-1.0, 1.0)},
     "Probe-both-v0": {-1.0: (1.0, -1.0), 1.0: (-1.0, 1.0)},
 }
-PROBE = {"total_timesteps": 1500, "learning_starts": 100, "train_frequency": 2, "target_network_frequency": 20}
+PROBE = {"total_timesteps": 3000, "learning_starts": 100, "train_frequency": 2, "target_network_frequency": 20}
 PROBE |= {"hidden_sizes": (32, 32), "learning_rate": 3e-3, "gamma": 0.5, "v_min": -2.0, "v_max": 2.0, "num_atoms": 21}
 
 

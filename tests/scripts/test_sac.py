@@ -381,7 +381,7 @@ def test_evaluation_plays_in_the_units_of_the_environment(tmp_path, capsys):
 
     flags = {**NETS, "env_id": "Aim-v0", "total_timesteps": 2000, "learning_starts": 300, "gamma": 0.5}
     run = train(tmp_path, **flags, policy_lr=3e-3, q_lr=3e-3, eval_episodes=5, capture_video=False)
-    greedy, _ = load_policy(run)
+    greedy, *_ = load_policy(run)
     with torch.no_grad():
         assert greedy(torch.zeros(1, 1))[0].tolist() == pytest.approx(probe_envs.Aim.GOAL.tolist(), abs=0.2)
     (score,) = curve(run, "eval/episodic_return")

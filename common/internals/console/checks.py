@@ -17,6 +17,8 @@ _BOUNDS = {
         (1, _MOST, "train_frequency policy_frequency target_network_frequency"),
         (1, 4096, "num_envs"),
         (1, 1024, "torch_threads"),
+        (0, 1024, "resize"),
+        (0, 64, "frame_stack"),
         (1, 65536, "hidden_sizes"),
         (0, _MOST, "eval_episodes eval_max_steps eval_interval save_interval log_interval learning_starts"),
         (0, _FINITE, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),

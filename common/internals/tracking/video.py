@@ -82,14 +82,14 @@ class Camera:
         self.stride = math.ceil(rate / 30)  # all of CartPole's 50 frames a second would double the price of a film
         self.fps = rate / self.stride
 
-    def film(self, env_id: str) -> gym.Env:
+    def film(self, env_id: str, kwargs: dict[str, Any]) -> gym.Env:
         """An environment whose first episode is filmed."""
         try:
             # Without gymnasium's checker, which ends the first render of a `render_fps` that is not above 0.
-            env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
+            env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **kwargs)
         except (Exception, SystemExit) as error:
             self.fail(error)
-            return gym.make(env_id)
+            return gym.make(env_id, **kwargs)
         self.set_rate(env.metadata.get("render_fps") if isinstance(env.metadata, dict) else None)
         with contextlib.suppress(Exception):  # MuJoCo: shadows and multisampling are 80 of a frame's 90 ms on a CPU
             quality = env.unwrapped.model.vis.quality  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ import torch
 
 from common.args import Failure
 from common.internals.resume.env_state import large_arrays, restore, snapshot
-from common.internals.vector.spaces import adapted, as_flag, as_info, as_number, observer, shown
+from common.internals.vector.observations import adapted, observer
+from common.internals.vector.spaces import as_flag, as_info, as_number, shown
 
 
 class EnvError(Failure):

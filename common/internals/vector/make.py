@@ -1,7 +1,9 @@
 """Vector environments by id: one after the other, in processes, in array operations, or in ALE's own (Atari)."""
 
+import ast
 import contextlib
 import ctypes.util
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -14,18 +16,51 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
 from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fail
 from common.internals.resume.action_log import AtariActionLog, with_action_log
 from common.internals.resume.env_state import restore, snapshot
 from common.internals.vector.guard import EnvError, Guarded, HangError, described
+from common.internals.vector.observations import UnsupportedSpace, preprocessed
 from common.internals.vector.spaces import in_columns
 from common.internals.vector.workers import CLOSING, OVERFLOW, Watchdog, Workers
 
+Wrap = Callable[[gym.Env], gym.Env]
 MAX_ENVS = 4096
 ATARI_FRAMES = 108_000  # of an episode, four to a step: ALE's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvForm:
+    """How each environment is made and wrapped: in training, in evaluation and in the tools alike."""
+
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wrap: Wrap | None = None
+    grayscale: bool = False
+    resize: int = 0
+    frame_stack: int = 0
+
+    def wrapped(self, env: gym.Env) -> gym.Env:
+        if self.wrap is not None:
+            env = self.wrap(env)
+            if not isinstance(env, gym.Env):
+                raise TypeError(f"wrap must return the environment, not {env!r:.60}")
+        return preprocessed(env, self.grayscale, self.resize, self.frame_stack)
+
+
+def form_of(args: RunArgs) -> EnvForm:
+    """The form of the environments of a run; ends the process with code 2 if --env-kwargs cannot be read."""
+    kwargs = {}
+    for word in args.env_kwargs:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            fail(f"--env-kwargs takes NAME=VALUE, for example gravity=-9.8, not {word!r}")
+        try:
+            kwargs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[name] = {"true": True, "false": False}.get(value, value)
+    return EnvForm(kwargs, args.wrap, args.grayscale, args.resize, args.frame_stack)
 
 
 def env_seeds(seed: int, num_envs: int, evaluation: bool = False) -> list[int]:
@@ -54,6 +89,7 @@ def make_vector(
     first: Callable[[], gym.Env] | None = None,
     env_timeout: float = RunArgs.env_timeout,
     max_steps: int = 0,
+    form: EnvForm | None = None,
 ) -> gym.vector.VectorEnv:
     """`num_envs` copies of a gymnasium environment; Atari games (`ALE/...-v5`) in ALE's native vector environment.
 
@@ -68,6 +104,7 @@ def make_vector(
         first: makes the first environment, if it is to be another than the rest (one that is filmed, say).
         env_timeout: seconds that a step or reset may take; 0 waits for ever.
         max_steps: truncate episodes after so many steps, beside the environment's own limit; 0: no limit.
+        form: how each environment is made and wrapped.
 
     Ends the process with code 2 and one line if the environment is unknown, not installed or unsupported.
     """
@@ -76,6 +113,10 @@ def make_vector(
         fail(f"--env-id {module}:{env_id} would import and run {module!r}; if you trust it, add --allow-env-import")
     if native and async_envs:
         fail("--native-envs steps all in one array operation, --async-envs each in a process: leave one out")
+    form = form or EnvForm()
+    if (native or env_id.startswith("ALE/")) and (form.wrap or form.grayscale or form.resize or form.frame_stack):
+        what = "--native-envs cannot be" if native else f"{env_id} is 84 x 84, grey, stacked, and cannot be"
+        fail(f"{what} wrapped: leave out wrap, --grayscale, --resize and --frame-stack")
     _draw_in_memory()
     warnings.filterwarnings("ignore", OVERFLOW)
     with Watchdog(env_timeout):
@@ -83,11 +124,11 @@ def make_vector(
             import_env_module(module)
         try:
             if env_id.startswith("ALE/"):
-                vector = _atari(env_id, num_envs, max_steps)
+                vector = _atari(env_id, num_envs, max_steps, form.kwargs)
             elif native:
-                vector = _native(env_id, num_envs)
+                vector = _native(env_id, num_envs, form.kwargs)
             else:
-                make = functools.partial(_make, gym.spec(env_id), module, max_steps)
+                make = functools.partial(_make, gym.spec(env_id), module, max_steps, form)
                 makers = [
                     functools.partial(Guarded, functools.partial(make, first if i == 0 else None), i)
                     for i in range(num_envs)
@@ -98,7 +139,10 @@ def make_vector(
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
         except EnvError as error:
-            fail(f"{env_id} cannot be made: {error}", code=5)
+            unknown = form.kwargs and "unexpected keyword argument" in str(error)
+            fail(f"{env_id} cannot be made{unknown and ' with these --env-kwargs' or ''}: {error}", 2 if unknown else 5)
+        except UnsupportedSpace as error:
+            fail(f"{env_id} observes {error}")
         except Failure:  # of `fail`
             raise
         except Exception as error:
@@ -140,20 +184,16 @@ def import_env_module(module: str, folders: Iterable[str] = ()) -> None:
 
 def _unsupported(space: gym.Space) -> str | None:
     """Why the scripts cannot take observations of this space, as `adapted` has made it."""
-    if not isinstance(space, Box):
-        wrapper = "FlattenObservation" if not isinstance(space, Discrete) else "TransformObservation"
-        return f"{space}; these scripts take Box observations: wrap it, for example with gymnasium.wrappers.{wrapper}"
-    shape = space.shape
+    shape: Any = space.shape
     if len(shape) != 3 or (space.dtype == np.uint8 and shape[0] <= 12 and min(shape[1:]) >= 36):
         return None
     return (
         f"images {shape} of {space.dtype}; these scripts take uint8 images of at most 12 channels, at least 36 x 36: "
-        "wrap it with gymnasium.wrappers.ResizeObservation, GrayscaleObservation and FrameStackObservation, or with "
-        "FlattenObservation"
+        "try --resize 84, --grayscale, or gymnasium.wrappers.FlattenObservation as `wrap` of make_envs"
     )
 
 
-def _make(spec: Any, module: str, max_steps: int, maker: Callable[[], gym.Env] | None) -> gym.Env:
+def _make(spec: Any, module: str, max_steps: int, form: EnvForm, maker: Callable[[], gym.Env] | None) -> gym.Env:
     """An environment, in the trainer or in a new process, which may know nothing of what the trainer imported."""
     if module:
         importlib.import_module(module)
@@ -163,7 +203,7 @@ def _make(spec: Any, module: str, max_steps: int, maker: Callable[[], gym.Env] |
 
         # mujoco 4 prints a harmless warning for gymnasium's models and logs it to a file in the current folder.
         mujoco.set_mju_user_warning(lambda message: None)
-    env = with_action_log(maker() if maker else gym.make(spec.id))
+    env = form.wrapped(with_action_log(maker() if maker else gym.make(spec.id, **form.kwargs)))
     return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
@@ -247,11 +287,11 @@ class NativeCartPole(CartPoleVectorEnv):
         return np.array(self.state).T.astype(np.float32)
 
 
-def _native(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+def _native(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> gym.vector.VectorEnv:
     spec = gym.spec(env_id)
     if not str(spec.vector_entry_point).endswith(":CartPoleVectorEnv"):
         fail(f"--native-envs is for CartPole; {env_id} has no vector environment in array operations: leave it out")
-    return NativeCartPole(num_envs, max_episode_steps=spec.max_episode_steps or 500)
+    return NativeCartPole(num_envs, **{"max_episode_steps": spec.max_episode_steps or 500, **kwargs})
 
 
 def has_screen() -> bool:
@@ -267,7 +307,7 @@ def _draw_in_memory() -> None:
             os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def _atari(env_id: str, num_envs: int, max_steps: int = 0) -> gym.vector.VectorEnv:
+def _atari(env_id: str, num_envs: int, max_steps: int, kwargs: dict[str, Any]) -> gym.vector.VectorEnv:
     import ale_py
 
     gym.register_envs(ale_py)
@@ -279,6 +319,7 @@ def _atari(env_id: str, num_envs: int, max_steps: int = 0) -> gym.vector.VectorE
         reward_clipping=False,
         repeat_action_probability=0.0,
         max_num_frames_per_episode=min(4 * max_steps, ATARI_FRAMES) if max_steps else ATARI_FRAMES,
+        **kwargs,
     )
     return AtariActionLog(vector)
 

@@ -1,17 +1,15 @@
-"""One form for what environments return: observations, numbers and infos.
+"""One form for what environments return: arrays, numbers and infos.
 
 Conversions go by type. What cannot be converted is a ValueError of a few words.
 """
 
 import math
 import reprlib
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Space
 
 from common.args import warn
 
@@ -19,53 +17,6 @@ from common.args import warn
 # RecordEpisodeStatistics writes `episode`, and many games count `lives` of their own.
 RESERVED = frozenset(mask + key for key in ("final_obs", "final_info", "episode", "lives") for mask in ("", "_"))
 NUMBERS = {float, bool, np.float64, np.float32, np.int64, np.bool_}  # those that NumPy holds as they are
-
-
-def adapted(space: Space) -> Space:
-    """The space of the observations that a script sees, of an environment that declares `space`.
-
-    Images (uint8, three dimensions) become [channels, height, width]; every other Box becomes float32 with at least one
-    dimension. Values are not rescaled. Spaces of other kinds are not adapted: make_envs refuses them.
-    """
-    if not isinstance(space, Box):
-        return space
-    image = space.dtype == np.uint8 and len(space.shape) == 3
-    channels_last = image and space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
-    dtype: Any = np.uint8 if image else np.float32
-    if dtype == space.dtype and space.shape and not channels_last:
-        return space
-    low, high = np.atleast_1d(space.low, space.high)
-    if channels_last:
-        low, high = low.transpose(2, 0, 1), high.transpose(2, 0, 1)
-    with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
-        return Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
-
-
-def observer(space: Space) -> Callable[[Any], np.ndarray]:
-    """A function that converts an observation of `space` to one of `adapted(space)`: always a copy.
-
-    It raises ValueError for another shape, and for what would not keep its value: 0.5 or 300 in uint8, objects,
-    strings. (Rounding to float32 passes, and what is too large for it becomes infinite, which Envs reports.)
-    """
-    if not isinstance(space, Box):
-        return np.array
-    target, given_dtype, shape = adapted(space), space.dtype, space.shape
-    dtype: Any = target.dtype
-    keeps_shape = target.shape == shape
-
-    def observe(obs: Any) -> np.ndarray:
-        if not (type(obs) is np.ndarray and obs.dtype is given_dtype and obs.shape == shape):  # it nearly always is
-            obs = as_array(obs, "observation")
-            if obs.shape != shape:
-                raise ValueError(f"observation has shape {obs.shape}, its space {shape}")
-            if dtype == np.uint8 and (wrong := obs[obs != np.clip(np.rint(obs), 0, 255)]).size:
-                raise ValueError(f"observation holds {wrong[0]} of {obs.dtype}, which uint8 cannot hold")
-        array = obs.copy() if obs.dtype is dtype else obs.astype(dtype)
-        if keeps_shape:
-            return array
-        return array.transpose(2, 0, 1) if shape else array.reshape(1)
-
-    return observe
 
 
 def as_array(value: Any, what: str) -> np.ndarray:
