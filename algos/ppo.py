@@ -239,7 +239,7 @@ def main(args: Args) -> None:
     device = common.setup(args)
     envs = common.make_envs(args, wrap=None, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
-        common.fail(f"PPO takes Discrete, MultiDiscrete, MultiBinary or Box actions; not {envs.single_action_space}")
+        common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
     if args.norm_obs and len(envs.single_observation_space.shape) == 3:
         common.fail("--norm-obs is for flat observations; images are divided by 255 instead")
     if args.num_steps * envs.num_envs < 2 * args.num_minibatches:

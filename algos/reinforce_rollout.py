@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
@@ -71,13 +71,19 @@ class Agent(nn.Module):
 
     action_scale: Tensor
     action_bias: Tensor
+    invalid: Tensor | None  # bool [parts, max n] of a MultiDiscrete action: outputs beyond the n of a part
 
     def __init__(self, envs: common.Envs, args: Args) -> None:
         super().__init__()
         obs_dim = math.prod(envs.single_observation_space.shape)
         space = envs.single_action_space
-        self.discrete = isinstance(space, Discrete)
-        num_outputs = int(space.n) if self.discrete else math.prod(space.shape)
+        self.discrete = not isinstance(space, Box)
+        invalid, num_outputs = None, int(space.n) if isinstance(space, Discrete) else math.prod(space.shape)
+        if isinstance(space, MultiDiscrete):  # each part has max n outputs
+            nvec = torch.as_tensor(space.nvec).flatten()
+            invalid = torch.arange(int(nvec.max())) >= nvec.unsqueeze(1)
+            num_outputs = invalid.numel()
+        self.register_buffer("invalid", invalid, persistent=False)
 
         def mlp(out_dim: int, std: float) -> nn.Sequential:
             return nn.Sequential(
@@ -94,17 +100,25 @@ class Agent(nn.Module):
         self.register_buffer("action_scale", envs.action_scale)
         self.register_buffer("action_bias", envs.action_bias)
 
+    def outputs(self, obs: Tensor) -> Tensor:
+        """Logits [..., n], or [..., parts, n] with -inf for invalid choices; means [..., n] of a Box action."""
+        out = self.actor(obs)
+        if self.invalid is None:
+            return out
+        return out.unflatten(-1, self.invalid.shape).masked_fill(self.invalid, -math.inf)
+
     def policy(self, obs: Tensor) -> Distribution:
-        if self.discrete:
-            return Categorical(logits=self.actor(obs), validate_args=False)
-        return Independent(Normal(self.actor(obs), self.actor_logstd.exp(), validate_args=False), 1)
+        out = self.outputs(obs)
+        if not self.discrete:
+            return Independent(Normal(out, self.actor_logstd.exp(), validate_args=False), 1)
+        return Independent(Categorical(logits=out, validate_args=False), int(self.invalid is not None))
 
     def value(self, obs: Tensor) -> Tensor:
         return self.critic(obs).squeeze(-1)
 
     def sample(self, obs: Tensor) -> Tensor:
         """Actions drawn from the policy; faster than building the distribution."""
-        out = self.actor(obs)
+        out = self.outputs(obs)
         if self.discrete:  # Gumbel-max trick: a sample of Categorical(logits)
             return (out - torch.empty_like(out).exponential_().log()).argmax(dim=-1)
         return out + self.actor_logstd.exp() * torch.randn_like(out)
@@ -116,7 +130,7 @@ class Agent(nn.Module):
         return actions.view(-1, *self.action_scale.shape) * self.action_scale + self.action_bias
 
     def greedy(self, obs: Tensor) -> Tensor:
-        out = self.actor(obs)
+        out = self.outputs(obs)
         return self.in_env_units(out.argmax(dim=-1) if self.discrete else out)
 
 
@@ -167,8 +181,10 @@ def reinforce_loss(
 def main(args: Args) -> None:
     device = common.setup(args)
     envs = common.make_envs(args, wrap=None)
-    if not isinstance(envs.single_action_space, Discrete | Box):
-        common.fail(f"this script takes Discrete or Box actions; {args.env_id} has {envs.single_action_space}")
+    if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
+        common.fail(
+            f"REINFORCE takes Discrete, MultiDiscrete, MultiBinary or Box actions; not {envs.single_action_space}"
+        )
     if len(envs.single_observation_space.shape) != 1:
         common.fail(f"this script takes flat observations; {args.env_id} has {envs.single_observation_space}")
     if args.num_steps * envs.num_envs < 2:

@@ -1,8 +1,8 @@
 """The contract end to end, as a user meets it: logged out, from another folder, and with things going wrong."""
 
 import contextlib
-import itertools
 import dataclasses
+import itertools
 import json
 import os
 import pty

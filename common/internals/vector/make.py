@@ -140,7 +140,7 @@ def make_vector(
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
         except EnvError as error:
             unknown = form.kwargs and "unexpected keyword argument" in str(error)
-            fail(f"{env_id} cannot be made{unknown and ' with these --env-kwargs' or ''}: {error}", 2 if unknown else 5)
+            fail(f"{env_id} cannot be made{' with these --env-kwargs' * bool(unknown)}: {error}", 2 if unknown else 5)
         except UnsupportedSpace as error:
             fail(f"{env_id} observes {error}")
         except Failure:  # of `fail`

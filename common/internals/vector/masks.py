@@ -35,9 +35,11 @@ class MaskReader:
         read = np.repeat(columns[None], num_envs, 0)
         for i in np.flatnonzero(infos["_action_mask"]):
             parts = masks[i] if isinstance(masks[i], tuple | list) else [masks[i]]
-            flat = np.concatenate([np.ravel(as_array(part, "action_mask")) for part in parts])
+            what = f"environment {i}: its action_mask"
+            flat = np.concatenate([np.ravel(as_array(part, what)) for part in parts])
             if flat.size != sum(self.counts) or not np.isin(flat, (0, 1)).all():
-                what = f"action_mask must hold 0 or 1 for each of {sum(self.counts)} choices, not {masks[i]!r:.60}"
-                raise ValueError(f"environment {i}: its {what}")
+                raise ValueError(
+                    f"{what} must hold 0 or 1 for each of {sum(self.counts)} choices, not {masks[i]!r:.60}"
+                )
             read[i, columns] = flat != 0
         return read[:, 0] if self.squeeze else read
