@@ -28,13 +28,8 @@ def spec_of(env_id: str, module: str = "") -> EnvSpec:
 
 def _usable(spec: EnvSpec, module: str = "") -> bool:
     """Neither removed from gymnasium nor one of ale_py's old ids, which have no preprocessing."""
-    old_game = _package(spec) == "ale_py" and spec.namespace != "ALE" and not module
+    old_game = str(spec.entry_point).startswith("ale_py") and spec.namespace != "ALE" and not module
     return "_raise_mujoco" not in str(spec.entry_point) and not old_game
-
-
-def _package(spec: EnvSpec) -> str:
-    entry = spec.entry_point
-    return (entry if isinstance(entry, str) else getattr(entry, "__module__", "")).partition(".")[0]
 
 
 def _newest(spec: EnvSpec) -> str:
@@ -45,8 +40,9 @@ def _newest(spec: EnvSpec) -> str:
 def _ids_of(module: str, env_id: str) -> str:
     """What the imported `module` registers, the likest first."""
     package = module.partition(".")[0]
-    known = _FIRST_REGISTERED | {each for each, spec in gym.registry.items() if _package(spec) == "ale_py"}
-    ids = [each for each, spec in gym.registry.items() if each not in known or _package(spec) == package]
+    made_by = {each: str(spec.entry_point).partition(".")[0] for each, spec in gym.registry.items()}
+    others = _FIRST_REGISTERED | {each for each in made_by if made_by[each] == "ale_py"}
+    ids = [each for each in made_by if each not in others or made_by[each] == package]
     ids.sort(key=lambda each: -difflib.SequenceMatcher(None, env_id.lower(), each.lower()).ratio())
     return f"{module} registers {', '.join(ids[:8]) or 'no environment'}{', ...' * (len(ids) > 8)}"
 
