@@ -11,7 +11,8 @@ import torch
 
 from common.args import RunArgs, fail
 from common.envs import Envs
-from common.internals.resume.files import data_file, open_file, read_object
+from common.internals.console.cli import read_config
+from common.internals.resume.files import data_file, open_file
 from common.internals.vector.make import form_of, make_vector
 
 
@@ -26,7 +27,7 @@ def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable
         allow_env_import: import the module of an env id of the form module:Env-v0, whatever args.json says of it.
     """
     try:
-        config = read_object(run_dir, "args.json")
+        config = read_config(str(run_dir))
         name = str(config["script"])
         if Path(name).name != name:
             raise ValueError(f"its args.json names a script outside source/: {name!r}")

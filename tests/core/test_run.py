@@ -515,33 +515,6 @@ def test_help_and_wrong_flags_start_no_run(script, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--learnin-rate", "1"], "Perhaps you meant: --learning-rate"),
-        (["--total-timesteps", "many"], "--total-timesteps"),
-        (["--total-timesteps", "1.5"], "not a whole number"),
-        (["--total-timesteps", "0"], "--total-timesteps must be at least 1"),
-        (["--gamma", "nan"], "--gamma must be a finite number"),
-        (["--num-envs", "0"], "--num-envs must be at least 1"),
-        (["--num-envs", "5000"], "at most 4096"),
-        (["--train-frequency", "0"], "--train-frequency must be at least 1"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--num-envs", "8", "--buffer-size", "4"], "--buffer-size"),
-        (["--end-e", "1.5"], "--end-e must be between 0 and 1"),
-        (["--env-id", "CartPol-v1"], "Did you mean"),
-        (["--env-id", "probe_envs:Mixed-v0"], "--allow-env-import"),
-        (["CartPole-v1"], "Unrecognized"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing_behind(flags, says, tmp_path):
-    done = run_script(*flags, cwd=tmp_path, check=2)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert says in line
-    assert not list(tmp_path.iterdir())
-
-
 def test_integers_may_be_written_as_people_write_them(tmp_path):
     from common.internals.console.cli import parse
 

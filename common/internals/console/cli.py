@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import textwrap
 import traceback
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -24,6 +26,16 @@ from common.internals.console.checks import fits, from_json, type_hints, type_na
 from common.internals.resume.files import read_object
 
 T = TypeVar("T", bound="HasDebug")
+ELSEWHERE = {  # flags of CleanRL and others, and what they are here
+    "env": "--env-id",
+    "exp-name": "the script's file name; in W&B also --wandb-name and --wandb-group",
+    "wandb-project-name": "--wandb-project",
+    "save-model": "policy.pt, which is always written",
+    "lr": "--learning-rate, in sac.py --policy-lr and --q-lr",
+    "device": "--cuda or --no-cuda",
+    "log-dir": "--runs-dir",
+    "autotune": "the default; --alpha 0.2 is a fixed temperature",
+}
 # The groups of --help, each with its first field in RunArgs; what RunArgs does not have comes before them.
 GROUPS = {"environment": "env_id", "run": "seed", "evaluation": "eval_episodes", "Weights & Biases": "track"}
 
@@ -68,7 +80,9 @@ def parse(args_class: type[T], doc: str | None = None, argv: list[str] | None = 
         if "error: " in printed.getvalue():  # a field's own check
             say(printed.getvalue(), sys.stderr, end="")
             raise
-        fail(_one_line(printed.getvalue()) or "the arguments could not be read; see --help")
+        line = _one_line(printed.getvalue()) or "the arguments could not be read; see --help"
+        unknown = re.search(r"Unrecognized options: ([^\s,]+)", line)
+        fail(_unknown(args_class, argv, unknown[1]) if unknown else line)
     say(printed.getvalue(), sys.stderr, end="")
     arguments.show_tracebacks = args.debug
     if not args.debug:
@@ -152,6 +166,30 @@ def _caught(make: Callable[[], Any]) -> tuple[Any, str]:
         return None, printed.getvalue().strip().removeprefix("error: ") or f"{type(error).__name__}: {error}"
 
 
+def similar(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean KNOWN?` where a known name is like `name`."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _unknown(args_class: type, argv: list[str], word: str) -> str:
+    """Why `word` is no argument, and what to type instead."""
+    hints = type_hints(args_class)
+    for before, here in itertools.pairwise(["", *argv]):
+        flag, _, value = here.rpartition("=") if "=" in here else (before, "", here)
+        ((no, name),) = re.findall("(?s)^(?:--(no-)?)?(.*)$", flag.replace("_", "-"))
+        if value == word and flag.startswith("--") and hints.get(name.replace("-", "_")) is bool:
+            negated = bool(no) != (value.lower() in ("false", "0", "no", "off"))
+            return f"--{no}{name} takes no value: use --{'no-' * negated}{name}"
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no flag; --help lists the flags"
+    name = word.partition("=")[0].lstrip("-").replace("_", "-")
+    names = [field.replace("_", "-") for field in args_class.__dataclass_fields__]  # type: ignore[attr-defined]
+    if name in ELSEWHERE and issubclass(args_class, RunArgs):
+        return f"there is no --{name}: here it is {ELSEWHERE[name]}"
+    return f"there is no --{name}{similar(name, names, '--') or '; --help lists the flags'}"
+
+
 def _answer(args_class: type[T]) -> NoReturn:
     """For tools: parses each command line on stdin, prints the arguments or the error as JSON, and exits."""
     parsed = [_caught(functools.partial(parse, args_class, argv=argv)) for argv in json.load(sys.stdin)]
@@ -172,8 +210,11 @@ def _resumed(args_class: type[T], argv: list[str]) -> T | None:
         flag, _, folder = word.partition("=")
         if flag == "--resume":
             folder = folder or "".join(argv[i + 1 : i + 2])
+            config, script = read_config(folder), Path(sys.argv[0])
+            if args_class.__module__ == "__main__" and (began := config.get("script", script.stem)) != script.stem:
+                fail(f"{folder} is a run of {began}: python {script.parent / began}.py --resume {folder}", code=3)
             names = {field.name for field in dataclasses.fields(args_class) if field.init} - {"allow_env_import"}  # type: ignore[arg-type]
-            values = {name: value for name, value in read_config(folder).items() if name in names} | {"resume": folder}
+            values = {name: value for name, value in config.items() if name in names} | {"resume": folder}
             args, error = _caught(lambda: args_class(**values))  # noqa: B023 - called at once
             if error:
                 fail(f"{os.path.join(folder, 'args.json')}: {error}", code=3)
@@ -195,7 +236,12 @@ def read_config(run_dir: str) -> dict[str, Any]:
                 raise ValueError(f"{name} must be {type_name(hint)}, not {config[name]!r:.60}")
         return config
     except (OSError, ValueError) as error:
-        fail(f"{run_dir or '--resume'} is not a run directory: its args.json cannot be read ({error})", code=3)
+        if not run_dir:
+            fail("--resume takes a run directory", code=3)
+        path = Path(run_dir)
+        why = f"its args.json cannot be read ({error})" if path.is_dir() else "there is no such folder"
+        runs = [f"; did you mean {folder}?" for folder in path.parents if (folder / "args.json").exists()]
+        fail(f"{run_dir} is not a run directory: {why}{''.join(runs[:1])}", code=3)
 
 
 def _integer(type_info: Any) -> Any:
@@ -206,9 +252,10 @@ def _integer(type_info: Any) -> Any:
         try:
             return int(words[0])
         except ValueError:
-            if not (number := float(words[0])).is_integer():
-                raise ValueError(f"{words[0]} is not a whole number") from None
-            return int(number)
+            with contextlib.suppress(ValueError):
+                if (number := float(words[0])).is_integer():
+                    return int(number)
+            raise ValueError(f"{words[0]!r} is not a whole number") from None
 
     if type_info.type is not int:
         return None

@@ -22,6 +22,7 @@ from common.args import RANK, WORLD_SIZE, Failure, RunArgs, beside_training, fai
 from common.internals.resume.action_log import AtariActionLog, with_action_log
 from common.internals.resume.env_state import restore, snapshot
 from common.internals.vector.guard import EnvError, Guarded, HangError, described
+from common.internals.vector.ids import spec_of
 from common.internals.vector.observations import UnsupportedSpace, preprocessed
 from common.internals.vector.spaces import in_columns
 from common.internals.vector.workers import CLOSING, OVERFLOW, Watchdog, Workers
@@ -128,14 +129,12 @@ def make_vector(
             elif native:
                 vector = _native(env_id, num_envs, form.kwargs)
             else:
-                make = functools.partial(_make, gym.spec(env_id), module, max_steps, form)
+                make = functools.partial(_make, spec_of(env_id, module), module, max_steps, form)
                 makers = [
                     functools.partial(Guarded, functools.partial(make, first if i == 0 else None), i)
                     for i in range(num_envs)
                 ]
                 vector = Workers(makers) if async_envs else InTurn(makers)
-        except gym.error.UnregisteredEnv as error:
-            fail(f"--env-id {env_id}: {error}")
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
         except EnvError as error:
@@ -288,7 +287,7 @@ class NativeCartPole(CartPoleVectorEnv):
 
 
 def _native(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> gym.vector.VectorEnv:
-    spec = gym.spec(env_id)
+    spec = spec_of(env_id)
     if not str(spec.vector_entry_point).endswith(":CartPoleVectorEnv"):
         fail(f"--native-envs is for CartPole; {env_id} has no vector environment in array operations: leave it out")
     return NativeCartPole(num_envs, **{"max_episode_steps": spec.max_episode_steps or 500, **kwargs})
@@ -311,6 +310,7 @@ def _atari(env_id: str, num_envs: int, max_steps: int, kwargs: dict[str, Any]) -
     import ale_py
 
     gym.register_envs(ale_py)
+    spec_of(env_id)
     vector = gym.make_vec(
         env_id,
         num_envs=num_envs,

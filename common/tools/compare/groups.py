@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.args import fail
+from common.internals.console.cli import similar
 from common.tools.find_runs import Run
-from common.tools.launch.cli import similar
 
 # What may differ between seeds of one method: how and where they ran, and what was logged.
 NOT_THE_METHOD = {"seed", "cuda", "torch_deterministic", "torch_threads", "track", "capture_video", "resume", "debug"}

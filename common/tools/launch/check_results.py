@@ -33,7 +33,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from common.args import fail
-from common.internals.console.cli import parse
+from common.internals.console.cli import parse, similar
 from common.internals.resume.files import read_json
 from common.internals.tracking.provenance import ALGOS, versions
 from common.tools.compare.compare import differences
@@ -244,7 +244,7 @@ def main(argv: list[str]) -> None:
     for name in dict.fromkeys(word.rstrip("/") for word in args.rows):
         row = rows.get(name)
         if row is None:
-            fail(f"there is no row {name}{cli.similar(name, rows)}")
+            fail(f"there is no row {name}{similar(name, rows)}")
         if isinstance(row, str):
             fail(f"{name} cannot be run again: {row}")
         jobs[name] = row, make_jobs(row, args)

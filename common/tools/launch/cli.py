@@ -1,12 +1,10 @@
 """The arguments of a script, read by its own parser, and helpers for command lines."""
 
-import difflib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +70,6 @@ def base_arguments(script: Path, flags: list[str], own: set[str]) -> tuple[dict[
     if plain.error is not None:
         fail(f"{script.name} does not accept its own defaults: {plain.error}")
     return types, given.args
-
-
-def similar(name: str, known: Iterable[str]) -> str:
-    """`; did you mean KNOWN?` where a known name is like `name`."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def flag_names(words: list[str]) -> set[str]:

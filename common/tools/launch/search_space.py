@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.args import fail
-from common.tools.launch import cli
+from common.internals.console.cli import similar
 from common.tools.launch.cli import OWN_FLAGS, as_words, ask, flag_names
 
 NOT_SEARCHED = OWN_FLAGS | {"debug", "env_id", "track", "capture_video", "eval_episodes", "allow_env_import"}
@@ -108,7 +108,7 @@ def _split(script: Path, types: Mapping[str, str], word: str) -> tuple[str, tupl
     if not equals or not text:
         fail(f"--search {word!r} is not of the form name=low..high, name=low..high:log or name=value,value")
     if name not in types:
-        fail(f"--search {name}: {script.name} has no such argument{cli.similar(name, types)}")
+        fail(f"--search {name}: {script.name} has no such argument{similar(name, types)}")
     if name in NOT_SEARCHED:
         fail(f"--search {name}: that is no hyperparameter")
     if ".." not in text:
