@@ -9,7 +9,6 @@ first ones to end would favour short ones. It executes the script in RUN_DIR/sou
 """
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from tyro.conf import Positional, arg
 
 from common.args import fail
 from common.internals.console.cli import parse
-from common.tools.launch.cli import at_least
+from common.tools.compare.tables import WIDTH, shortened
+from common.tools.launch.cli import at_least, check_folder, write_json
 from common.tools.stats import iqm
 
 
@@ -45,7 +45,7 @@ class Args:
     video: Path | None = None
     """record the first episode into this mp4 file; of several runs, into this folder"""
     json: Path | None = None
-    """write scores, returns and lengths to this file"""
+    """write scores, returns and lengths to this file (-: to the standard output)"""
     allow_env_import: bool = False
     """let an env id module:Env-v0 import (that is, run) that module"""
     debug: bool = False
@@ -69,11 +69,10 @@ def main(argv: list[str]) -> None:
     several = len(args.run_dirs) > 1
     if several and args.video is not None and args.video.suffix == ".mp4":
         fail(f"--video {args.video}: of several runs, videos go into a folder")
-    if args.json is not None and not args.json.parent.is_dir():
-        fail(f"there is no folder {args.json.parent} for {args.json.name}", code=6)
+    check_folder(args.json)
 
-    width = max(len(path.resolve().name) for path in args.run_dirs)
-    line = f"{{:<{width}}}" + "{:>10}" * len(HEADER)
+    width = min(max(len(path.resolve().name) for path in args.run_dirs), WIDTH - 9 * len(HEADER))
+    line = f"{{:<{width}}}" + " {:>8}" * len(HEADER)
     if several:
         print(line.format("run", *HEADER), flush=True)
     scores: list[dict[str, Any]] = []
@@ -88,18 +87,14 @@ def main(argv: list[str]) -> None:
             failed = failed or (stop.code if isinstance(stop.code, int) and stop.code else 1)
             continue
         if several:
-            print(line.format(score["run"], *(_short(score[name]) for name in HEADER)), flush=True)
+            print(line.format(shortened(score["run"], width), *(_short(score[name]) for name in HEADER)), flush=True)
         else:
             np.set_printoptions(suppress=True, threshold=100)
             print("{env_id}  {script}  {episodes} episodes".format(**score))
             print(f"returns {np.array(score['returns'])}")
             text = "episodic_return {mean:.6g} ± {std:.6g}  episodic_length {length:.6g}  IQM {IQM:.6g}"
             print((text + "  min {min:.6g}  max {max:.6g}  {seconds:.1f} s").format(**score))
-    if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(scores, indent=1) + "\n")
-        except OSError as error:
-            fail(f"cannot write {args.json}: {error.strerror}", code=6)
+    write_json(args.json, scores)
     if failed:
         fail(f"{len(args.run_dirs) - len(scores)} of {len(args.run_dirs)} runs could not be played", failed)
 

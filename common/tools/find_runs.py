@@ -1,4 +1,4 @@
-"""Finds runs (directories, scripts, groups, W&B projects, stored results) and reads their metrics.
+"""Finds runs (directories, scripts, groups, stored results) and reads their metrics.
 
 A run's arguments are read when it is found, its metrics only when it is compared.
 """
@@ -10,10 +10,8 @@ import gzip
 import json
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ import numpy as np
 
 from common.args import fail, warn
 from common.internals.resume.files import finished_step, open_file, read_json, read_object
-from common.internals.tracking.wandb_logger import wandb_service
 
 LINE = 1_000_000  # bytes; a longer line of metrics is none
 NO_ROW = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+EVALUATION = "eval/episodic_return"
 unreadable: list[str] = []  # why, for each run that was named or found and cannot be read
-W_AND_B_TIMEOUT = 120  # seconds for one question; a server that refuses connections takes wandb 20
 
 
 @dataclass
@@ -35,19 +32,17 @@ class Metrics:
     """Of each key, [3, rows]: global steps, seconds since the run began, values; and where the run ended."""
 
     rows: dict[str, np.ndarray]
-    end_step: float = 0.0
-    end_seconds: float = 0.0
-    broken: int = 0  # lines that could not be read
+    end_step: float
+    end_seconds: float
 
 
 @dataclass
 class Run:
     name: str
-    config: dict[str, Any]  # args.json, or W&B's config
+    config: dict[str, Any]  # args.json
     finished: bool
     read: Callable[[Sequence[str]], Metrics] = field(repr=False)
-    path: Path | None = None  # the run directory; results and W&B have none
-    url: str | None = None
+    path: Path | None = None  # the run directory; stored results have none
     word: str = ""  # what it was asked for by, if that can mean several runs
     label: str | None = None  # NAME of NAME=RUNS
 
@@ -88,7 +83,7 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
             label, meant = "", word
         for run in _meant(meant, below):
             run.label = run.label or label or None
-            found.setdefault(run.url or (run.path or Path(run.name)).resolve(), run)
+            found.setdefault((run.path or Path(run.name)).resolve(), run)
     if unreadable and not found:
         fail(unreadable[0], code=3)
     return list(found.values())
@@ -96,9 +91,7 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
 
 def _meant(word: str, below: Callable[[], list[Run]]) -> list[Run]:
     path = Path(word)
-    if word.startswith("wandb:"):
-        found = from_wandb(word)
-    elif path.suffix == ".py":
+    if path.suffix == ".py":
         found = [run for run in below() if run.script == path.stem]
         if not found:
             fail(f"there is no run of {path.stem} in the folder of runs: train it first, or give --runs-dir")
@@ -188,115 +181,49 @@ def results(folder: Path) -> list[Run]:
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:
     """What metrics.jsonl, gzipped or not, says of `keys`; of other lines nothing but the last is parsed.
 
+    A last line without its end is being written, or was when the run was killed. Other lines that are no rows are left
+    out, with one warning.
+
     Raises:
         OSError: the file is there and cannot be read.
     """
     wanted = [f'"{key}"'.encode() for key in keys]
     rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
-    metrics, last = Metrics({}), b""
+    number, whole, broken, last = 0, True, set[int](), b""
     try:
         with open_file(path.parent, path.name) as file:
             lines: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             for line in iter(lambda: lines.readline(LINE), b""):
-                if not line.endswith(b"\n"):  # of a run that is writing it, or was killed; or no line at all
-                    metrics.broken += len(line) == LINE
+                number, whole = number + whole, line.endswith(b"\n")  # what is longer than LINE comes in parts
+                if not whole and len(line) < LINE:
                     break
-                last = line
-                if any(key in line for key in wanted):
-                    try:
+                try:
+                    if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
+                        raise ValueError("no object")
+                    if any(key in line for key in wanted):
                         _take(json.loads(line), rows)
-                    except NO_ROW:
-                        metrics.broken += 1
+                    last = line
+                except NO_ROW:
+                    broken.add(number)
     except FileNotFoundError:
         pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
-    try:
+    if broken:
+        more = f" and {len(broken) - 1} other lines are no rows" if len(broken) > 1 else " is no row"
+        warn(f"{path}: line {min(broken)}{more} of metrics, and left out", once=str(path))
+    arrays = {key: np.array(table).T.reshape(3, -1) for key, table in rows.items()}
+    arrays = {key: array[:, np.argsort(array[0], kind="stable")] for key, array in arrays.items()}
+    ends = [(0.0, 0.0), *((float(array[0, -1]), float(array[1, -1])) for array in arrays.values() if array.size)]
+    with contextlib.suppress(*NO_ROW):
         end = json.loads(last)
-        metrics.end_step, metrics.end_seconds = float(end["global_step"]), float(end["time"])
-    except NO_ROW:
-        metrics.broken += bool(last)
-    metrics.rows = _arrays(rows)
-    return metrics
+        ends.append((float(end["global_step"]), float(end["time"])))
+    return Metrics(arrays, *map(max, zip(*ends, strict=True)))
 
 
-def _take(row: dict[str, Any], rows: dict[str, list[tuple[float, float, float]]], seconds: str = "time") -> None:
+def _take(row: dict[str, Any], rows: dict[str, list[tuple[float, float, float]]]) -> None:
     for key, table in rows.items():
         if row.get(key) is not None:  # null: it was not finite
-            entry = (float(row["global_step"]), float(row[seconds]), float(row[key]))
+            entry = (float(row["global_step"]), float(row["time"]), float(row[key]))
             if all(map(math.isfinite, entry)):
                 table.append(entry)
-
-
-def _arrays(rows: dict[str, list[tuple[float, float, float]]]) -> dict[str, np.ndarray]:
-    arrays = {key: np.array(table).T.reshape(3, -1) for key, table in rows.items()}
-    return {key: array[:, np.argsort(array[0], kind="stable")] for key, array in arrays.items()}
-
-
-def from_wandb(word: str) -> list[Run]:
-    """The runs of `wandb:[ENTITY/]PROJECT` or `wandb:ENTITY/PROJECT/GROUP`; CleanRL's are read too.
-
-    Their rows are W&B's, in which an episodic return is the mean of the episodes since the last row.
-    """
-    import wandb
-
-    path = word.removeprefix("wandb:").strip("/")
-    project, group = "/".join(path.split("/")[:2]), path.split("/", 2)[2:]
-    filters = {"group": group[0]} if group else {}
-    found = []
-    for run in _answer(lambda: list(wandb.Api().runs(project, filters=filters, per_page=200, lazy=False)), path):
-        config = dict(run.config)
-        config.setdefault("script", config.get("exp_name"))
-        if not config["script"] or not config.get("env_id"):
-            warn(f"{run.name} is left out: its configuration has no env_id, or neither script nor exp_name")
-            continue
-        config["wandb_group"] = run.group
-        found.append(Run(run.name, config, run.state == "finished", functools.partial(_history, run), url=run.url))
-    if not found:
-        fail(f"W&B has no runs in {path}")
-    return found
-
-
-def _answer(ask: Callable[[], Any], what: str) -> Any:
-    """What W&B answers. An error, or no answer for W_AND_B_TIMEOUT seconds, ends the process with code 2.
-
-    It ends at once, without exit hooks: wandb can wait for its service process for ever, in its own hook too.
-    """
-    import wandb
-
-    try:
-        return ThreadPoolExecutor(1).submit(ask).result(W_AND_B_TIMEOUT)
-    except TimeoutError:
-        why = f"nothing came for {W_AND_B_TIMEOUT} s"
-    except (wandb.errors.Error, ValueError, OSError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-    try:
-        fail(f"W&B has no answer for {what}: {why}")
-    finally:
-        if service := wandb_service():
-            service.kill()  # it holds this process's output open
-        sys.stdout.flush()
-        os._exit(2)
-
-
-def _history(run: Any, keys: Sequence[str]) -> Metrics:
-    rows: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
-
-    def scan(key: str) -> list[dict[str, Any]]:
-        return list(run.scan_history(keys=["global_step", "_runtime", key], page_size=10_000))
-
-    for key in keys:  # a scan for several keys has only the rows that hold all of them
-        for row in map(_numbers, _answer(functools.partial(scan, key), run.url)):
-            if row.keys() >= {"global_step", "_runtime", key}:
-                _take(row, {key: rows[key]}, seconds="_runtime")
-    end = _numbers(_answer(lambda: dict(run.summary), run.url))
-    metrics = Metrics(_arrays(rows))
-    last = [array[:2, -1] for array in metrics.rows.values() if array.size]
-    metrics.end_step = max([end.get("global_step") or 0.0, *(step for step, _ in last)])
-    metrics.end_seconds = max([end.get("_runtime") or 0.0, *(seconds for _, seconds in last)])
-    return metrics
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Without W&B's "NaN" and "Infinity", which are strings."""
-    return {key: value for key, value in row.items() if isinstance(value, int | float) and np.isfinite(value)}

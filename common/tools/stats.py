@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Tasks = Sequence[np.ndarray]
-FEW = 5  # runs on either side, at least, to say which is better: chance orders 4 and 4 in 1 of 70 ways
+LEVEL = 0.01  # where the permutation test cannot reach it, no tool says which of two sides is better
 DRAWS = 2000  # of a bootstrap interval
 CELLS = 4_000_000  # floats of a bootstrap in memory at once
 ARRANGEMENTS = 200_000  # of a permutation test: all up to 10 runs beside 10, so many are drawn of more
@@ -26,21 +26,6 @@ def iqm(tasks: Tasks) -> np.ndarray:
     runs = pooled.shape[-1]
     cut = int(0.25 * runs)
     return pooled[..., cut : runs - cut].mean(axis=-1)
-
-
-def mean(tasks: Tasks) -> np.ndarray:
-    """Mean over tasks of the mean over runs."""
-    return np.mean([scores.mean(axis=-1) for scores in tasks], axis=0)
-
-
-def median(tasks: Tasks) -> np.ndarray:
-    """Median over tasks of the mean over runs, as papers report it; of one task it is the mean."""
-    return np.median([scores.mean(axis=-1) for scores in tasks], axis=0)
-
-
-def optimality_gap(tasks: Tasks) -> np.ndarray:
-    """How far normalised scores fall short of 1 on average; what lies above 1 does not make up for it."""
-    return 1 - np.minimum(np.concatenate(tasks, axis=-1), 1).mean(axis=-1)
 
 
 def probability_of_improvement(x: Tasks, y: Tasks) -> np.ndarray:
@@ -58,9 +43,17 @@ def _beats(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array(shares).reshape(shape)
 
 
-def too_few(*counts: int) -> str:
-    """Why so many runs on each side are not compared; "" where they are. The one rule of all tools."""
-    return f"a comparison takes at least {FEW} runs on either side" if min(counts) < FEW else ""
+def too_few(ours: int, theirs: int, level: float = LEVEL) -> str:
+    """Why so many runs on each side do not show which is better, whatever they score; "" where they can.
+
+    The one rule of all tools: the lowest p of the permutation test is that of the one order, of all that chance can
+    make, in which every run of one side beats every run of the other.
+    """
+    if 1 / math.comb(ours + theirs, ours) <= level:
+        return ""
+    enough = next(n for n in itertools.count(1) if 1 / math.comb(2 * n, n) <= level)
+    why = f"the permutation test cannot reach p = {level:g}; it can with {enough} beside {enough}"
+    return f"{ours} runs beside {theirs} are too few to call one side better: {why}"
 
 
 def interval(
@@ -103,11 +96,18 @@ def band(curves: np.ndarray, statistic: Callable[[Tasks], np.ndarray], reps: int
     return result
 
 
-def significance(ours: Sequence[float], theirs: Sequence[float], promised: float) -> str:
-    """What the runs of a sweep's winner (ours) and the defaults show; `promised` is the winner's mean in the sweep."""
+def significance(ours: Sequence[float], theirs: Sequence[float], promised: float) -> dict[str, Any]:
+    """What the runs of a sweep's winner (ours) and the defaults show: a text, and its numbers.
+
+    Args:
+        promised: the winner's mean in the sweep.
+    """
     if few := too_few(len(ours), len(theirs)):
-        runs = f"{len(ours)} and {len(theirs)} runs, difference {np.mean(ours) - np.mean(theirs):+.4g}"
-        return f"No comparison of {runs}: {few} (--fresh-seeds)."
+        difference = float(np.mean(ours) - np.mean(theirs))
+        return {
+            "text": f"No comparison, difference {difference:+.4g}: {few} (--fresh-seeds).",
+            "difference": difference,
+        }
     shift = permutation(theirs, ours, level=0.025)
     result = "These runs do not show that the winner beats the defaults"
     if shift.low > 0 or shift.high < 0:
@@ -116,7 +116,9 @@ def significance(ours: Sequence[float], theirs: Sequence[float], promised: float
     luck = promised - float(np.mean(ours))
     lost = f"; {luck:.3g} of the {promised:.5g} in the sweep did not replicate" if luck > 0 else ""
     interval = f"95 % interval {shift.low:+.4g} to {shift.high:+.4g} (permutation test)"
-    return f"{result}: difference {shift.difference:+.4g}, {interval}, probability of improvement {better:.2f}{lost}."
+    text = f"{result}: difference {shift.difference:+.4g}, {interval}, probability of improvement {better:.2f}{lost}."
+    numbers = {"difference": shift.difference, "interval": [shift.low, shift.high], "P(better)": better}
+    return {"text": text, **numbers}
 
 
 def mean_and_std(values: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ for method in ${METHODS:-grid random tpe}; do
     search=("learning_rate=1e-4..1e-2:log" "gamma=0.9,0.95,0.98,0.99" --trials "${TRIALS:-20}")
   fi
   words=(sweep algos/ppo.py --env-id CartPole-v1 --method "$method" --seeds 1-2 --fresh-seeds "${FRESH:-1001-1010}"
-    --wandb-group "sweep_ppo_$method" --runs-dir "$OUT" --workers 2 --search "${search[@]}"
+    --name "sweep_ppo_$method" --runs-dir "$OUT" --workers 2 --search "${search[@]}"
     -- --total-timesteps "${STEPS:-2e4}" --save-interval 2000 --no-capture-video --no-cuda)
   mkdir -p "$OUT"
   python -m common "${words[@]}" >"$OUT/$method.first.log" 2>&1 &

@@ -13,7 +13,7 @@ from conftest import ROOT, run_script
 from tooling import FORK, run_dirs, started, starts, tool, until
 
 from common.tools.launch.cli import again, ask, numbers
-from common.tools.launch.jobs import Job, Pool, Progress, find_run
+from common.tools.launch.jobs import Job, Pool, find_run
 
 
 def grid(cwd):
@@ -156,7 +156,7 @@ def test_failures_are_listed_with_their_last_error_and_the_others_go_on(fork):
         )
     assert done.stderr == "error: 2 of 4 runs failed; the same command retries them\n"
     assert grid(fork) == [("A-v0", 1), ("A-v0", 2)]
-    done = tool(*words[:3], "A-v0", "--seeds", "9", "--wandb-group", "bug", "--", "--kind", "fails", cwd=fork, check=1)
+    done = tool(*words[:3], "A-v0", "--seeds", "9", "--name", "bug", "--", "--kind", "fails", cwd=fork, check=1)
     assert "error: RuntimeError: a bug in the fork" in done.stdout
 
 
@@ -180,7 +180,7 @@ def test_what_failed_goes_on_at_the_next_command(fork):
         ([*WORDS, "--seeds", "5-1"], "no range"),
         ([*WORDS, "--seeds", "1,x"], "not of the form"),
         ([*WORDS, "--seeds", "1-3,2"], "twice"),
-        ([*WORDS, "--wandb-group", "../x"], "names a folder"),
+        ([*WORDS, "--name", "../x"], "names a folder"),
         ([*WORDS[:2], "sub/my_fork.py", *WORDS[2:]], "two of the same name"),
         ([*WORDS[:3], "A-v0", "A-v0"], "two of the same name"),
         (["benchmark", "silent.py", "--env-ids", "A-v0"], "common.parse"),
@@ -200,7 +200,7 @@ def test_another_plan_under_the_same_name_is_refused(fork):
     tool(*words, "--", "--gamma", "0.9", cwd=fork)
     tool(*words, "--", "--gamma", "0.90", "--no-track", cwd=fork)  # the same experiment
     done = tool(*words, "--", "--gamma", "0.8", cwd=fork, check=2)
-    assert "gamma was 0.9, is now 0.8; choose another --wandb-group" in done.stderr
+    assert "gamma was 0.9, is now 0.8; choose another --name" in done.stderr
     assert len(run_dirs(fork)) == 1
     # A run of this group that was made by hand with other flags is not mixed in either.
     by_hand = ["--env-id", "A-v0", "--seed", "2", "--wandb-group", "benchmark_my_fork", "--gamma", "0.8"]
@@ -216,7 +216,7 @@ def test_two_versions_of_a_script_are_not_mixed(fork):
         file.write("# changed\n")
     done = tool(*words[:-1], "1-2", cwd=fork, check=2)
     assert "my_fork.py has changed since" in done.stderr and len(run_dirs(fork)) == 1
-    tool(*words, "--wandb-group", "second", cwd=fork)
+    tool(*words, "--name", "second", cwd=fork)
 
 
 def test_a_script_from_any_folder_of_any_name(fork):
@@ -254,31 +254,6 @@ def test_a_run_is_pinned_to_the_cores_of_its_worker(tmp_path, monkeypatch):
 def test_numbers_against_brute_force():
     assert numbers("1-3,7,10-10", "--seeds") == [1, 2, 3, 7, 10]
     assert numbers("0", "--seeds") == [0]
-
-
-def test_progress_is_that_of_the_rows_so_far(tmp_path):
-    """Against a plain sum over all rows, whatever the moment at which the file is read."""
-    rows, progress = [], Progress(tmp_path, 95)
-    text = b""
-    for step in range(1, 96):
-        rows.append({"global_step": step, "charts/episodic_return": float(step * step % 17)})
-        if step % 7 == 0:
-            rows.append({"global_step": step, "eval/episodic_return": float(step)})
-        text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        (tmp_path / "metrics.jsonl").write_bytes(text[: len(text) - step % 3])
-        if step % 5 == 0:
-            progress.update()
-    (tmp_path / "metrics.jsonl").write_bytes(text)
-    progress.update()
-    assert progress.step == 95 and progress.evaluation == 91.0
-    for part in range(9):
-        mine = [r["charts/episodic_return"] for r in rows if "charts/episodic_return" in r]
-        mine = [r for step, r in enumerate(mine, 1) if part * 9.5 < step <= (part + 1) * 9.5]
-        assert progress.returns()[part] == pytest.approx(sum(mine) / len(mine))
-    half = b"\n".join(text.split(b"\n")[:40]) + b"\n"
-    (tmp_path / "metrics.jsonl").write_bytes(half)  # a resumed run cuts it back
-    progress.update()
-    assert progress.step == json.loads(half.splitlines()[-1])["global_step"] and len(progress.returns()) < 8
 
 
 def test_of_several_directories_the_furthest_is_taken(tmp_path):
@@ -355,10 +330,31 @@ def test_resuming_gives_again_what_args_json_may_not_decide(monkeypatch):
     assert again([*flags, "--key", "env-9b1f44c0a1/x"]) == [*flags, "--key", "env-9b1f44c0a1/x"]
 
 
-def test_lines_of_metrics_that_no_run_wrote_are_passed_over(tmp_path):
-    good = {"global_step": 5, "time": 0.0, "eval/episodic_return": 2.5}
-    lines = ["[]", "x", "1" * 5000, "[" * 9999, '{"global_step": "a"}', '{"global_step": 1e999}', json.dumps(good)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    progress = Progress(tmp_path, 10)
-    progress.update()
-    assert (progress.step, progress.evaluation) == (5, 2.5)
+def test_the_score_of_a_run_is_its_last_evaluation(tmp_path):
+    """Whatever else is in its metrics: lines that no run wrote, and a last one that a full disk has cut."""
+    row = {"global_step": 5, "time": 0.0, "eval/episodic_return": 2.5}
+    lines = ["[]", "x", "1" * 5000, "[" * 9999, json.dumps({**row, "global_step": 1, "eval/episodic_return": 9.0})]
+    lines += [json.dumps({**row, "global_step": "eval/episodic_return"}), json.dumps(row), json.dumps(row)[:-9]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    job = Job("j", FORK, [], {"seed": 1}, tmp_path, tmp_path, run_dir=tmp_path)
+    assert job.score() is None  # not finished
+    (tmp_path / "finished.json").write_text("{}")
+    assert job.score() == 2.5
+
+
+def test_json_has_the_state_and_the_score_of_each_run(fork):
+    words = ["benchmark", "my_fork.py", "--env-ids", "A-v0", "Broken-v0", "--seeds", "1-2", "--json", "all.json"]
+    tool(*words, cwd=fork, check=5)
+    good, other, broken, _ = json.loads((fork / "all.json").read_text())
+    assert (good["env_id"], good["seed"], good["state"], other["seed"]) == ("A-v0", 1, "finished", 2)
+    assert good["score"] == pytest.approx(-1 - 10 * 0.09**2 + 0.001) and (fork / good["run_dir"]).is_dir()
+    assert (broken["state"], broken["score"], broken["exit_code"]) == ("failed", None, 5)
+    assert broken["error"] == "error: there is no environment Broken-v0"
+    words = ["benchmark", "my_fork.py", "--env-ids", "C-v0", "--seeds", "1-2", "--json", "stopped.json"]
+    with started(*words, "--", "--pause", "0.1", cwd=fork) as process:
+        until(lambda: list(fork.glob("runs/C-v0*/checkpoints/*.pt")))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert [run["state"] for run in json.loads((fork / "stopped.json").read_text())] == ["unfinished"] * 2
+    done = tool(*words[:-1], "no/where.json", cwd=fork, check=6)
+    assert done.stderr == "error: there is no folder no for where.json\n"

@@ -1,6 +1,7 @@
 """The conformance kit: our scripts pass, and each of many planted bugs is found by the check that is meant for it."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -332,9 +333,14 @@ def test_a_right_fork_passes_from_the_command_line_and_what_is_no_script_is_one_
 
     temporary = tmp_path_factory.mktemp("t")  # short: the server's socket lies in it
     path = fork("ppo", [("nn.Tanh()", "nn.ReLU()")], tmp_path)
-    done = kit(path.name, "--only", "transitions", "returns", "steps", "exploration", "parameters", "units")
+    done = kit(
+        path.name, "--only", "transitions", "returns", "steps", "exploration", "parameters", "units", "--json", "-"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    found = json.loads(done.stdout)
+    assert [check["passed"] for check in found] == [True] * 5 + [None] and found[0]["name"] == "transitions"
+    lines = done.stderr.splitlines()
+    assert lines[1].endswith(found[0]["reason"])
     flags = len(dataclasses.fields(load("ppo").Args))
     assert lines[0] == f"my_ppo.py: Discrete and Box actions, {flags} flags"
     assert [line.split()[:2] for line in lines[1:-1]] == [

@@ -8,16 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import types
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from common.tools import find_runs
-from common.tools.compare import compare, groups, measure
+from common.tools.compare import compare, groups, measure, tables
 
 RETURN, EVAL = "charts/episodic_return", "eval/episodic_return"
 
@@ -133,9 +131,8 @@ def test_committed_results_are_runs(tmp_path):
         (["runs", "--by", "learnin-rate"], 2, "did you mean learning_rate?"),
         (["runs", "--threshold", "much"], 2, "--threshold much"),
         (["runs", "--threshold", "Pong=3"], 2, "no run is of Pong"),
-        (["runs", "--normalize", "CartPole-v1=3,3"], 2, "must differ"),
-        (["runs", "--normalize", "CartPole-v1=0,500"], 2, "nothing of Acrobot-v1"),
-        (["runs", "--normalize", "CartPole-v1=nan,500"], 2, "ENV=LOW,HIGH"),
+        (["runs", "--threshold", "nan"], 2, "ENV=NUMBER"),
+        (["runs", "--json", "no/where.json"], 6, "there is no folder no for where.json"),
         (["runs", "--metric", "charts/none"], 2, "has logged charts/none"),
         (["runs", "--window", "0"], 2, "--window"),
         (["runs", "--plot", "a.bmp"], 2, ".png, .svg or .pdf"),
@@ -190,8 +187,34 @@ def test_reading_a_run_that_is_being_written(tmp_path):
     metrics = find_runs.read_lines(path, ["a", "b", "time"])
     assert metrics.rows["a"].tolist() == [[10], [1.5], [2.0]]
     assert metrics.rows["b"].shape == (3, 0)
-    assert (metrics.end_step, metrics.end_seconds, metrics.broken) == (30, 3, 1)
+    assert (metrics.end_step, metrics.end_seconds) == (30, 3)
     assert find_runs.read_lines(tmp_path / "none", ["a"]).rows["a"].shape == (3, 0)
+
+
+GOOD = [b'{"global_step": %d, "time": %d, "charts/episodic_return": 1}' % (n, n) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "said"),
+    [
+        ([*GOOD, b'{"global_step": 9, "ti'], 8, None),  # killed while it wrote
+        ([*GOOD, b"\0" * 900], 8, None),  # the machine lost its power
+        ([*GOOD, b"\xff\xfe\x00 \n"], 8, "line 9 is no row of metrics"),
+        ([*GOOD[:3], b'{"global_step": 9, "ti' + GOOD[3], *GOOD[4:], b""], 7, "line 4 is no row of metrics"),
+        ([*GOOD[:3], b"[" * 9999, b'{"charts/episodic_return": "x"}', b"1" * 2_000_000, *GOOD[3:], b""], 8,
+         "line 4 and 2 other lines are no rows of metrics"),
+    ],
+    ids=["cut", "zeros", "garbage", "joined", "several"],
+)  # fmt: skip
+def test_rows_before_and_after_a_broken_one_are_read(tmp_path, capsys, lines, kept, said):
+    """Fault: a metrics file that a kill or a full disk left; one warning names the file and the line."""
+    path = make_run(tmp_path, f"run{said}") / "metrics.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    for _ in range(2):
+        metrics = find_runs.read_lines(path, [RETURN])
+        assert metrics.rows[RETURN].shape == (3, kept) and (metrics.end_step, metrics.end_seconds) == (8, 8)
+    error = capsys.readouterr().err
+    assert error == ("" if said is None else f"warning: {path}: {said}, and left out\n")
 
 
 def test_thirty_runs_take_less_than_five_seconds(tmp_path, capsys):
@@ -337,7 +360,7 @@ def test_curves_end_where_runs_end(tmp_path):
     assert "1 of 2 runs are unfinished, at step 600." in said
     assert f"have not logged {RETURN} yet: empty" in said and f"have not logged {EVAL} yet: young" in said
     assert "seed 1 more than once" in said
-    assert "Fewer than 5 runs" in said
+    assert "Intervals of fewer than 5 runs" in said
     (cell,) = task_of(tmp_path, [tmp_path / "whole"]).tasks[0].cells.values()
     assert len(cell.runs) == 1
 
@@ -358,19 +381,20 @@ def cells_of(table, label):
     return dict(zip(table.header, next(row for row in table.rows if row[0] == label), strict=True))
 
 
-def test_fewer_than_five_runs_on_a_side_are_not_called_better(tmp_path):
-    """5 beside 4, 4 beside 5 and 1 beside 1 have no P(better); 5 beside 5 has one."""
-    for counts, said in (((5, 5), True), ((5, 4), False), ((4, 5), False), ((1, 1), False)):
-        here = tmp_path / f"{counts}"
-        for group, count in zip(("a", "b"), counts, strict=True):
-            for seed in range(count):
-                value = 1.0 + seed + (group == "b") * 100
-                make_run(here, f"{group}{seed}", script=group, seed=seed, episodes=linear(1), evals=[(1000, value)])
-        comparison = task_of(here, [here])
-        (table,) = [table for table in comparison.tables if "final score" in table.title]
-        shown = cells_of(table, "b")["P(better than a)"]
-        assert (shown == "1.00 [1.00, 1.00]") if said else (shown == "-")
-        assert ("at least 5 runs" in "\n".join(comparison.notes)) is not said
+@pytest.mark.parametrize(
+    ("counts", "said"), [((5, 5), True), ((4, 5), True), ((4, 4), False), ((3, 7), True), ((3, 6), False)]
+)
+def test_too_few_runs_are_not_called_better(tmp_path, counts, said):
+    for group, count in zip(("a", "b"), counts, strict=True):
+        for seed in range(count):
+            value = 1.0 + seed + (group == "b") * 100
+            make_run(tmp_path, f"{group}{seed}", script=group, seed=seed, episodes=linear(1), evals=[(1000, value)])
+    comparison = task_of(tmp_path)
+    (table,) = [table for table in comparison.tables if "final score" in table.title]
+    assert cells_of(table, "b")["P(better)"] == ("1.00 [1.00, 1.00]" if said else "-")
+    few = f"No P(better): {counts[1]} runs beside {counts[0]} are too few to call one side better: "
+    few += "the permutation test cannot reach p = 0.01; it can with 5 beside 5."
+    assert (few in comparison.notes) is not said
 
 
 def test_tables_hold_what_a_hand_would_compute(folder):
@@ -382,40 +406,19 @@ def test_tables_hold_what_a_hand_would_compute(folder):
     assert float(row["IQM"]) == pytest.approx(np.mean(scores[2:8]))
     assert float(row["median"]) == 45 and float(row["mean"]) == 45
     assert (float(row["lowest"]), float(row["highest"])) == (10, 80)
-    assert float(row["best so far (IQM)"]) == pytest.approx(2 * np.mean(scores[2:8]))
+    assert float(row["best"]) == pytest.approx(2 * np.mean(scores[2:8]))
     row = cells_of(tables["CartPole-v1: final score (last greedy evaluation)"], "my_idea")
     mine = [10.0 * s + 1 for s in (1, 2, 3, 4, 5)]
     share = sum((m > t) + 0.5 * (m == t) for m in mine for t in scores) / 50
-    assert row["P(better than dqn)"].startswith(f"{share:.2f} [")
+    assert row["P(better)"].startswith(f"{share:.2f} [")
     assert cells_of(tables["over tasks (Acrobot-v1, CartPole-v1)"], "my_idea")["tasks in common"] == "1"
-    assert not any("Fewer than" in note for note in comparison.notes)
+    assert not any("fewer than" in note for note in comparison.notes)
     differ = {row[0]: row[1:] for row in tables["what differs"].rows}
     assert differ["beta"] == ["-", "7"] and differ["learning_rate"] == ["0.1, 0.2", "0.1"]
     assert "seed" not in differ and "track" not in differ
     cost = cells_of(tables["Acrobot-v1: what it took"], "dqn")
     assert cost["steps"] == "1,000" and float(cost["seconds"]) == 10 and float(cost["steps/s"]) == 100
     assert cost["reached -100"] == "10 of 10" and cost["steps to it"] == "60"  # the first whole window: 50 steps
-
-
-def test_normalised_scores_over_tasks(folder):
-    flags = ("--normalize", "CartPole-v1=10,60", "Acrobot-v1=2,12")
-    comparison = task_of(folder, ["rate 0.1", "rate 0.2"], *flags)
-    table = next(table for table in comparison.tables if table.title.startswith("normalised"))
-    scores = {
-        "rate 0.1": [(s - 1) / 5 for s in (1, 2, 3, 4, 5)] * 2,
-        "rate 0.2": [(s + 2) / 5 for s in (1, 2, 3, 4, 5)] * 2,
-    }
-    for label, values in scores.items():
-        row = cells_of(table, label)
-        values.sort()
-        expected = {
-            "IQM": np.mean(values[2:8]), "mean": np.mean(values), "median": np.mean(values),
-            "optimality gap": np.mean([1 - min(value, 1) for value in values]),
-        }  # fmt: skip
-        for name, value in expected.items():
-            assert float(row[name].split()[0]) == pytest.approx(value, abs=1e-4), name
-    incomplete = task_of(folder, [folder], *flags)
-    assert any("my_idea has no normalised score" in note for note in incomplete.notes)
 
 
 def test_gymnasiums_own_threshold_is_the_default(folder):
@@ -434,112 +437,6 @@ def test_gymnasiums_own_threshold_is_the_default(folder):
 )  # fmt: skip
 def test_numbers_have_four_digits(x, text):
     assert compare.number(x) == text
-
-
-# W&B
-
-
-class FakeApi:
-    """What `compare` asks of wandb.Api: runs with their configuration at once, histories only when scanned."""
-
-    scanned: list = []  # noqa: RUF012
-
-    def runs(self, path, filters=None, per_page=50, lazy=True):
-        assert path == "me/plainrl" and not lazy
-        if filters.get("group") == "none":
-            return iter([])
-        return (self._run(i, filters.get("group")) for i in range(4))
-
-    def _run(self, i, group):
-        name = f"run{i}"
-
-        def scan_history(keys, page_size):
-            self.scanned.append((name, tuple(keys)))
-            rows = [{"global_step": 100 * n, "_runtime": 2.0 * n, RETURN: 10.0 * n + i} for n in range(1, 11)]
-            rows[4][RETURN] = "NaN"
-            rows.append({"global_step": 1000, "_runtime": 21.0, EVAL: 50.0 + i})
-            return [row for row in rows if set(keys) <= row.keys()]
-
-        config = {"env_id": "CartPole-v1", "seed": i, "total_timesteps": 1000, "learning_rate": 0.1}
-        config |= {"script": "dqn"} if i else {"exp_name": "dqn"}  # CleanRL's name for it
-        if i == 3:
-            config = {"something": "else"}
-        return types.SimpleNamespace(
-            name=name, config=config, group=group, state="finished", url=f"https://wandb/{name}", id=name,
-            summary={"global_step": 1000, "_runtime": 22.0}, scan_history=scan_history,
-        )  # fmt: skip
-
-
-def test_runs_of_a_wandb_project(monkeypatch, capsys, tmp_path):
-    import wandb
-
-    monkeypatch.setattr(wandb, "Api", FakeApi)
-    FakeApi.scanned = []
-    several = found(["wandb:me/plainrl/baseline"], tmp_path)
-    assert FakeApi.scanned == [] and "run3 is left out" in capsys.readouterr().err
-    assert [run.config["wandb_group"] for run in several] == ["baseline"] * 3
-    args = compare.Args(("x",), window=0.1)
-    comparison = compare.compare(several, args)
-    (label,) = comparison.groups
-    (task,) = comparison.tasks
-    cell = task.cells[label]
-    assert cell.final.tolist() == [50, 51, 52]
-    assert cell.runs[1].end == (1000, 22) and cell.runs[1].curve[-1] == 101
-    assert cell.runs[0].curve[44] == 40  # the row whose return is "NaN" does not count
-    assert len(FakeApi.scanned) == 6
-    with pytest.raises(SystemExit) as stop:
-        found(["wandb:me/plainrl/none"], tmp_path)
-    assert stop.value.code == 2
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {},
-        pytest.param(  # wandb tries for 20 s
-            {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}, marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_wandb_without_a_login_or_a_server_is_one_line(tmp_path, extra):
-    done = run_compare("wandb:me/plainrl", cwd=tmp_path, env=extra)
-    assert done.returncode == 2, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "W&B" in line
-
-
-def test_wandb_that_never_answers_is_one_line(monkeypatch, capfd, tmp_path):
-    import wandb
-
-    def ended(code):
-        raise KeyboardInterrupt(code)
-
-    monkeypatch.setattr(os, "_exit", ended)
-    monkeypatch.setattr(find_runs, "wandb_service", lambda: None)  # the one of other tests in this process
-    monkeypatch.setattr(find_runs, "W_AND_B_TIMEOUT", 0.2)
-    never = threading.Event()
-    monkeypatch.setattr(wandb, "Api", never.wait)
-    with pytest.raises(KeyboardInterrupt, match="2"):
-        found(["wandb:me/plainrl"], tmp_path)
-    monkeypatch.setattr(FakeApi, "runs", lambda self, *_, **__: (never.wait(5) for _ in "ab"))
-    with pytest.raises(KeyboardInterrupt, match="2"):
-        found(["wandb:me/plainrl"], tmp_path)
-    never.set()
-    assert capfd.readouterr().err == 2 * "error: W&B has no answer for me/plainrl: nothing came for 0.2 s\n"
-
-
-def test_wandb_that_failed_does_not_hold_the_process(tmp_path):
-    code = """if True:
-        import atexit, threading
-        from pathlib import Path
-        from common.tools import find_runs
-        atexit.register(threading.Event().wait)  # as wandb's waits for its service
-        print("so far")
-        find_runs.find(["wandb:me/plainrl"], Path())
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert done.returncode == 2 and done.stdout == "so far\n"
-    assert done.stderr.startswith("error: W&B has no answer for me/plainrl: ") and done.stderr.count("\n") == 1
 
 
 # What is written
@@ -561,6 +458,52 @@ def test_the_command_writes_tables_figures_and_a_page(folder, tmp_path):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert run_compare("runs", "--plot", "a.svg", "--x", "time", cwd=tmp_path).returncode == 0
     assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_tables_fit_a_terminal_of_120_columns(tmp_path, capsys):
+    """Six groups, long names of runs and environments: nothing is wider, and each name is told from the others."""
+    words = []
+    for env_id in ("CarRacing-v3", "ALE/MontezumaRevengeNoFrameskip-v4"):
+        for i in range(6):
+            name = f"{env_id.replace('/', '-')}__reinforce_rollout__{i}__20261125-105144-abcde{i}"
+            facts = {"rate": i, "kwargs": {f"a_long_name_{n}": i for n in range(9)}, "script": "reinforce_rollout"}
+            evals = [(1000, -9876.5 + 211 * i)]
+            words.append(
+                f"{name}={make_run(tmp_path, name, env_id=env_id, episodes=linear(1.0), evals=evals, **facts)}"
+            )
+    compare.main(words[:6])
+    compare.main([str(tmp_path)])
+    notes = re.compile(r"IQM:|best:|P\(|No P|.* has seed")
+    lines = [line for line in capsys.readouterr().out.splitlines() if not notes.match(line)]
+    assert max(map(len, lines)) <= 120
+    assert {word.partition("=")[0] for word in words[:6]} <= {line.strip() for line in lines}
+    assert any("'a_long_name_8': 5}" in line and "…" in line for line in lines)
+    name = "CarRacing-v3__reinforce_rollout__1__20261125-105144-abcdef"
+    assert len(tables.shortened(name, 40)) == 40 and tables.shortened(name, 40).startswith("CarRacing-v3_…")
+    assert tables.shortened(name, 40).endswith("1__20261125-105144-abcdef") and tables.shortened(name, 58) == name
+
+
+def test_json_has_the_numbers_of_the_tables(folder, tmp_path):
+    shutil.rmtree(folder / "CartPole-v1__my_idea__1")
+    make_run(folder, "other", script="other", env_id="CartPole-v1", episodes=linear(1), evals=[(1000, 3.0)])
+    words = ("rate 0.1", "my_idea.py", "other.py", "--threshold", "CartPole-v1=25")
+    done = run_compare(*words, "--json", "-", cwd=tmp_path)
+    assert "CartPole-v1: final score" in done.stderr  # the tables make way
+    found = json.loads(done.stdout)
+    cartpole = next(task for task in found["tasks"] if task["env_id"] == "CartPole-v1")
+    first, mine, other = cartpole["groups"]
+    assert (cartpole["score"], cartpole["threshold"], first["group"]) == (EVAL, 25, "dqn")
+    assert (first["runs"], first["IQM"], first["lowest"], first["highest"], first["best"]) == (5, 30, 10, 50, 60)
+    assert first["interval"][0] < 30 < first["interval"][1] and "P(better)" not in first
+    # Curves of slope 0.2 to 1 a step of 20: at the end 10 to 50, so that 3 of 5 come to 25.
+    assert first["reached"] == 3 and first["steps"] == 1000 and first["steps_per_second"] == 100
+    assert other["reached"] == 0 or other["steps_to_threshold"] is not None
+    assert mine["P(better)"] == pytest.approx(sum(m > t for m in (21, 31, 41, 51) for t in (10, 20, 30, 40, 50)) / 20)
+    assert "1 runs beside 5 are too few" in other["no_comparison"] and other["interval"] == [None, None]
+    assert [one["final"] for one in mine["each"]] == [21, 31, 41, 51]
+    assert found["differences"]["beta"] == {"dqn": "-", "my_idea": "7", "other": "-"}
+    assert run_compare(*words, "--json", "a.json", cwd=tmp_path).stdout.endswith("a.json\n")
+    assert json.loads((tmp_path / "a.json").read_text()) == found
 
 
 def test_a_missing_extra_is_one_line(folder, tmp_path):

@@ -154,6 +154,7 @@ def test_draws_are_even_in_the_range_or_in_its_logarithm(log, low, high):
         (["--search", "gamma=0.9..0.99:1", "--method", "grid"], "at least 2 points"),
         (["--search", "gamma=0.9..0.99:5"], "leave out :5"),
         (["--search", "gamma=0.9,1", "--method", "grid", "--trials", "3"], "this grid has 2 points"),
+        (["--search", "gamma=0.9,1", "--name", "a/b"], "--name 'a/b' names a folder"),
         (["--search", "gamma=0.9,1", "--trials", "0"], "--trials must be at least 1"),
         (["--search", "gamma=0.9,1", "--fresh-seeds", "3-5"], "the winner was chosen on those"),
         (["--search", "gamma=0.9,1", "--", "--gamma", "0.5"], "searched, and fixed"),
@@ -173,8 +174,9 @@ def test_bad_input_is_one_line_and_starts_nothing(fork, words, said):
 def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
     search = ["learning_rate=1e-4..1e-2:log:3", "hidden_sizes=64 64,32"]
     words = ["sweep", "my_fork.py", "--search", *search, "--method", "grid", "--seeds", "1,4", "--no-prune"]
-    done = tool(*words, "--fresh-seeds", "11-15", "--workers", "2", cwd=fork)
+    done = tool(*words, "--fresh-seeds", "11-15", "--workers", "2", "--json", "all.json", cwd=fork)
     found = results(fork)
+    assert json.loads((fork / "all.json").read_text()) == found
     expected = set(itertools.product([1e-4, 1e-3, 1e-2], ["64 64", "32"]))
     got = [(round(math.exp(math.log(p["learning_rate"])), 12), p["hidden_sizes"]) for p in
            (trial["params"] for trial in found["trials"])]  # fmt: skip
@@ -195,6 +197,8 @@ def test_a_grid_is_its_product_each_once_and_the_end_is_honest(fork):
     assert found["fresh"]["winner"] == pytest.approx([score(1e-3, 0.99, seed) for seed in range(11, 16)])
     assert found["fresh"]["defaults"] == pytest.approx([score(1e-2, 0.99, seed) for seed in range(11, 16)])
     assert "The winner beats the defaults on fresh seeds: difference +1, 95" in done.stdout
+    assert found["verdict"]["text"] in done.stdout and found["verdict"]["P(better)"] == 1
+    assert found["verdict"]["difference"] == pytest.approx(1) and found["verdict"]["interval"][0] > 0.9
     (folder,) = (fork / "runs").glob("*.sweep")
     assert "| 6 |" not in (folder / "report.md").read_text() and (folder / "report.md").read_text().count("\n| ") == 8
 
@@ -249,9 +253,9 @@ def test_a_search_makes_as_many_trials_as_asked_for_and_more_can_be_added(fork, 
     # Another search under the same name is refused, whatever differs.
     other_method = "random" if method == "tpe" else "tpe"
     for other in (["--seeds", "2"], ["--method", other_method], ["--search", "gamma=0.9,0.95"], ["--search-seed", "7"]):
-        changed = [*words, *other, "--wandb-group", f"sweep_my_fork_CartPole-v1_{method}"]
+        changed = [*words, *other, "--name", f"sweep_my_fork_CartPole-v1_{method}"]
         done = tool(*changed, cwd=fork, check=2)
-        assert "choose another --wandb-group" in done.stderr
+        assert "choose another --name" in done.stderr
     with (fork / "my_fork.py").open("a") as file:
         file.write("# changed\n")
     assert "begun with another source" in tool(*words, cwd=fork, check=2).stderr
@@ -346,25 +350,22 @@ def test_failed_trials_are_tried_again_but_not_for_ever(fork):
     assert len(starts(next(p for p in run_dirs(fork) if "crashes_once" in (p / "args.json").read_text()))) == 2
 
 
-def test_trials_below_the_median_are_pruned_on_training_returns(fork):
+def test_trials_below_the_median_are_pruned_after_a_seed(fork):
     """In turn: five that are not judged, then one above their median, one below it, and one above."""
-    source = (fork / "my_fork.py").read_text()
-    assert "else args.pause)" in source  # only the trial to be pruned takes time
-    (fork / "my_fork.py").write_text(
-        source.replace("else args.pause)", "else args.pause * (args.learning_rate > 0.05))")
-    )
     rates = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 1.5e-3, 1e-1, 2.5e-3]
     words = ["sweep", "my_fork.py", "--search", f"learning_rate={','.join(map(str, rates))}", "--method", "grid"]
-    words += ["--seeds", "1", "--fresh-seeds", "5"]
-    done = tool(*words, "--", "--pause", "0.3", cwd=fork)
+    words += ["--seeds", "1-3", "--fresh-seeds", "5", "--name", "mine"]
+    done = tool(*words, cwd=fork)
     found = sorted(results(fork)["trials"], key=lambda trial: trial["trial"])
     assert [trial["state"] for trial in found] == ["DONE"] * 6 + ["PRUNED", "DONE"]
-    assert "trial 6 (learning_rate=0.1): pruned on seed 1" in done.stdout
-    (path,) = [p for p in run_dirs(fork) if json.loads((p / "args.json").read_text())["learning_rate"] == 0.1]
-    assert not (path / "finished.json").exists()
-    (trial,) = [trial for slot, _, trial in trials(fork) if slot == 6]
-    # What was reported is the mean return of each tenth; the first three tenths are not judged.
-    assert trial.intermediate_values == pytest.approx({i: score(1e-1, 0.99, 1) for i in range(4)})
+    assert f"trial 6 (learning_rate=0.1): {score(1e-1, 0.99, 1):.5g}, pruned after 1 of 3 seeds\n" in done.stdout
+    assert found[6]["values"] == pytest.approx([score(1e-1, 0.99, 1)]) and found[6]["value"] is None
+    facts = [json.loads((path / "args.json").read_text()) for path in run_dirs(fork)]
+    assert [fact["seed"] for fact in facts if fact["learning_rate"] == 0.1] == [1]
+    assert {fact["wandb_group"] for fact in facts} == {"mine"} and (fork / "runs" / "mine.sweep").is_dir()
+    # What was reported is the mean of the scores so far.
+    (trial,) = [trial for slot, _, trial in trials(fork) if slot == 0]
+    assert trial.intermediate_values == pytest.approx({n: score(1e-3, 0.99, (n + 1) / 2) for n in (1, 2)})
 
 
 def test_if_the_defaults_win_nothing_is_compared(fork):
@@ -372,7 +373,7 @@ def test_if_the_defaults_win_nothing_is_compared(fork):
     done = tool(*words, "--fresh-seeds", "5-6", "--", "--learning-rate", "1e-3", cwd=fork)
     assert "winner is the defaults" not in done.stdout  # 0.95 is better
     words[3] = "gamma=0.99,0.1"
-    done = tool(*words, "--fresh-seeds", "5-6", "--wandb-group", "again", cwd=fork)
+    done = tool(*words, "--fresh-seeds", "5-6", "--name", "again", cwd=fork)
     assert "The winner is the defaults. On the fresh seeds 5-6: -1.0755 ± 0.000707." in done.stdout
 
 
@@ -393,25 +394,29 @@ def test_without_optuna_it_says_what_to_install(fork):
 # --- what the end says
 
 
+def said(ours, theirs, promised):
+    return stats.significance(ours, theirs, promised)["text"]
+
+
 def test_probability_of_improvement_against_counting():
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 9, 7), generator.integers(0, 9, 11)
     wins = sum(1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b)
-    assert f"probability of improvement {wins / 77:.2f}" in stats.significance(a, b, promised=0.0)
-    assert f"probability of improvement {1 - wins / 77:.2f}" in stats.significance(b, a, promised=0.0)
+    assert f"probability of improvement {wins / 77:.2f}" in said(a, b, 0.0)
+    assert f"probability of improvement {1 - wins / 77:.2f}" in said(b, a, 0.0)
 
 
 def test_the_sentence_claims_no_more_than_the_interval():
     up, flat, down = [11.0, 12.0, 13.0, 14.0, 15.0], [1.0, 12.0, 19.0, 14.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert stats.significance(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
-    assert stats.significance(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
-    assert stats.significance(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
-    assert "7 of the 20 in the sweep did not replicate" in stats.significance(up, down, 20.0)
-    assert "in the sweep" not in stats.significance(up, down, 12.0)
-    for ours, theirs in ((up[:4], down), (up, down[:4]), ([5.0], [1.0])):
-        said = stats.significance(ours, theirs, 20.0)
-        assert said.startswith(f"No comparison of {len(ours)} and {len(theirs)} runs, difference +")
-        assert "at least 5 runs" in said and "beats" not in said and "probability" not in said
+    assert said(up, down, 20.0).startswith("The winner beats the defaults on fresh seeds: difference +10")
+    assert said(down, up, 20.0).startswith("The winner is worse than the defaults on fresh seeds")
+    assert said(flat, up, 20.0).startswith("These runs do not show that the winner beats the defaults")
+    assert "7 of the 20 in the sweep did not replicate" in said(up, down, 20.0)
+    assert "in the sweep" not in said(up, down, 12.0)
+    for ours, theirs in ((up[:4], down[:4]), (up, [1.0]), ([5.0], [1.0])):
+        text = said(ours, theirs, 20.0)
+        assert text.startswith("No comparison, difference +") and stats.too_few(len(ours), len(theirs)) in text
+        assert "beats" not in text and "probability" not in text
 
 
 def test_product_is_the_product():
@@ -432,7 +437,7 @@ def test_no_file_of_a_sweep_has_a_secret_and_two_runs_beside_two_are_no_verdict(
     words = ["sweep", "my_fork.py", "--search", search, "--method", "grid", "--seeds", "1", "--retries", "0"]
     words += ["--fresh-seeds", "1001-1002", "--workers", "2", "--", "--wandb-notes", secret, "--gamma", "0.92"]
     done = tool(*words, cwd=fork)
-    assert "No comparison of 2 and 2 runs, difference +1" in done.stdout and "beats" not in done.stdout
+    assert "No comparison, difference +1: 2 runs beside 2 are too few" in done.stdout and "beats" not in done.stdout
     files = [path for path in fork.glob("runs/*.sweep/**/*") if path.is_file()]
     assert {"study.db", "report.md", "results.json"} < {path.name for path in files} and secret not in done.stdout
     assert not [path for path in files if secret.encode() in path.read_bytes()]

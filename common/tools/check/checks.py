@@ -26,7 +26,7 @@ from common.args import fail
 from common.internals.console.cli import parse
 from common.tools.check.harness import GAMMA, RATES, Failed, Harness, Skipped, Trace, fail_if, skip_if
 from common.tools.check.probe_envs import PlannedEpisodes
-from common.tools.launch.cli import as_words
+from common.tools.launch.cli import as_words, check_folder, write_json
 
 VALUES = ("losses/q_values", "losses/values", "losses/qf1_values", "losses/qf2_values")
 CLOSED_FORMS = {  # the value, and what another one means
@@ -42,6 +42,8 @@ class Args:
     """the script to check"""
     only: tuple[str, ...] = ()
     """names of checks to run (default: all)"""
+    json: Path | None = None
+    """write the results to this file (-: to the standard output)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -530,13 +532,17 @@ def main(argv: list[str]) -> NoReturn:
         if name not in CHECKS:
             fail(f"there is no check {name!r}; there are: {', '.join(CHECKS)}")
     began = time.monotonic()
-    counts = {"PASS": 0, "FAIL": 0, "SKIP": 0}
+    check_folder(args.json)
+    counts, results = {"PASS": 0, "FAIL": 0, "SKIP": 0}, []
     with contextlib.closing(Harness(args.script)) as harness:
         refused = f" (not {harness.refused})" if harness.refused else ""
         print(f"{args.script}: {' and '.join(harness.spaces)} actions, {len(harness.flags)} flags{refused}", flush=True)
         for result in examine(harness, args.only):
             counts[result.word] += 1
             print(result, flush=True)
+            passed = None if result.word == "SKIP" else result.word == "PASS"
+            results.append({"name": result.name, "passed": passed, "reason": result.text})
     said = "{PASS} passed, {FAIL} failed, {SKIP} skipped".format(**counts)
     print(f"{said} in {time.monotonic() - began:.0f} s, {len(harness.runs)} runs")
+    write_json(args.json, results)
     raise SystemExit(counts["FAIL"] > 0)

@@ -4,7 +4,6 @@
     python -m common compare algos/dqn.py my_idea.py       the runs of two scripts below --runs-dir
     python -m common compare baseline my_idea              the runs of two --wandb-group names below --runs-dir
     python -m common compare old=runs/a new=runs/b         two groups with names of your own
-    python -m common compare wandb:ENTITY/PROJECT/GROUP    runs on a W&B server
     python -m common compare runs/reference/results/dqn    the reference results
 
 Runs of one script with the same hyperparameters, and any seed, are one group; --by groups by other arguments. Groups
@@ -35,6 +34,7 @@ from common.tools.compare.groups import group
 from common.tools.compare.measure import Comparison, Task, measure
 from common.tools.compare.tables import Table, integer, number, span
 from common.tools.find_runs import Run, find, unreadable
+from common.tools.launch.cli import check_folder, write_json
 
 NOT_SHOWN = {"seed", "env_id", "script", "track", "capture_video", "resume", "debug", "runs_dir", "common", "exp_name"}
 NOT_SHOWN |= {"folder", "cwd"}
@@ -43,7 +43,7 @@ NOT_SHOWN |= {"folder", "cwd"}
 @dataclass
 class Args:
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUNS...")]
-    """folders, scripts (.py), groups, wandb:ENTITY/PROJECT[/GROUP]; NAME=RUNS makes these runs one group"""
+    """folders, scripts (.py), groups; NAME=RUNS makes these runs one group"""
     runs_dir: Path = Path("runs")
     """folder with the runs of scripts and groups"""
     by: tuple[str, ...] = ()
@@ -54,8 +54,6 @@ class Args:
     """metric of the final and best scores; --metric if no run has it"""
     threshold: tuple[str, ...] = ()
     """report when it is reached: 475, or CartPole-v1=475 (default: gymnasium's reward threshold)"""
-    normalize: tuple[str, ...] = ()
-    """scores that count as 0 and 1, to combine environments: CartPole-v1=20,500"""
     window: float = 0.05
     """width of the averaging window, as a share of the shortest group's steps"""
     finished: bool = False
@@ -68,6 +66,8 @@ class Args:
     """draw the curves into this .png, .svg or .pdf file (extra `plot`)"""
     html: Path | None = None
     """write one offline page with curves, tables, videos and differences of the code (extra `plot`)"""
+    json: Path | None = None
+    """write all numbers to this file (-: to the standard output)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -94,7 +94,8 @@ def main(argv: list[str]) -> None:
             page.write(comparison, args.html, args.metric, command)
     except OSError as error:
         fail(f"cannot write {error.filename or ''}: {error.strerror or error}", code=6)
-    for path in filter(None, (args.markdown, args.plot, args.html)):
+    write_json(args.json, comparison.numbers)
+    for path in filter(None, (args.markdown, args.plot, args.html, args.json)):
         print(path)
     if unreadable:
         fail(f"left out: {'; '.join(unreadable)}", code=3)
@@ -113,9 +114,8 @@ def check(args: Args) -> None:
             import plotly  # noqa: F401
         except ImportError as error:
             fail(f'{error.name} is not installed: pip install -e ".[plot]"')
-    for path in filter(None, (args.markdown, args.plot, args.html)):
-        if not path.parent.is_dir():
-            fail(f"there is no folder {path.parent} for {path.name}", code=6)
+    for path in (args.markdown, args.plot, args.html, args.json):
+        check_folder(path)
 
 
 def compare(runs: list[Run], args: Args) -> Comparison:
@@ -123,8 +123,7 @@ def compare(runs: list[Run], args: Args) -> Comparison:
     groups = group(runs, args.by)
     comparison = Comparison(groups, [], [])
     envs = list(dict.fromkeys(run.env_id for run in runs))
-    thresholds = {env: values[0] for env, values in per_task("threshold", args.threshold, envs, 1).items()}
-    goals = per_task("normalize", args.normalize, envs, 2)
+    thresholds = read_thresholds(args.threshold, envs)
     for env_id in envs:
         if not args.threshold and (known := registered_threshold(env_id)) is not None:
             thresholds[env_id] = known
@@ -138,45 +137,53 @@ def compare(runs: list[Run], args: Args) -> Comparison:
         if unreadable:
             fail(unreadable[0], code=3)
         fail(f"none of these runs has logged {args.metric} yet")
+    tasks: list[dict[str, Any]] = []
     for task in comparison.tasks:
-        comparison.tables += task_tables(task)
-    if len(comparison.tasks) > 1 or goals:
-        comparison.tables += over_tasks(comparison, goals)
-    counts = [len(cell.runs) for task in comparison.tasks for cell in task.cells.values()]
+        about = {"env_id": task.env_id, "score": task.score, "threshold": task.threshold}
+        tasks.append({**about, "groups": measured(task)})
+        comparison.tables += task_tables(task, tasks[-1]["groups"])
+    if over := over_tasks(comparison.tasks, list(groups)):
+        title = f"over tasks ({', '.join(task.env_id for task in comparison.tasks)})"
+        rows = [[row["group"], str(row["tasks"]), shown(row)] for row in over]
+        comparison.tables.append(Table(title, ["group", "tasks in common", "P(better)"], rows))
+    compared = [row for task in tasks for row in task["groups"]]
     head = [
         f"IQM: interquartile mean. [ ]: 95 % interval of the IQM, stratified bootstrap, {stats.DRAWS:,} draws.",
-        "seconds: median of the whole run, evaluations included. To a threshold: when half of the runs had reached it.",
+        "best: IQM of the highest scores so far. seconds: median of the whole run, evaluations included.",
     ]
-    tail = [f"Fewer than {stats.FEW} runs: a bootstrap of so few is too narrow."]
-    tail = tail if any(1 < count < stats.FEW for count in counts) else []
+    if any("reached" in row for row in compared):
+        head[1] += " To a threshold: when half of the runs had reached it."
+    tail = []
+    if any(row["runs"] > 1 and stats.too_few(row["runs"], row["runs"]) for row in compared):
+        tail.append("Intervals of fewer than 5 runs are too narrow.")
+    differ = differences(groups)
     if len(groups) > 1:
-        head.append("P(better): how often a run beats one of the first group, ties half.")
-        if (differ := differences(groups)).rows:
+        head.append(f"P(better): how often a run beats one of {next(iter(groups))}, ties half.")
+        if differ.rows:
             comparison.tables.append(differ)
         else:
             tail.insert(0, "The groups have the same arguments, versions and device.")
-        if few := stats.too_few(*counts):
-            tail.append(f"P(better) is left out where there are fewer runs: {few}.")
+        tail += dict.fromkeys(f"No P(better): {row['no_comparison']}." for row in compared if "no_comparison" in row)
     comparison.notes[:] = [*head, *comparison.notes, *tail]
+    differ_by_name = {name: dict(zip(groups, values, strict=True)) for name, *values in differ.rows}
+    comparison.numbers = {"tasks": tasks, "over_tasks": over, "differences": differ_by_name, "notes": comparison.notes}
     return comparison
 
 
-def per_task(flag: str, words: Sequence[str], envs: Sequence[str], count: int) -> dict[str, list[float]]:
-    """`ENV=1,2` words as numbers by task; a word without ENV is for every task."""
-    found: dict[str, list[float]] = {}
+def read_thresholds(words: Sequence[str], envs: Sequence[str]) -> dict[str, float]:
+    """`ENV=NUMBER` words by task; a word without ENV is for every task."""
+    found: dict[str, float] = {}
     for word in words:
         env, _, text = word.rpartition("=")
         try:
-            numbers = [float(part) for part in text.split(",")]
+            threshold = float(text)
         except ValueError:
-            numbers = []
-        if len(numbers) != count or not all(map(math.isfinite, numbers)):
-            fail(f"--{flag} {word}: write {'ENV=LOW,HIGH' if count == 2 else 'ENV=NUMBER'}")
-        if count == 2 and numbers[0] == numbers[1]:
-            fail(f"--{flag} {word}: the two scores must differ")
+            threshold = math.nan
+        if not math.isfinite(threshold):
+            fail(f"--threshold {word}: write ENV=NUMBER")
         if env and env not in envs:
-            fail(f"--{flag} {word}: no run is of {env}; there are: {', '.join(envs)}")
-        found |= dict.fromkeys([env] if env else envs, numbers)
+            fail(f"--threshold {word}: no run is of {env}; there are: {', '.join(envs)}")
+        found |= dict.fromkeys([env] if env else envs, threshold)
     return found
 
 
@@ -190,35 +197,44 @@ def registered_threshold(env_id: str) -> float | None:
         return None
 
 
-def task_tables(task: Task) -> list[Table]:
-    first = next(iter(task.cells))
+def measured(task: Task) -> list[dict[str, Any]]:
+    """The numbers of each group on a task, as the tables show them and --json has them."""
+    found, first = [], next(iter(task.cells.values()))
+    for label, cell in task.cells.items():
+        final, ends = cell.final, np.array([run.end for run in cell.runs])
+        best, reached = np.array([run.best for run in cell.runs]), np.array([run.reached for run in cell.runs])
+        row: dict[str, Any] = {"group": label, "runs": len(final), "IQM": stats.iqm([final])}
+        row |= {"interval": stats.interval(stats.iqm, [final]), "median": np.median(final), "mean": final.mean()}
+        row |= {"std": final.std(), "lowest": final.min(), "highest": final.max(), "best": stats.iqm([best])}
+        if cell is not first:
+            row |= better([final], [first.final])
+        row |= dict(zip(("steps", "seconds"), np.median(ends, axis=0), strict=True))
+        row["steps_per_second"] = np.median(ends[:, 0] / np.maximum(ends[:, 1], 1e-9))
+        if task.threshold is not None:
+            row["reached"] = int(np.isfinite(reached[:, 0]).sum())
+            row |= {"steps_to_threshold": half(reached[:, 0]), "seconds_to_threshold": half(reached[:, 1])}
+        names = "run", "seed", "final", "best", "steps", "seconds"
+        each = [(run.run.name, run.run.seed(), run.final, run.best, *run.end) for run in cell.runs]
+        found.append({**row, "each": [dict(zip(names, one, strict=True)) for one in each]})
+    return found
+
+
+def task_tables(task: Task, groups: list[dict[str, Any]]) -> list[Table]:
     of = "last greedy evaluation" if task.score.startswith("eval/") else f"end of {task.score}"
-    scores = Table(
-        f"{task.env_id}: final score ({of})",
-        ["group", "runs", "IQM", "95 % interval", "median", "mean", "std", "lowest", "highest", "best so far (IQM)"],
-        [],
-    )
+    header = ["group", "runs", "IQM", "95 % interval", "median", "mean", "std", "lowest", "highest", "best"]
+    scores = Table(f"{task.env_id}: final score ({of})", header + ["P(better)"] * (len(groups) > 1), [])
     costs = Table(f"{task.env_id}: what it took", ["group", "steps", "seconds", "steps/s"], [])
     if task.threshold is not None:
         costs.header += [f"reached {task.threshold:g}", "steps to it", "seconds to it"]
-    if len(task.cells) > 1:
-        scores.header.append(f"P(better than {first})")
-    for label, cell in task.cells.items():
-        final, best = cell.final, np.array([run.best for run in cell.runs])
-        bounds = stats.interval(stats.iqm, [final])
-        numbers = [np.median(final), final.mean(), final.std(), final.min(), final.max(), stats.iqm([best])]
-        row = [label, str(len(final)), number(stats.iqm([final])), span(bounds), *map(number, numbers)]
-        if len(task.cells) > 1:
-            row.append("" if label == first else better([final], [task.cells[first].final]))
-        scores.rows.append(row)
-        ends = np.array([run.end for run in cell.runs])
-        reached = np.array([run.reached for run in cell.runs])
-        steps, seconds = np.median(ends, axis=0)
-        row = [label, integer(steps), number(seconds), number(np.median(ends[:, 0] / np.maximum(ends[:, 1], 1e-9)))]
+    for row in groups:
+        cells = [row["group"], str(row["runs"]), number(row["IQM"]), span(row["interval"])]
+        cells += [number(row[name]) for name in header[4:]]
+        scores.rows.append(cells + [shown(row) if row is not groups[0] else ""] * (len(groups) > 1))
+        cells = [row["group"], integer(row["steps"]), number(row["seconds"]), number(row["steps_per_second"])]
         if task.threshold is not None:
-            row.append(f"{np.isfinite(reached[:, 0]).sum()} of {len(reached)}")
-            row += [integer(half(reached[:, 0])), number(half(reached[:, 1]))]
-        costs.rows.append(row)
+            cells += [f"{row['reached']} of {row['runs']}", integer(row["steps_to_threshold"])]
+            cells.append(number(row["seconds_to_threshold"]))
+        costs.rows.append(cells)
     return [scores, costs]
 
 
@@ -227,48 +243,30 @@ def half(reached: np.ndarray) -> float:
     return float(np.sort(reached)[(len(reached) - 1) // 2])
 
 
-def over_tasks(comparison: Comparison, goals: dict[str, list[float]]) -> list[Table]:
-    """All tasks together: P(better) needs no common scale, the means do."""
-    tasks, labels = comparison.tasks, list(comparison.groups)
-    envs = ", ".join(task.env_id for task in tasks)
+def over_tasks(tasks: list[Task], labels: list[str]) -> list[dict[str, Any]]:
+    """P(better) over the tasks that each group has in common with the first: it needs no common scale of scores."""
     found = []
-    if len(tasks) > 1 and len(labels) > 1:
-        table = Table(f"over tasks ({envs})", ["group", "tasks in common", f"P(better than {labels[0]})"], [])
-        for label in labels[1:]:
-            shared = [task for task in tasks if label in task.cells and labels[0] in task.cells]
-            if shared:
-                pair = [[task.cells[name].final for task in shared] for name in (label, labels[0])]
-                table.rows.append([label, str(len(shared)), better(*pair)])
-        found += [table] if table.rows else []
-    missing = [task.env_id for task in tasks if task.env_id not in goals]
-    if goals and missing:
-        fail(f"--normalize says nothing of {', '.join(missing)}")
-    if goals:
-        statistics = {"IQM": stats.iqm, "median": stats.median, "mean": stats.mean}
-        statistics |= {"optimality gap": stats.optimality_gap}
-        table = Table(f"normalised final scores over tasks ({envs})", ["group", "tasks", "runs", *statistics], [])
-        for label in labels:
-            mine = [task for task in tasks if label in task.cells]
-            if len(mine) < len(tasks):
-                comparison.notes.append(f"{label} has no normalised score: it has runs of {len(mine)} tasks only")
-                continue
-            bounds = [goals[task.env_id] for task in mine]
-            scores = [(t.cells[label].final - low) / (high - low) for t, (low, high) in zip(mine, bounds, strict=True)]
-            row = [label, str(len(mine)), str(sum(map(len, scores)))]
-            for statistic in statistics.values():
-                interval = stats.interval(statistic, scores)
-                row.append(f"{number(statistic(scores))} {span(interval)}")
-            table.rows.append(row)
-        found.append(table)
+    for label in labels[1:] if len(tasks) > 1 else ():
+        if shared := [task.cells for task in tasks if label in task.cells and labels[0] in task.cells]:
+            pair = [[cells[name].final for cells in shared] for name in (label, labels[0])]
+            found.append({"group": label, "tasks": len(shared), **better(*pair)})
     return found
 
 
-def better(mine: stats.Tasks, theirs: stats.Tasks) -> str:
-    if stats.too_few(*map(len, [*mine, *theirs])):
-        return "-"
+def better(mine: stats.Tasks, theirs: stats.Tasks) -> dict[str, Any]:
+    """The probability of improvement, or why so few runs have none."""
+    few = filter(None, (stats.too_few(len(a), len(b)) for a, b in zip(mine, theirs, strict=True)))
+    if no_comparison := next(few, None):
+        return {"no_comparison": no_comparison}
     bounds = stats.interval(stats.probability_of_improvement, mine, theirs)
-    interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if math.isfinite(bounds[0]) else ""
-    return f"{stats.probability_of_improvement(mine, theirs):.2f}{interval}"
+    return {"P(better)": stats.probability_of_improvement(mine, theirs), "P(better) interval": bounds}
+
+
+def shown(row: dict[str, Any]) -> str:
+    if "no_comparison" in row:
+        return "-"
+    low, high = row["P(better) interval"]
+    return f"{row['P(better)']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
 
 
 def differences(groups: dict[str, list[Run]]) -> Table:

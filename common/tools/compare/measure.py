@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -87,8 +88,6 @@ def measure(
                 notes.append(f"{unreadable[-1]}; it is left out.")
                 continue
             read.append((label, run, metrics))
-            if metrics.broken:
-                notes.append(f"{run.name}: {metrics.broken} lines of its metrics could not be read.")
         for seed, count in sorted(Counter(run.seed() for run in mine).items()):
             if count > 1:
                 notes.append(f"{label} has seed {seed} more than once on {env_id}: each counts as a run of its own.")
@@ -174,3 +173,4 @@ class Comparison:
     tasks: list[Task]
     tables: list[Table]
     notes: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)  # what --json writes

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+WIDTH = 120  # of a terminal
+
 
 @dataclass
 class Table:
@@ -30,15 +32,37 @@ def span(bounds: tuple[float, float]) -> str:
     return f"[{number(bounds[0])}, {number(bounds[1])}]" if math.isfinite(bounds[0]) else "-"
 
 
-def text(table: Table) -> str:
-    """As lines. What a terminal would obey, in names of runs that somebody else made, is "?"."""
-    header, *rows = [[_printable(cell) for cell in row] for row in (table.header, *table.rows)]
+def text(table: Table, width: int = WIDTH) -> str:
+    """As lines of at most `width` characters.
+
+    A table that is wider has each first cell on a line of its own; one that still is, each cell. What a terminal would
+    obey, in names of runs that somebody else made, is "?".
+    """
+    header, *rows = [[_printable(shortened(cell, width - 2)) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [_printable(table.title)]
-    for row in (header, *rows):
+
+    def line(row: list[str], widths: list[int]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
+        return "  ".join(cells).rstrip()
+
+    if sum(widths) + 2 * len(widths) - 2 <= width:
+        return "\n".join([*lines, *(line(row, widths) for row in (header, *rows))])
+    if sum(widths[1:]) + 2 * len(widths) - 2 <= width:
+        lines.append(line(["", *header[1:]], [0, *widths[1:]]))
+        return "\n".join([*lines, *(part for row in rows for part in (row[0], line(["", *row[1:]], [0, *widths[1:]])))])
+    names = [shortened(name, 60) for name in header[1:]]
+    for row in rows:
+        left = max(map(len, names))
+        cells = zip(names, row[1:], strict=True)
+        lines += [row[0], *(f"  {name:<{left}}  {shortened(cell, width - left - 4)}" for name, cell in cells)]
     return "\n".join(lines)
+
+
+def shortened(text: str, width: int) -> str:
+    """With an ellipsis in place of its middle where it is longer; names of runs differ most at their end."""
+    head = (width - 1) // 3
+    return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def markdown(table: Table) -> str:

@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -38,8 +38,8 @@ class Args(ToolArgs):
     """gymnasium environment ids"""
     seeds: str = "1-5"
     """seeds: 1-5 or 1,3,7-9"""
-    wandb_group: str | None = None
-    """W&B group, and name of the folder of the logs (default: benchmark_SCRIPTS)"""
+    name: str | None = None
+    """name of the folder of the logs and of the W&B group (default: benchmark_SCRIPTS)"""
     wandb_tags: tuple[str, ...] = ()
     """W&B tags, besides `benchmark`"""
 
@@ -50,22 +50,23 @@ def refuse_other(job: Job) -> None:
     if job.find() is None and (other := find_run(job.runs_dir, job.script.stem, named)) is not None:
         config = read_object(other, "args.json")
         differ = [f"{k} was {config.get(k)}, is now {v}" for k, v in job.wanted.items() if config.get(k) != v]
-        fail(f"{other} has other arguments: {', '.join(differ)}; choose another --wandb-group")
+        fail(f"{other} has other arguments: {', '.join(differ)}; choose another --name")
     if job.finished() and not is_saved_source(job.script, job.run_dir):  # type: ignore[arg-type]
         back = f"restore the script from {job.run_dir}/source"
-        fail(f"{job.script.name} has changed since {job.run_dir} finished: choose another --wandb-group, or {back}")
+        fail(f"{job.script.name} has changed since {job.run_dir} finished: choose another --name, or {back}")
 
 
 def main(argv: list[str]) -> None:
     words, flags = cli.split_flags(argv)
     args = parse(Args, __doc__, words, prog="python -m common benchmark")
     cli.at_least(args, workers=1)
+    cli.check_folder(args.json)
     seeds = cli.numbers(args.seeds, "--seeds")
     stems = [script.stem for script in args.scripts]
     for names, what in ((stems, "scripts"), (args.env_ids, "--env-ids")):
         if len(set(names)) < len(names):
             fail(f"{what}: two of the same name, whose runs could not be told apart")
-    group = cli.component(args.wandb_group or sanitized("benchmark_" + "_".join(stems)), "--wandb-group")
+    group = cli.component(args.name or sanitized("benchmark_" + "_".join(stems)), "--name")
     folder = args.runs_dir / f"{group}.benchmark"
     jobs: list[Job] = []
     tagged = [*flags, "--wandb-tags", "benchmark", *args.wandb_tags]
@@ -76,7 +77,11 @@ def main(argv: list[str]) -> None:
             name = sanitized(f"{script.stem}__{env_id}__{seed}")
             jobs.append(make_job(name, script.resolve(), tagged, base, args.runs_dir, folder, **own))
             refuse_other(jobs[-1])
-    _summary(jobs, run_all(jobs, args.workers, ["python", "-m", "common", "benchmark", *argv]))
+    try:
+        failed = run_all(jobs, args.workers, ["python", "-m", "common", "benchmark", *argv])
+    finally:  # after a signal too
+        cli.write_json(args.json, [_record(job) for job in jobs])
+    _summary(jobs, failed)
 
 
 def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
@@ -114,7 +119,9 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
                 score = job.score()
                 what = "done" if score is None else f"return {score:.1f}"
                 say(job, f"{what} in {datetime.timedelta(seconds=round(time.monotonic() - job.started))}")
-            elif not pool.stopping:
+            elif pool.stopping:
+                job.code = None
+            else:
                 job.code = job.code or 1
                 failed.append(job)
                 say(job, f"failed (exit {job.code}): {job.error()}")
@@ -126,6 +133,14 @@ def run_all(jobs: list[Job], workers: int, command: list[str]) -> list[Job]:
 
 def _name(job: Job) -> str:
     return f"{job.script.stem} {job.wanted['env_id']} seed {job.wanted['seed']}"
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """What --json says of a run."""
+    state = "finished" if job.finished() else "failed" if job.code else "unfinished"
+    failure = {"exit_code": job.code, "error": job.error()} if state == "failed" else {}
+    about = {"script": str(job.script), **{name: job.wanted[name] for name in ("env_id", "seed")}}
+    return {**about, "state": state, "score": job.score(), "run_dir": job.run_dir and str(job.run_dir), **failure}
 
 
 def _summary(jobs: list[Job], failed: list[Job]) -> None:

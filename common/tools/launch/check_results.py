@@ -12,9 +12,8 @@ the script, `common` or a library has changed.
 FAIL: the new scores are lower, by a one-sided permutation test of the difference of means with p at most --level, the
 probability with which an unchanged script FAILs. PASS: no drop was found; the interval shows how large a drop could
 have been missed. Four times in five the test finds a drop of 2.7 standard deviations with five runs beside five stored
-ones, 2.0 with five beside ten or ten beside five, 3.0 with seven beside three. At least five new runs are needed. With
---same-seeds, PASS means that every return is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that
-failed.
+ones, 2.0 with five beside ten or ten beside five, 3.0 with seven beside three. With --same-seeds, PASS means that every
+return is equal. Exit code: 0 PASS, 1 FAIL, 2 bad input, or that of a run that failed.
 """
 
 import hashlib
@@ -43,10 +42,10 @@ from common.tools.launch import cli
 from common.tools.launch.benchmark import run_all
 from common.tools.launch.cli import INCIDENTAL, OWN_FLAGS, as_words, ask, jsonable
 from common.tools.launch.jobs import Job, make_job
-from common.tools.stats import FEW, permutation, runs_needed
+from common.tools.stats import LEVEL, permutation, runs_needed, too_few
 
 COMMON = Path(__file__).parents[2]
-MOST = 10  # fresh seeds that are run without being asked for
+FRESH, MOST = 5, 10  # fresh seeds that are run without being asked for: more than 5 beside few stored ones
 # Keys of args.json that are no arguments.
 NOT_ARGUMENTS = {"script", "device", "threads", "processes", "versions", "git_commit", "parent", "common", "wandb_id"}
 NOT_ARGUMENTS |= {"folder", "cwd"}
@@ -66,7 +65,7 @@ class Args(cli.ToolArgs):
     """seeds to run, 101-105 or 101,103 (default: five from 101 on, more beside fewer than five stored)"""
     same_seeds: bool = False
     """run the row's own seeds (or --seeds of them), and compare every return with the stored one, to the bit"""
-    level: float = 0.01
+    level: float = LEVEL
     """probability with which an unchanged script FAILs, for each row"""
     script: Path | None = None
     """run this script, a fork, instead of the row's"""
@@ -134,12 +133,11 @@ def choose_seeds(row: Row, args: Args) -> list[int]:
         return given or [*row.scores]
     if known := set(given) & set(row.scores):
         fail(f"{row.name} has seed {min(known)} itself: give others, or --same-seeds")
-    least = max(FEW, runs_needed(len(row.scores), args.level))
+    least = runs_needed(len(row.scores), args.level)
     fresh = (seed for seed in itertools.count(101) if seed not in row.scores)
-    given = given or [*itertools.islice(fresh, min(least, MOST))]
-    if len(given) < least:
-        stored = f"{row.name} has {len(row.scores)} stored seeds"
-        fail(f"{stored}: at --level {args.level:g} a comparison takes at least {least} new ones; give more --seeds")
+    given = given or [*itertools.islice(fresh, min(max(FRESH, least), MOST))]
+    if few := too_few(len(given), len(row.scores), args.level):
+        fail(f"{row.name}: {few}, and beside {len(row.scores)} stored ones it takes {least} new --seeds")
     return given
 
 
@@ -197,35 +195,44 @@ def changes(row: Row, run_dirs: list[Path]) -> str:
     return ", ".join([*(f"{name} {then} -> {now}" for name, then, now in table.rows), *edited]) or "nothing"
 
 
-def report(row: Row, jobs: list[Job], args: Args) -> bool:
-    """Prints the result of a row whose runs are finished. Returns whether it passed."""
+def report(row: Row, jobs: list[Job], args: Args) -> dict[str, Any]:
+    """Prints the result of a row whose runs are finished, and returns it for --json."""
     run_dirs = [path for job in jobs if (path := job.find()) is not None]
-    new = [score for job in jobs if (score := job.score()) is not None]
+    new = {job.wanted["seed"]: score for job in jobs if (score := job.score()) is not None}
     if len(new) < len(jobs):
-        print(f"FAIL  {row.name}: {len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
-        return False
+        return failed_row(row, f"{len(jobs) - len(new)} of {len(jobs)} runs have no finite evaluation")
+    stored, scores = row.scores, [*new.values()]
     if args.same_seeds:
-        stored = [row.scores[job.wanted["seed"]] for job in jobs]
+        stored = {seed: row.scores[seed] for seed in new}
         same = [same_to_the_bit(row, *pair) for pair in zip(jobs, run_dirs, strict=True)]
-        passed, better = all(same), ""
+        passed, better, numbers = all(same), False, dict[str, Any](equal=sum(same))
         result = f"every return is equal to the stored one in {sum(same)} of {len(same)} runs"
     else:
-        stored, shift = [*row.scores.values()], permutation([*row.scores.values()], new, args.level)
-        passed, better = shift.worse > args.level, " (better)" if shift.better <= args.level else ""
+        shift = permutation([*stored.values()], scores, args.level)
+        passed, better = shift.worse > args.level, shift.better <= args.level
+        numbers = {"difference": shift.difference, "interval": [shift.low, shift.high], "p": shift.worse}
         interval = f"{100 - 200 * args.level:g} % interval {number(shift.low)} to {number(shift.high)}"
         result = f"difference {shift.difference:+.4g}, {interval}; "
         result += f"one-sided permutation test p = {shift.worse:.2g}, FAIL up to {args.level:g}"
-    print(f"{'PASS' if passed else 'FAIL'}  {row.name}{better}")
-    for name, scores in (("stored", stored), ("new", new)):
-        each = " ".join(f"{score:.1f}" for score in scores)
-        print(f"      {name:<6}  {_spread(scores)}, {len(scores)} seeds: {each}")
-    print(f"      {result}\n      changed since: {changes(row, run_dirs)}")
-    return passed
+    verdict, changed = "PASS" if passed else "FAIL", changes(row, run_dirs)
+    print(f"{verdict}  {row.name}{' (better)' * better}")
+    for name, shown in (("stored", [*stored.values()]), ("new", scores)):
+        each = " ".join(f"{score:.1f}" for score in shown)
+        print(f"      {name:<6}  {_spread(shown)}, {len(shown)} seeds: {each}")
+    print(f"      {result}\n      changed since: {changed}")
+    about = {"row": row.name, "verdict": verdict, "better": better, "reason": result, "changed": changed}
+    return {**about, **numbers, "level": args.level, "reference": stored, "scores": new}
+
+
+def failed_row(row: Row, reason: str) -> dict[str, Any]:
+    print(f"FAIL  {row.name}: {reason}")
+    return {"row": row.name, "verdict": "FAIL", "reason": reason, "reference": row.scores}
 
 
 def main(argv: list[str]) -> None:
     args = parse(Args, __doc__, argv, prog="python -m common check-results")
     cli.at_least(args, workers=1)
+    cli.check_folder(args.json)
     if not 0 < args.level < 0.5:
         fail("--level must be between 0 and 0.5")
     rows: dict[str, Row | str] = {}
@@ -239,6 +246,8 @@ def main(argv: list[str]) -> None:
         fail(f"there are no results (runs.json) below {args.results}: say where they are with --results")
     if not args.rows:
         print(listing(rows))
+        known = [row for row in rows.values() if isinstance(row, Row)]
+        cli.write_json(args.json, [{"row": row.name, "args": row.args, "reference": row.scores} for row in known])
         return
     jobs: dict[str, tuple[Row, list[Job]]] = {}
     for name in dict.fromkeys(word.rstrip("/") for word in args.rows):
@@ -250,14 +259,15 @@ def main(argv: list[str]) -> None:
         jobs[name] = row, make_jobs(row, args)
     every = [job for _, mine in jobs.values() for job in mine]
     failed = run_all(every, args.workers, ["python", "-m", "common", "check-results", *argv])
-    passed = True
-    for name, (row, mine) in jobs.items():
-        broken = [job for job in mine if job in failed]
-        if broken:
-            print(f"FAIL  {name}: {len(broken)} of {len(mine)} runs ended with an error: {broken[0].error()}")
+    results = []
+    for row, mine in jobs.values():
+        if broken := [job for job in mine if job in failed]:
+            reason = f"{len(broken)} of {len(mine)} runs ended with an error: {broken[0].error()}"
+            results.append(failed_row(row, reason))
         else:
-            passed = report(row, mine, args) and passed
+            results.append(report(row, mine, args))
     sys.stdout.flush()
+    cli.write_json(args.json, results)
     if failed:
         fail(f"{len(failed)} of {len(every)} runs failed; the same command retries them", failed[0].code or 1)
-    raise SystemExit(not passed)
+    raise SystemExit(any(result["verdict"] == "FAIL" for result in results))

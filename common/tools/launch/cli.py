@@ -1,6 +1,7 @@
 """The arguments of a script, read by its own parser, and helpers for command lines."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ OWN_FLAGS = {"seed", "runs_dir", "wandb_group", "wandb_tags", "resume"}
 # Arguments that make no other experiment.
 INCIDENTAL = OWN_FLAGS | {"track", "cuda", "torch_threads", "debug", "wandb_project", "wandb_entity", "wandb_name"}
 INCIDENTAL |= {"wandb_notes"}
+STDOUT = Path("-")  # of --json
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,8 @@ class ToolArgs:
     """runs at a time; the cores are divided among them"""
     runs_dir: Path = Path("runs")
     """folder of the run directories"""
+    json: Path | None = None
+    """write the results to this file (-: to the standard output)"""
     debug: bool = False
     """print the whole traceback of an error"""
 
@@ -103,6 +107,34 @@ def at_least(args: Any, **bounds: int) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def check_folder(path: Path | None) -> None:
+    """Code 6 if the folder of a file to write is missing. With --json -, everything else goes to stderr."""
+    if path is not None and not path.parent.is_dir():
+        fail(f"there is no folder {path.parent} for {path.name}", code=6)
+    if path == STDOUT:
+        sys.stdout = sys.stderr
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Writes `value`, of dicts, lists, numbers, arrays and text; what is not finite as null. Code 6 if it cannot."""
+    if path is None:
+        return
+    text = redact(json.dumps(_plain(value), indent=1) + "\n")
+    try:
+        sys.__stdout__.write(text) if path == STDOUT else path.write_text(text, "utf-8")  # type: ignore[union-attr]
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}", code=6)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def numbers(text: str, flag: str) -> list[int]:

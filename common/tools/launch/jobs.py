@@ -6,7 +6,6 @@ a tool that was killed knows what is finished.
 
 import contextlib
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.args import fail
-from common.internals.resume.files import finished_step, open_file, read_object, write_atomically
+from common.internals.resume.files import finished_step, read_object, write_atomically
 from common.internals.tracking.redact import REDACTED, redact
 from common.internals.tracking.redact import __file__ as redaction
-from common.tools.find_runs import NO_ROW
+from common.tools.find_runs import EVALUATION, read_lines
 from common.tools.launch.cli import INCIDENTAL, again, as_words, jsonable, sanitized
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -85,54 +84,6 @@ def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
             yield file.fileno()
 
 
-class Progress:
-    """Step and scores of a run that is still writing its metrics.jsonl."""
-
-    PARTS = 10
-
-    def __init__(self, run_dir: Path, total_timesteps: int) -> None:
-        self.run_dir, self.total = run_dir, total_timesteps
-        self._clear()
-
-    def _clear(self) -> None:
-        self.offset = self.step = 0
-        self.evaluation: float | None = None  # the last eval/episodic_return; None if that is not finite
-        self.sums = [0.0] * self.PARTS  # of the returns of the episodes that ended in each tenth of the run
-        self.counts = [0] * self.PARTS
-
-    def update(self) -> None:
-        """Reads the new lines; all of them if a resumed run has cut the file back to its checkpoint."""
-        try:
-            with open_file(self.run_dir, "metrics.jsonl") as file:
-                if file.seek(0, os.SEEK_END) < self.offset:
-                    self._clear()
-                file.seek(self.offset)
-                whole = file.read()
-        except OSError:
-            return
-        whole = whole[: whole.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            with contextlib.suppress(*NO_ROW):
-                self._take(json.loads(line))
-
-    def _take(self, row: dict[str, Any]) -> None:
-        step, episode = int(row["global_step"]), row.get("charts/episodic_return")
-        self.step = max(self.step, step)
-        if "eval/episodic_return" in row:
-            score = row["eval/episodic_return"]
-            self.evaluation = None if score is None else float(score)
-        if episode is not None:
-            part = min(max(step * self.PARTS - 1, 0) // self.total, self.PARTS - 1)
-            self.sums[part] += float(episode)
-            self.counts[part] += 1
-
-    def returns(self) -> list[float | None]:
-        """Mean return of the episodes that ended in each finished tenth of the run; None if none did."""
-        over = min(max(self.step * self.PARTS - 1, 0) // self.total, self.PARTS)
-        return [self.sums[part] / self.counts[part] if self.counts[part] else None for part in range(over)]
-
-
 @dataclass(eq=False)
 class Job:
     """A run to make. Its run directory is known by `wanted`, of its args.json; its log and lock are in `folder`."""
@@ -148,7 +99,6 @@ class Job:
     worker: int = 0
     code: int | None = None
     run_dir: Path | None = None
-    progress: Progress | None = None
     started: float = 0.0
 
     @property
@@ -163,25 +113,18 @@ class Job:
         """Its run directory; None before it has one."""
         if self.run_dir is None:
             self.run_dir = find_run(self.runs_dir, self.script.stem, self.wanted)
-        if self.run_dir is not None and self.progress is None:
-            self.progress = Progress(self.run_dir, self.wanted["total_timesteps"])
         return self.run_dir
-
-    def look(self) -> Progress | None:
-        """Its progress so far; None before it has a run directory."""
-        self.find()
-        if self.progress is not None:
-            self.progress.update()
-        return self.progress
 
     def finished(self) -> bool:
         run_dir = self.find()
         return run_dir is not None and finished_step(run_dir) is not None
 
     def score(self) -> float | None:
-        """The last greedy evaluation of a finished run."""
-        progress = self.look() if self.finished() else None
-        return None if progress is None else progress.evaluation
+        """The last greedy evaluation of a finished run; None if it has none."""
+        if not self.finished():
+            return None
+        rows = read_lines(self.run_dir / "metrics.jsonl", [EVALUATION]).rows[EVALUATION]  # type: ignore[operator]
+        return float(rows[2, -1]) if rows.size else None
 
     def error(self) -> str:
         if self.process is not None and self.process.returncode == 0:
@@ -232,7 +175,7 @@ class Pool:
         with locked(job.lock, wait=False) as lock:
             if lock is None:
                 return False
-            job.run_dir = job.progress = None  # it may be another attempt's
+            job.run_dir = None  # it may be another attempt's
             if job.finished():
                 return False
             words = job.flags if job.run_dir is None else ["--resume", str(job.run_dir), *again(job.flags)]

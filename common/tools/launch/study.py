@@ -78,7 +78,7 @@ class Queue:
             "seeds": sweep.seeds,
         }
         plan = jsonable({**self.plan, "slots": wanted if sweep.args.method == "grid" else None})
-        median = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
+        median = pruners.MedianPruner(n_startup_trials=5)
         options: dict[str, Any] = {"pruner": median if sweep.args.prune else pruners.NopPruner()}
         options["storage"] = f"sqlite:///{(sweep.folder / 'study.db').resolve()}"
         try:
@@ -88,7 +88,7 @@ class Queue:
         then = self.study.user_attrs.get("plan", plan)
         if differ := [key for key in plan if then.get(key) != plan[key]]:
             was = f"({then.get(differ[0])!r}, now {plan[differ[0]]!r})"
-            fail(f"{name} was begun with another {', '.join(differ)} {was}; choose another --wandb-group")
+            fail(f"{name} was begun with another {', '.join(differ)} {was}; choose another --name")
         self.study.set_user_attr("plan", plan)
         present = {slot.number for slot in self.slots()}
         for number, slot in self.wanted.items():

@@ -7,16 +7,14 @@ Flags after `--` go to every run. A trial is a set of hyperparameters; its value
 seeds of the last greedy evaluation. `gamma=0.9,0.99` is a list, `1e-4..1e-2` a range, `:log` draws from it evenly in
 the logarithm, `:5` makes 5 points of it for a grid.
 
---prune ends a trial when its best mean training return is below the median of earlier trials at the same tenth of the
-run (Optuna's MedianPruner; not among the first 5 trials, nor in the first three tenths). A trial with non-finite
-numbers counts as pruned.
+--prune ends a trial after a seed if the best mean of its scores so far is below the median of earlier trials after as
+many seeds (Optuna's MedianPruner; not before 5 trials are complete). A trial with non-finite numbers counts as pruned.
 
 The same command continues a sweep that was stopped or killed: unfinished trials resume their runs.
 `optuna-dashboard sqlite:///runs/NAME.sweep/study.db` plots the trials.
 """
 
 import itertools
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -29,17 +27,8 @@ from common.args import fail
 from common.internals.console.cli import parse
 from common.tools import stats
 from common.tools.compare.tables import Table, markdown
-from common.tools.launch.cli import (
-    OWN_FLAGS,
-    ToolArgs,
-    at_least,
-    base_arguments,
-    component,
-    numbers,
-    sanitized,
-    split_flags,
-)
-from common.tools.launch.jobs import Job, Pool, Progress, locked, make_folder, make_job, stop, write_file
+from common.tools.launch import cli
+from common.tools.launch.jobs import Job, Pool, locked, make_folder, make_job, write_file
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
 
 if TYPE_CHECKING:
@@ -49,7 +38,7 @@ TRIALS = 20
 
 
 @dataclass
-class Args(ToolArgs):
+class Args(cli.ToolArgs):
     script: Annotated[Positional[Path], arg(metavar="SCRIPT")]
     """the script; forks too, from any folder"""
     search: tuple[str, ...]
@@ -65,27 +54,28 @@ class Args(ToolArgs):
     fresh_seeds: str = "1001-1010"
     """seeds of the final runs of the winner and of the defaults"""
     prune: bool = True
-    """end trials early whose returns are below the median"""
+    """end trials after a seed if their scores are below the median"""
     retries: int = 2
     """times to retry a trial after a run of it failed"""
     search_seed: int = 0
     """seed of the search methods"""
-    wandb_group: str | None = None
-    """W&B group, and name of the sweep (default: sweep_SCRIPT_ENV_METHOD)"""
+    name: str | None = None
+    """name of the sweep's folder and of its W&B group (default: sweep_SCRIPT_ENV_METHOD)"""
     wandb_tags: tuple[str, ...] = ()
     """W&B tags, besides `sweep` and the trial's"""
 
 
 def main(argv: list[str]) -> None:
-    own, fixed = split_flags(argv)
+    own, fixed = cli.split_flags(argv)
     args = parse(Args, __doc__, own, prog="python -m common sweep")
-    at_least(args, workers=1, trials=1, retries=0, search_seed=0)
-    seeds, fresh = numbers(args.seeds, "--seeds"), numbers(args.fresh_seeds, "--fresh-seeds")
+    cli.at_least(args, workers=1, trials=1, retries=0, search_seed=0)
+    cli.check_folder(args.json)
+    seeds, fresh = cli.numbers(args.seeds, "--seeds"), cli.numbers(args.fresh_seeds, "--fresh-seeds")
     if set(seeds) & set(fresh):
         fail("--fresh-seeds must not be among --seeds: the winner was chosen on those")
     if args.env_id is not None:
         fixed = ["--env-id", args.env_id, *fixed]
-    types, base = base_arguments(args.script, fixed, OWN_FLAGS)
+    types, base = cli.base_arguments(args.script, fixed, cli.OWN_FLAGS)
     if base.get("eval_episodes", 1) == 0:
         fail("--eval-episodes 0 leaves nothing to judge a trial by")
     space = read_space(args.script, fixed, types, args.search)
@@ -97,8 +87,8 @@ def main(argv: list[str]) -> None:
         import scipy  # noqa: F401 - for optuna's gp
     except ImportError as error:
         fail(f'sweep needs {error.name}, which is not installed: pip install -e ".[sweep]"')
-    group = args.wandb_group or sanitized(f"sweep_{args.script.stem}_{base['env_id']}_{args.method}")
-    folder = args.runs_dir / f"{component(group, '--wandb-group')}.sweep"
+    group = args.name or cli.sanitized(f"sweep_{args.script.stem}_{base['env_id']}_{args.method}")
+    folder = args.runs_dir / f"{cli.component(group, '--name')}.sweep"
     make_folder(folder)
     sweep = Sweep(args, folder, group, fixed, base, space, seeds)
     with locked(folder / "lock", wait=False) as lock:
@@ -139,8 +129,6 @@ class Attempt:
     slot: dict[str, Any]
     jobs: list[Job]
     values: list[float] = field(default_factory=list)
-    reported: int = 0  # tenths of the current run
-    pruned: bool = False
     waits: bool = True  # for the current run to be started
 
     @property
@@ -204,42 +192,26 @@ class Sweep:
                     attempt.waits = False
                 elif not attempt.job.finished():  # the run of a process that was killed, still ending
                     continue
-            self.report(queue, attempt)
             finished = attempt.waits or attempt.job in ended
             if finished and self.end(queue, attempt):
                 attempts.remove(attempt)
-
-    def report(self, queue: "Queue", attempt: Attempt) -> None:
-        """Reports the mean training return of each tenth of a run to Optuna, and stops the run if it is pruned."""
-        progress = attempt.job.look()
-        for value in [] if progress is None else progress.returns()[attempt.reported : Progress.PARTS - 1]:
-            if attempt.pruned:
-                return
-            step = len(attempt.values) * Progress.PARTS + attempt.reported
-            attempt.reported += 1
-            if value is None or "name" in attempt.slot:
-                continue
-            attempt.trial.report(value, step)
-            if attempt.trial.should_prune() and not attempt.waits:
-                attempt.pruned = True
-                stop(attempt.job)
 
     def end(self, queue: "Queue", attempt: Attempt) -> bool:
         """Records the end of a trial's current run. Returns whether the trial is over."""
         job, title = attempt.job, self.title(attempt)
         score = job.score()
-        if attempt.pruned and (score is None or len(attempt.values) + 1 < len(attempt.jobs)):
-            queue.tell(attempt.trial, "PRUNED")
-            print(f"{queue.count()} {title}: pruned on seed {job.wanted['seed']}", flush=True)
-            return True
         if score is not None:
             attempt.values.append(score)
-            attempt.reported, attempt.waits = 0, True
-            if len(attempt.values) < len(attempt.jobs):
-                return False
-            value = sum(attempt.values) / len(attempt.values)
-            queue.tell(attempt.trial, "COMPLETE", value, values=attempt.values)
-            print(f"{queue.count()} {title}: {value:.5g}", flush=True)
+            value, seeds = sum(attempt.values) / len(attempt.values), len(attempt.values)
+            state = "COMPLETE" if seeds == len(attempt.jobs) else "PRUNED"
+            if state == "PRUNED":
+                attempt.waits = True
+                attempt.trial.report(value, seeds)
+                if not attempt.trial.should_prune():
+                    return False
+            queue.tell(attempt.trial, state, value if state == "COMPLETE" else None, values=attempt.values)
+            pruned = f", pruned after {seeds} of {len(attempt.jobs)} seeds" if state == "PRUNED" else ""
+            print(f"{queue.count()} {title}: {value:.5g}{pruned}", flush=True)
             return True
         if self.pool.stopping:
             return False  # the loop queues it again
@@ -274,12 +246,13 @@ def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_w
             values[final.wanted[slot.number]["name"]].append(slot.value)
     won, plain = values["winner"], values["defaults"]
     lines = [f"Winner: trial {winner.user_attrs['slot']}, {described(winner.params)}: {winner.value:.5g}", ""]
-    fresh = f"On the fresh seeds {sweep.args.fresh_seeds}"
+    fresh, verdict = f"On the fresh seeds {sweep.args.fresh_seeds}", {}
     if defaults_won:
         lines += [f"The winner is the defaults. {fresh}: {stats.mean_and_std(plain)}."]
     elif won and plain:
         both = f"winner {stats.mean_and_std(won)} ({len(won)} runs), defaults {stats.mean_and_std(plain)}"
-        lines += [f"{fresh}: {both} ({len(plain)} runs).", stats.significance(won, plain, winner.value)]
+        verdict = stats.significance(won, plain, winner.value)
+        lines += [f"{fresh}: {both} ({len(plain)} runs).", verdict["text"]]
     else:
         lines += [f"{fresh} no run of the {'defaults' if won else 'winner'} was completed."]
     slots, names = tried.slots(), [d.name for d in sweep.space]
@@ -297,8 +270,9 @@ def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_w
     head += "the value is the mean of the last greedy evaluations."
     text = "\n".join([f"# {sweep.group}", "", head, "", *lines, "", markdown(table), ""])
     write_file(sweep.folder / "report.md", text)
-    results = {"plan": tried.plan, "trials": rows, "winner": winner.params, "fresh": values}
-    write_file(sweep.folder / "results.json", json.dumps(results, indent=1, sort_keys=True) + "\n")
+    results = {"plan": tried.plan, "trials": rows, "winner": winner.params, "fresh": values, "verdict": verdict}
+    for path in (sweep.folder / "results.json", args.json):
+        cli.write_json(path, results)
     lost = [f"failed: trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
     lost += [f"failed: {final.wanted[s.number]['name']}: {s.error}" for s in final.slots() if final.given_up(s)]
     print("\n" + "\n".join([*lines, *lost]))
