@@ -221,6 +221,8 @@ def main(args: Args) -> None:
         common.fail(f"this script takes flat observations; {args.env_id} has images: use dqn.py")
     if args.compile:
         common.fail("this script has no --compile: Lightning runs the update; use dqn.py")
+    if args.stop_at_return is not None:
+        common.fail("this script has no --stop-at-return: Lightning runs a fixed number of updates; use dqn.py")
     run = common.track(args, device)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips

@@ -271,7 +271,8 @@ def main(args: Args) -> None:
     obs = obs.to(device)
     log_due = common.Every(args.log_interval, now=global_step)
     while global_step < args.total_timesteps:
-        evaluation(global_step)
+        if evaluation(global_step):
+            break
         lr = linear_schedule(args.learning_rate, last_lr, args.total_timesteps, global_step)
         optimizer.param_groups[0]["lr"] = lr
 

@@ -303,7 +303,8 @@ def main(args: Args) -> None:
     log_due = common.Every(args.log_interval, now=global_step)
     exploration_steps = args.exploration_fraction * args.total_timesteps
     while global_step < args.total_timesteps:
-        evaluation(global_step)
+        if evaluation(global_step):
+            break
         epsilon = 0.0 if args.noisy else linear_schedule(args.start_e, args.end_e, exploration_steps, global_step)
         actions = act(obs, envs.action_mask, epsilon)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)

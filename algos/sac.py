@@ -266,7 +266,8 @@ def main(args: Args) -> None:
     target_due = common.Every(args.target_network_frequency, now=num_updates)
     log_due = common.Every(args.log_interval, now=global_step)
     while global_step < args.total_timesteps:
-        evaluation(global_step)
+        if evaluation(global_step):
+            break
         actions = act(obs, explore=global_step < args.learning_starts)
         next_obs, rewards, terminations, truncations, infos = envs.step(actor.in_env_units(actions))
         global_step += args.num_envs

@@ -75,6 +75,8 @@ class RunArgs:
     """environment steps between evaluations (0: only at the end)"""
     eval_max_steps: int = 27_000
     """longest evaluation episode, in steps (0: no limit)"""
+    stop_at_return: float | None = None
+    """end the run when an evaluation reaches this mean return"""
     capture_video: bool = True
     """record the first episode of each evaluation"""
     track: bool = True

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from common.args import RANK, RunArgs, beside_training, warn
 from common.envs import Envs
 from common.internals.resume.random_state import isolated_rng
+from common.internals.speed import processes
 from common.internals.speed.timing import env_timer
 from common.internals.tracking.video import Camera, magnified
 from common.internals.vector.make import EnvForm, form_of, make_vector
@@ -29,6 +31,7 @@ ADVICE = "--eval-episodes 0 turns it off"
 class Evaluation:
     """Plays `args.eval_episodes` greedy episodes when due, logs eval/*, records the first one, and writes policy.pt.
 
+    policy_best.pt is the policy with the highest mean return of all evaluations, the first of equals.
     It has its own environments, seeds (the same every time) and random generators, so it never changes training.
     A failure is one warning. Under torchrun the first process plays while the others wait.
 
@@ -53,11 +56,14 @@ class Evaluation:
                 make_vector(run.args.env_id, 1, allow_import=allow_import, form=form_of(run.args)).close()
                 self.has_envs = True
 
-    def __call__(self, step: int) -> None:
-        """Call it at the start of each iteration and after the last one, with the number of environment steps."""
+    def __call__(self, step: int) -> bool:
+        """Call it at the start of each iteration and after the last one, with the number of environment steps.
+
+        Returns whether training should end, as the mean return has reached `args.stop_at_return`.
+        """
         run, args = self.run, self.run.args
         if not run.evaluation_due(step):
-            return
+            return False
         run.write_policy()
         began, env_seconds = time.monotonic(), env_timer.seconds
         video = run.dir / "videos" / f"step-{step:09d}.mp4" if args.capture_video else None
@@ -82,6 +88,12 @@ class Evaluation:
             run.stop(step)
         run.evaluated = step  # set last: a resumed run repeats an evaluation that a signal interrupted
         run.log_evaluation(metrics, step, video if video is not None and video.exists() else None)
+        mean = metrics.get("eval/episodic_return", -math.inf)
+        if mean > run.best_return:
+            run.best_return = mean
+            run.write_policy("policy_best.pt")
+        limit = args.stop_at_return
+        return limit is not None and processes.on_rank_zero(lambda: mean >= limit)
 
 
 def play(

@@ -67,6 +67,7 @@ class Run:
         self.resumable = False  # whether the script makes a Checkpoint
         self.checkpointed = -1  # step of the last checkpoint on disk
         self.evaluated = 0  # step of the last evaluation
+        self.best_return = -math.inf  # of all evaluations
         self.step = 0  # environment steps so far, as of the last log_episodes
         self.started = time.monotonic()
         self.loggers = Loggers(path, args, config, saved)
@@ -178,15 +179,15 @@ class Run:
             self._close(exit_code=6)
             fail(f"cannot write {self.dir / 'policy.pt'}: {error}", code=6)
 
-    def write_policy(self) -> None:
-        """Writes policy.pt; a failure is a warning."""
-        with beside_training("writing policy.pt"):
-            self._save_policy()
+    def write_policy(self, name: str = "policy.pt") -> None:
+        """Writes the policy; a failure is a warning."""
+        with beside_training(f"writing {name}"):
+            self._save_policy(name)
 
-    def _save_policy(self) -> None:
+    def _save_policy(self, name: str = "policy.pt") -> None:
         # Until the networks of a resumed run are restored, the file has the better policy.
         if self._policy is not None and self.saved is None and RANK == 0:
-            save_policy(self._policy, self.dir / "policy.pt", self.args.wrap)
+            save_policy(self._policy, self.dir / name, self.args.wrap)
 
     def stop(self, step: int) -> None:
         """Ends the process with code 128 + n after signal n; everything logged is kept."""
@@ -212,6 +213,7 @@ class Run:
         return {
             "step": self.step,
             "evaluated": self.evaluated,
+            "best_return": self.best_return,
             "loggers": self.loggers.state_dict(self.step),
             "noted": self._noted,
             "episodes": self._episodes.ended,
@@ -223,6 +225,7 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.evaluated, self._noted = state["step"], state["evaluated"], state["noted"]
+        self.best_return = state.get("best_return", -math.inf)
         self._progress.first_step = self.step
         self.loggers.load_state_dict(state["loggers"], self.step)
         self._episodes.ended = state["episodes"]

@@ -32,6 +32,8 @@ class Args:
     """run directories; several are shown as a table"""
     episodes: int | None = None
     """episodes to play with each policy (default: the run's --eval-episodes)"""
+    best: bool = False
+    """play the policy of the best evaluation (policy_best.pt), not the last one"""
     seed: int | None = None
     """seed of the environments (default: the run's)"""
     max_steps: int | None = None
@@ -120,7 +122,7 @@ def play_run(path: Path, args: Args, several: bool) -> dict[str, Any]:
     from common.internals.vector.make import form_of
     from common.tools.load_policy import load_policy
 
-    policy, run, script = load_policy(path, args.allow_env_import)
+    policy, run, script = load_policy(path, args.allow_env_import, "policy_best.pt" if args.best else "policy.pt")
     name = path.resolve().name
     video = args.video
     if video is not None:  # a folder of the user's may be a link, one of a run may not

@@ -16,7 +16,9 @@ from common.internals.resume.files import data_file, open_file
 from common.internals.vector.make import form_of, make_vector
 
 
-def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable[..., Any], RunArgs, str]:
+def load_policy(
+    run_dir: Path, allow_env_import: bool = False, file_name: str = "policy.pt"
+) -> tuple[Callable[..., Any], RunArgs, str]:
     """The policy of a run, its arguments, and the name of its script, which is imported as it ran (`source/`).
 
     Runs the script saved in the run directory, with the installed `common`: only for runs you trust. Modules beside
@@ -24,6 +26,7 @@ def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable
     Ends the process with code 3 and one line if the directory holds no policy that can be loaded.
 
     Args:
+        file_name: policy.pt, or policy_best.pt.
         allow_env_import: import the module of an env id of the form module:Env-v0, whatever args.json says of it.
     """
     try:
@@ -32,7 +35,7 @@ def load_policy(run_dir: Path, allow_env_import: bool = False) -> tuple[Callable
         if Path(name).name != name:
             raise ValueError(f"its args.json names a script outside source/: {name!r}")
         script = data_file(run_dir, f"source/{name}.py")
-        with open_file(run_dir, "policy.pt") as file:
+        with open_file(run_dir, file_name) as file:
             saved = torch.load(file, weights_only=True)
         sys.path += [folder for folder in search_path(run_dir, config) if folder not in sys.path]
         module = _import(script)

@@ -1,14 +1,19 @@
 """Evaluation: which episodes count, and what it may touch (P19, P20, P22)."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
-from conftest import envs_of, load, only_run, rows
+from conftest import envs_of, load, only_run, rows, run_script, run_tool
 from torch import nn
 
 from common.evaluation import PARALLEL_ENVS, play
+
+# Its best evaluation is not its last one.
+UNSTEADY = ["--total-timesteps", 9216, "--eval-interval", 1024, "--eval-episodes", 3, "--learning-rate", 0.02]
+UNSTEADY += ["--no-anneal-lr", "--no-track", "--no-capture-video"]
 
 
 class Network(nn.Module):
@@ -74,3 +79,42 @@ def test_there_is_one_evaluation_at_the_end_and_none_twice(interval, steps, tmp_
     dqn.main(dqn.Args(total_timesteps=300, eval_interval=interval, runs_dir=str(tmp_path), **flags))
     table = rows(only_run(tmp_path))
     assert [row["global_step"] for row in table if "eval/episodic_return" in row] == steps
+
+
+def logged_returns(run):
+    return [(row["global_step"], row["eval/episodic_return"]) for row in rows(run) if "eval/episodic_return" in row]
+
+
+def test_the_best_policy_is_kept_and_played_on_request(tmp_path):
+    run_script(*UNSTEADY, "--runs-dir", tmp_path, script="ppo")
+    run = only_run(tmp_path)
+    best, last = max(mean for _, mean in logged_returns(run)), logged_returns(run)[-1][1]
+    assert best > last  # or the two files could be mixed up
+    assert f"episodic_return {best:.6g} " in run_tool("evaluate", run, "--best").stdout
+    assert f"episodic_return {last:.6g} " in run_tool("evaluate", run).stdout
+    (run / "policy_best.pt").unlink()
+    assert "policy_best.pt is missing" in run_tool("evaluate", run, "--best", check=3).stderr
+
+
+def test_the_best_return_survives_a_resume(tmp_path):
+    """A resumed run whose evaluations are all worse than the best one before keeps that policy."""
+    run_script(*UNSTEADY, "--runs-dir", tmp_path, script="ppo")
+    run = only_run(tmp_path)
+    before, best = (run / "policy_best.pt").read_bytes(), max(mean for _, mean in logged_returns(run))
+    run_script("--resume", run, "--total-timesteps", 10_240, script="ppo")
+    assert logged_returns(run)[-1][1] < best  # or it could not fail
+    assert (run / "policy_best.pt").read_bytes() == before
+
+
+def test_a_run_ends_when_an_evaluation_reaches_the_return_asked_for(tmp_path):
+    run_script(*UNSTEADY, "--runs-dir", tmp_path / "a", script="ppo")
+    whole = logged_returns(only_run(tmp_path / "a"))
+    limit = max(mean for _, mean in whole)
+    run_script(*UNSTEADY, "--runs-dir", tmp_path / "b", "--stop-at-return", limit, script="ppo")
+    run = only_run(tmp_path / "b")
+    reached = next(i for i, (_, mean) in enumerate(whole) if mean >= limit)
+    assert 0 < reached < len(whole) - 1  # or it could not fail
+    assert logged_returns(run) == whole[: reached + 1]
+    assert json.loads((run / "finished.json").read_text())["global_step"] == whole[reached][0]
+    assert (run / "policy.pt").read_bytes() == (run / "policy_best.pt").read_bytes()
+    assert "already complete" in run_script("--resume", run, script="ppo").stdout

@@ -102,6 +102,7 @@ def test_the_run_directory_is_complete(main_run):
         "wandb",
         "videos",
         "policy.pt",
+        "policy_best.pt",
         "source",
         "checkpoints",
         "finished.json",

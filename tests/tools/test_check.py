@@ -153,7 +153,7 @@ BUGS = {
     ),
     "evaluation draws from training's generator": (
         PPO,
-        [("        evaluation(global_step)\n        lr", DRAWS + "        evaluation(global_step)\n        lr")],
+        [("        if evaluation(global_step):\n", DRAWS + "        if evaluation(global_step):\n")],
         "evaluation",
     ),
     "no last evaluation": (DQN, [(LAST_EVALUATION, "    run.finish")], "evaluation"),

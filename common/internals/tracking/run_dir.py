@@ -25,7 +25,17 @@ from common.internals.tracking.redact import REDACTED, redact
 RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
 # What may differ when a run is resumed; all else would make another run of it.
 MAY_CHANGE = {"total_timesteps", "eval_episodes", "eval_interval", "eval_max_steps", "log_interval", "save_interval"}
-MAY_CHANGE |= {"resume", "runs_dir", "cuda", "torch_threads", "track", "capture_video", "allow_env_import", "debug"}
+MAY_CHANGE |= {
+    "stop_at_return",
+    "resume",
+    "runs_dir",
+    "cuda",
+    "torch_threads",
+    "track",
+    "capture_video",
+    "allow_env_import",
+    "debug",
+}
 
 
 def begin(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any, dict[str, Any] | None]:
