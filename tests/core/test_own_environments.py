@@ -223,6 +223,44 @@ def test_a_forks_wrapper_is_around_training_evaluation_and_the_tools(async_envs,
     assert "start new episodes" not in resumed.stderr and "new episodes begin" not in resumed.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "env_id", "flags"),
+    [
+        ("ppo", "FrozenLake-v1", ["--env-kwargs", "map_name=8x8", "is_slippery=False"]),
+        ("dqn", "Blackjack-v1", []),
+        ("rainbow", "Taxi-v4", []),
+        (
+            "dqn",
+            "CarRacing-v3",
+            ["--env-kwargs", "continuous=False", "--grayscale", "--resize", 40, "--frame-stack", 4],
+        ),
+        ("ppo", "minigrid:MiniGrid-Empty-5x5-v0", ["--allow-env-import", "--num-steps", 16]),
+    ],
+)
+def test_the_environments_of_the_documents_train_as_they_are_typed(script, env_id, flags, tmp_path):
+    for module in {"CarRacing": ["Box2D"], "minigrid": ["minigrid"]}.get(re.split("[:-]", env_id)[0], []):
+        pytest.importorskip(module)
+    path = ROOT / "algos" / f"{script}.py"
+    if env_id.startswith("minigrid"):
+        text = path.read_text().replace("wrap=None", "wrap").replace("\ndef main(args", MINIGRID)
+        path = tmp_path / "ppo_minigrid.py"
+        path.write_text(text.replace("\nimport torch\n", "\nimport gymnasium as gym\nimport torch\n", 1))
+    size = ["--buffer-size", 500, "--learning-starts", 200, "--batch-size", 16] if script != "ppo" else []
+    size += ["--total-timesteps", 260, "--eval-episodes", 1, "--eval-max-steps", 20, "--no-track", "--no-capture-video"]
+    run_script("--env-id", env_id, *flags, *size, "--runs-dir", tmp_path / "runs", script=path, cwd=tmp_path)
+    assert "policy_best.pt" in {file.name for file in only_run(tmp_path / "runs").iterdir()}
+
+
+MINIGRID = """
+def wrap(env):
+    from minigrid.wrappers import ImgObsWrapper
+
+    return gym.wrappers.FlattenObservation(ImgObsWrapper(env))
+
+
+def main(args"""
+
+
 def test_a_wrapper_that_evaluation_could_not_find_is_refused_at_the_start(tmp_path):
     script = fork(tmp_path / "hidden.py", wrap="lambda env: HideVelocities(env)")
     done = run_script("--no-track", "--runs-dir", tmp_path / "runs", script=script, cwd=tmp_path, check=2)
