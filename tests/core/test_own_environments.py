@@ -19,6 +19,7 @@ from common.evaluation import play
 from common.internals.vector.make import EnvForm
 from common.internals.vector.observations import adapted, observer
 
+STACK = ["--frame-stack", 4]
 BOTH = pytest.mark.parametrize("async_envs", [False, True], ids=["in turn", "in processes"])
 IMAGE = Box(0, 255, (96, 80, 3), np.uint8)
 LINE = Box(-1, 1, (2,), np.float64)
