@@ -90,8 +90,13 @@ class QNetwork(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs)
 
-    def greedy(self, obs: Tensor) -> Tensor:
-        return self(obs).argmax(dim=1)
+    def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        return allowed(self(obs), action_mask).argmax(dim=1)
+
+
+def allowed(q: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Q-values [B, num_actions], -inf for the actions that the mask does not allow."""
+    return q if action_mask is None else q.masked_fill(~action_mask.to(q.device), -torch.inf)
 
 
 def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
@@ -102,10 +107,11 @@ def linear_schedule(start: float, end: float, duration: float, t: int) -> float:
 def dqn_loss(
     q_network: nn.Module, target_network: nn.Module, batch: SimpleNamespace, args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a')."""
+    """Squared TD error of Q(s, a) towards r + γ max_a' Q_target(s', a'), over the actions a' that are allowed."""
+    next_mask = getattr(batch, "next_mask", None)  # only of environments that report action masks
     with torch.no_grad():
         next_q = target_network(batch.next_obs)
-        best = (q_network(batch.next_obs) if args.double else next_q).argmax(dim=1, keepdim=True)
+        best = allowed(q_network(batch.next_obs) if args.double else next_q, next_mask).argmax(dim=1, keepdim=True)
         next_q = next_q.gather(1, best).squeeze(1)
         td_target = batch.rewards + args.gamma * next_q * ~batch.terminations
     q = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
@@ -165,11 +171,14 @@ class DQN(lightning.LightningModule):
         next(self.playing, None)
 
     @torch.no_grad()
-    def act(self, obs: Tensor, epsilon: float) -> Tensor:
+    def act(self, obs: Tensor, action_mask: Tensor | None, epsilon: float) -> Tensor:
         explore = torch.rand(len(obs)) < epsilon
-        actions = torch.randint(self.envs.single_action_space.n, (len(obs),))
+        if action_mask is None:
+            actions = torch.randint(self.envs.single_action_space.n, (len(obs),))
+        else:
+            actions = action_mask.float().multinomial(1).squeeze(1)
         if not explore.all():
-            actions = torch.where(explore, actions, self.q_network.greedy(obs.to(self.device)).cpu())
+            actions = torch.where(explore, actions, self.q_network.greedy(obs.to(self.device), action_mask).cpu())
         return actions
 
     def play(self) -> Iterator[None]:
@@ -188,12 +197,18 @@ class DQN(lightning.LightningModule):
         while self.env_step < args.total_timesteps:
             self.evaluation(self.env_step)
             epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, self.env_step)
-            actions = self.act(obs, epsilon)
+            actions = self.act(obs, envs.action_mask, epsilon)
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             self.env_step += args.num_envs
             run.log_episodes(infos, self.env_step)
-            final_obs = common.final_obs(next_obs, infos)
-            self.replay.add(obs=obs, actions=actions, rewards=rewards, next_obs=final_obs, terminations=terminations)
+            self.replay.add(
+                obs=obs,
+                actions=actions,
+                rewards=rewards,
+                next_obs=common.final_obs(next_obs, infos),
+                next_mask=common.final_mask(envs.action_mask, infos),
+                terminations=terminations,
+            )
             obs = next_obs
 
             last_lr = 0.0 if args.anneal_lr else args.learning_rate
