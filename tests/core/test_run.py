@@ -406,6 +406,34 @@ def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
     assert rows(only_run(tmp_path))[0]["losses/td_loss"] == 1.0
 
 
+def test_an_exit_of_wandbs_own_ends_no_run(tmp_path, monkeypatch, capfd):
+    """`wandb.teardown` exits with the code of the service that the watchdog killed."""
+    import wandb
+
+    teardown, exits = wandb.teardown, []
+
+    def exit_after(*words):
+        teardown(*words)
+        exits.append(-9)
+        raise SystemExit(-9)
+
+    def fails(*words, **more):
+        raise wandb.errors.CommError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "teardown", exit_after)
+        patch.setattr(wandb, "login", fails)
+        run = common.track(common.RunArgs(runs_dir=str(tmp_path), total_timesteps=10), torch.device("cpu"))
+        assert exits == [-9]  # the offline run is started after it
+        run.loggers.wandb.run.log = fails
+        for step in (1, 2):
+            run.log({"charts/x": 1.0}, step)
+        assert exits == [-9, -9]
+        run.finish()
+    assert capfd.readouterr().err.count("warning: W&B failed and is off") == 1
+    assert len(rows(run.dir)) == 2
+
+
 def test_a_full_disk_is_one_warning_per_logger(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

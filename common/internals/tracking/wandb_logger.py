@@ -109,7 +109,7 @@ class Wandb(Logger):
         wandb = self.wandb
         with self.watchdog.limit(self.INIT_TIMEOUT + self.ANSWER_TIMEOUT):
             if offline:
-                wandb.teardown(1)  # a failed init keeps its id in use
+                self._teardown()  # a failed init keeps its id in use
             settings = wandb.setup(wandb.Settings(silent=True)).settings
             os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")  # seconds, of login and artifacts: settings are read above
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
@@ -170,8 +170,11 @@ class Wandb(Logger):
 
     def drop(self) -> None:
         self.uploaded = False
-        # Otherwise wandb's exit handler prints a traceback about its dead process.
-        with self.watchdog.limit(self.ANSWER_TIMEOUT), contextlib.suppress(Exception):
+        with self.watchdog.limit(self.ANSWER_TIMEOUT):
+            self._teardown()  # otherwise wandb's exit handler prints a traceback about its dead process
+
+    def _teardown(self) -> None:
+        with contextlib.suppress(Exception, SystemExit):  # it exits with the code of a service that was killed
             self.wandb.teardown(1)
 
     def where(self) -> str:
