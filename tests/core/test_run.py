@@ -81,13 +81,17 @@ def test_a_run_prints_what_a_user_needs_and_nothing_else(main_run):
     lines = done.stdout.splitlines()
     assert done.stderr == ""
     if not torch.cuda.is_available():
-        assert lines[0] == "no CUDA GPU found: training on the CPU"
+        assert lines.pop(0) == "no CUDA GPU found: training on the CPU"
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    sync = f"wandb sync runs/{run_dir.name}/wandb/{folder.name}"
+    assert re.fullmatch(rf"dqn on CartPole-v1, seed 1, .*: runs/{run_dir.name}", lines[0])
+    assert lines[1] == f"W&B: offline (not logged in); upload later with: {sync}"
+    assert all(re.search(r"steps/s|greedy evaluation", line) for line in lines[2:-2])  # nor pygame's banner
     assert sum("steps/s" in line for line in lines) <= 11
     assert "\r" not in done.stdout
     assert sum("greedy evaluation" in line for line in lines) == 3
     assert f"runs/{run_dir.name}" in lines[-2]
-    (folder,) = (run_dir / "wandb").glob("offline-run-*")
-    assert f"wandb sync runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
+    assert sync in lines[-1]
     assert f"wandb leet runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
 
 
@@ -254,7 +258,11 @@ def test_online_when_the_server_answers(tmp_path):
     try:
         done = run_script(*SMALL, "--wandb-group", "g", "--runs-dir", tmp_path / "runs", env=server.env)
         ((run_id, run),) = server.runs.items()
-        assert f"W&B: {server.url}/me/plainrl/runs/{run_id}" in done.stdout.splitlines()[-1]
+        lines = done.stdout.splitlines()
+        where = f"W&B: {server.url}/me/plainrl/runs/{run_id}"
+        first, last = [i for i, line in enumerate(lines) if line == where]
+        assert "dqn on CartPole-v1" in lines[first - 1]
+        assert last == len(lines) - 1
         assert done.stderr == ""
         assert run["exitcode"] == 0
         assert run["groupName"] == "g"
@@ -289,9 +297,12 @@ def test_an_unreachable_server_means_offline_in_one_line(server, tmp_path):
             *QUICK, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
         )
         assert time.monotonic() - began < 40
-    (line,) = done.stderr.splitlines()
-    assert "this run stays on disk" in line
-    assert "wandb sync" in done.stdout.splitlines()[-1]
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    where = f"W&B: offline ({url} does not answer); upload later with: wandb sync "
+    first, last = [i for i, line in enumerate(lines) if line.startswith(where)]
+    assert "dqn on CartPole-v1" in lines[first - 1]
+    assert last == len(lines) - 1
     _, records = wandb_records(only_run(tmp_path / "runs"))
     assert len(of_kind(records, "history")) >= 3
 
@@ -303,8 +314,22 @@ def test_a_key_the_server_refuses_means_offline(key, tmp_path):
     try:
         env = {**server.env, "WANDB_API_KEY": key}
         done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", env=env)
-        assert "wandb sync" in done.stdout.splitlines()[-1]
-        assert len(done.stderr.splitlines()) == 1
+        why = "does not answer" if key == "0" * 40 else "API key must have 40+ characters"
+        assert re.search(rf"^W&B: offline \(.*{re.escape(why)}.*\); upload later with: wandb sync", done.stdout, re.M)
+        assert done.stderr == ""
+    finally:
+        server.close()
+
+
+def test_an_entity_the_server_refuses_means_offline(tmp_path):
+    server = FakeWandb()
+    refused = {"data": None, "errors": [{"message": "permission denied"}]}
+    answer = server._graphql
+    server._graphql = lambda name, v: refused if name == "UpsertBucket" else answer(name, v)
+    try:
+        done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", "--wandb-entity", "x", env=server.env)
+        assert re.search(r"^W&B: offline \(.*permission denied\); upload later with: wandb sync", done.stdout, re.M)
+        assert done.stderr == ""
     finally:
         server.close()
 
@@ -349,6 +374,21 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f"never printed {text!r}: {process.communicate()[1]}")
+
+
+def test_the_run_is_printed_before_wandb_opens(tmp_path, monkeypatch, capsys):
+    shown = []
+
+    def opens(*words):
+        shown.append(capsys.readouterr().out)
+        raise OSError("no W&B")
+
+    monkeypatch.setattr("common.internals.tracking.loggers.Wandb", opens)
+    args = common.RunArgs(runs_dir=str(tmp_path), total_timesteps=10)
+    run = common.track(args, torch.device("cpu"))
+    run.finish()
+    assert len(shown) == 1
+    assert f"on CartPole-v1, seed 1, cpu: {run.dir}" in shown[0]
 
 
 def test_a_killed_wandb_process_is_one_warning(tmp_path):

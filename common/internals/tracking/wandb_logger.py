@@ -84,17 +84,20 @@ class Wandb(Logger):
 
         self.wandb, self.path = wandb, path
         self.watchdog = _watchdog()
-        self.uploaded = True
+        self.mode = ""
+        self.unsent = ""  # why the server lacks something
         self.recent: collections.deque[tuple[float, dict[str, float], int]] = collections.deque()  # maybe not on disk
         logging.raiseExceptions = False  # no traceback where wandb's log file is on a full disk
         # wandb keeps the command line, and prints every traceback, whatever --debug is.
         argv, sys.argv, hook = sys.argv, redact(sys.argv), sys.excepthook
         try:
             self.run = self._start(args, facts)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except wandb.Error as error:
             if self.mode != "online":
                 raise
-            say(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", sys.stderr)
+            why, server = (redact(text) for text in (str(error).splitlines()[0], wandb.setup().settings.base_url))
+            late = "in time" in why or "timed out" in why
+            self.unsent = f"{server} does not answer" if late else why.rstrip(".")
             self.run = self._start(args, facts, offline=True)
         finally:
             sys.argv, sys.excepthook = argv, hook
@@ -104,6 +107,7 @@ class Wandb(Logger):
         self.run.define_metric("*", step_metric="global_step")
         self.run.save(str(path / "source" / "*"), base_path=str(path), policy="now")
         self.policy_name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
+        say(self.where())
 
     def _start(self, args: RunArgs, facts: dict[str, Any], offline: bool = False) -> Any:
         wandb = self.wandb
@@ -113,8 +117,10 @@ class Wandb(Logger):
             settings = wandb.setup(wandb.Settings(silent=True)).settings
             os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")  # seconds, of login and artifacts: settings are read above
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
-            if self.mode == "online" and not wandb.login(prompt=False, verify=True):
-                self.mode = "offline"
+            if self.mode == "offline":
+                self.unsent = self.unsent or "as WANDB_MODE or `wandb offline` says"
+            elif self.mode == "online" and not wandb.login(prompt=False, verify=True):
+                self.mode, self.unsent = "offline", "not logged in"
             names = {"project": args.wandb_project, "entity": args.wandb_entity, "group": args.wandb_group}
             names |= {"name": args.wandb_name or self.path.name, "notes": args.wandb_notes}
             return wandb.init(
@@ -166,10 +172,10 @@ class Wandb(Logger):
                 try:
                     self.run.finish(exit_code=exit_code)
                 except TimeoutError:
-                    self.uploaded = False
+                    self.unsent = self.unsent or "not all was uploaded"
 
     def drop(self) -> None:
-        self.uploaded = False
+        self.unsent = self.unsent or "it failed"
         with self.watchdog.limit(self.ANSWER_TIMEOUT):
             self._teardown()  # otherwise wandb's exit handler prints a traceback about its dead process
 
@@ -177,15 +183,16 @@ class Wandb(Logger):
         with contextlib.suppress(Exception, SystemExit):  # it exits with the code of a service that was killed
             self.wandb.teardown(1)
 
-    def where(self) -> str:
-        """One line: the address of the run, or how to upload it and look at it."""
+    def where(self, look: bool = False) -> str:
+        """One line: the address of the run, or how to upload it later and, with `look`, see it without a server."""
         if self.mode == "disabled":
             return "W&B: disabled by WANDB_MODE"
-        if self.mode == "online" and self.uploaded:
+        if not self.unsent:
             return f"W&B: {self.run.url}"
         online = "--include-online " if self.mode == "online" else ""
         # One folder for each start or resume. Given several, wandb stops at the first that a killed process left.
         found = sorted((self.path / "wandb").glob("*run-*-*"), key=lambda folder: folder.name.removeprefix("offline-"))
         folders = [shlex.quote(str(folder)) for folder in found]
         upload = "; ".join(f"wandb sync {online}{folder}" for folder in folders)
-        return f"W&B offline: upload with  {upload}  or look at it with  wandb leet {folders[-1]}"
+        leet = f"  or look at it with: wandb leet {folders[-1]}" if look else ""
+        return f"W&B: offline ({self.unsent}); upload later with: {upload}{leet}"
