@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -740,20 +741,56 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     assert (row["x"], row["y"], row["z"]) == (None, None, 2.0)
 
 
-def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
+def shown_in_a_terminal(columns, tmp_path, **variables):
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
     flags = ["--total-timesteps", 4000, "--runs-dir", tmp_path, "--no-track", "--eval-episodes", 0]
-    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower)
+    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower, env={**os.environ, **variables})
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):
         while chunk := os.read(leader, 4096):
             shown += chunk
     assert process.wait() == 0
-    progress = [part for part in shown.decode().split("\r") if "steps/s" in part]
+    return shown.decode()
+
+
+@pytest.mark.parametrize("columns", [100, 40])
+def test_a_terminal_shows_one_line_that_renews_itself_and_never_wraps(columns, tmp_path):
+    shown = shown_in_a_terminal(columns, tmp_path, NO_COLOR="1", TERM="xterm")
+    progress = [part for part in shown.split("\r") if "/4,000 steps" in part]
     assert len(progress) >= 2
     assert not any("\n" in part.rstrip("\n") for part in progress)
-    assert "left" in progress[0]
+    if columns == 40:
+        assert max(len(part) for part in progress) == 39
+    else:
+        assert "left" in progress[0]
+    assert "\x1b" not in shown
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path):
+    shown = shown_in_a_terminal(100, tmp_path, TERM="dumb").replace("\r\n", "\n")
+    assert "\r" not in shown
+    assert "\x1b" not in shown
+    assert sum("steps/s" in line for line in shown.splitlines()) >= 2
+
+
+@pytest.mark.parametrize(("seconds", "each"), [(20, 0.1), (3600, 1.0), (3600, 45.0)])
+def test_a_log_gets_one_or_two_lines_a_minute(seconds, each, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("common.internals.console.progress.time.monotonic", lambda: now[0])
+    console, times = Progress(seconds * 10), []
+    while now[0] < seconds:
+        now[0] += each
+        console.show(round(now[0] * 10), 10.0, None)
+        times += [now[0]] * len(capsys.readouterr().out.splitlines())
+    assert times[-1] == now[0]
+    if seconds < 60:
+        assert 5 <= len(times) <= 11
+    else:
+        gaps = [b - a for a, b in itertools.pairwise(times[:-1])]
+        assert min(gaps) >= 30
+        assert max(gaps) <= 60
 
 
 def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):
