@@ -168,8 +168,12 @@ def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
     folder, records = wandb_records(run_dir)
     (run,) = of_kind(records, "run")
     config = run["config"]["update"]
-    for key, value in json.loads((run_dir / "args.json").read_text()).items():
-        assert config[key] == value, key
+    args = json.loads((run_dir / "args.json").read_text())
+    assert all(args[key] == value for key, value in config.items() if key != "_wandb")
+    left_out = {"runs_dir", "resume", "debug", "track", "capture_video", "save_interval", "env_timeout", "cwd"}
+    left_out |= {"allow_env_import", "folder", "common", *(key for key in args if key.startswith("wandb_"))}
+    assert args.keys() - config.keys() == left_out
+    assert str(ROOT) not in json.dumps(config)
     assert run["display_name"] == run_dir.name
     assert run["project"] == "plainrl"
     assert run["tags"] == ["a", "b"]
@@ -179,8 +183,11 @@ def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
     assert [row["global_step"] for row in videos] == [600, 1200, 1500]
     for video in videos:
         assert (folder / "files" / video["videos/eval.path"]).stat().st_size == video["videos/eval.size"] > 1000
-    assert (folder / "files" / "source" / "dqn.py").read_text() == (ROOT / "algos" / "dqn.py").read_text()
-    (artifact,) = of_kind(records, "artifact")
+    code, artifact = of_kind(records, "artifact")
+    assert (code["name"], code["type"]) == ("source-dqn", "code")
+    files = {entry["path"]: Path(entry["local_path"]).read_bytes() for entry in code["manifest"]["contents"]}
+    assert files == {path.name: path.read_bytes() for path in (run_dir / "source").iterdir()}
+    assert {"_wandb": {"code_path": "source-dqn"}} in [item.get("update") for item in of_kind(records, "config")]
     assert artifact["name"] == "dqn-CartPole-v1"
     assert artifact["type"] == "model"
     assert {entry["path"] for entry in artifact["manifest"]["contents"]} == {"policy.pt", "args.json"}
@@ -249,7 +256,7 @@ def test_the_printed_sync_command_uploads_everything(main_run):
         (history,) = server.history.values()
         assert set().union(*history) >= KEYS
         assert any(name.endswith(".mp4") for name in server.files)
-        assert any(name.endswith("source/dqn.py") for name in server.files)
+        assert [each["input"]["artifactTypeName"] for each in server.artifacts] == ["code", "model"]
     finally:
         server.close()
 
@@ -269,12 +276,14 @@ def test_online_when_the_server_answers(tmp_path):
         assert run["groupName"] == "g"
         config = json.loads(run["config"])
         assert config["total_timesteps"]["value"] == 1500
+        assert not config.keys() & {"runs_dir", "resume", "folder", "cwd", "common", "wandb_project"}
+        assert config["_wandb"]["value"]["code_path"] == "source-dqn"  # what the Code panel shows
         history = server.history[run_id]
         assert set().union(*history) >= KEYS
         assert [row["global_step"] for row in history] == [row["_step"] for row in history]
-        assert f"{run_id}/source/dqn.py" in server.files
         assert [name for name in server.files if name.endswith(".mp4")]
-        (artifact,) = server.artifacts
+        code, artifact = server.artifacts
+        assert (code["input"]["artifactTypeName"], code["input"]["runName"]) == ("code", run_id)
         assert artifact["input"]["artifactTypeName"] == "model"
         assert "dqn-CartPole-v1" in json.dumps(artifact)
     finally:

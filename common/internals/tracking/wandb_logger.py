@@ -19,6 +19,11 @@ from common.args import RunArgs, say
 from common.internals.tracking.local_loggers import Logger
 from common.internals.tracking.redact import redact
 
+# Where and how a run was started, and what W&B has in fields of its own: in args.json only, not in W&B's configuration.
+NO_HYPERPARAMETERS = {"runs_dir", "resume", "debug", "track", "capture_video", "save_interval", "env_timeout", "cwd"}
+NO_HYPERPARAMETERS |= {"allow_env_import", "folder", "common", "wandb_id"}
+NO_HYPERPARAMETERS |= {name for name in RunArgs.__annotations__ if name.startswith("wandb_")}
+
 
 def wandb_service() -> Any:
     """The `subprocess.Popen` of wandb's service, None if this process started none; wandb has no public name for it."""
@@ -105,7 +110,8 @@ class Wandb(Logger):
         atexit.register(self.watchdog.at_exit)  # after wandb's own handler was registered, so called before it
         self.run.define_metric("global_step")
         self.run.define_metric("*", step_metric="global_step")
-        self.run.save(str(path / "source" / "*"), base_path=str(path), policy="now")
+        with self.watchdog.limit(self.ANSWER_TIMEOUT):
+            self.run.log_code(str(path / "source"), name=f"source-{facts['script']}", include_fn=lambda path: True)
         self.policy_name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
         say(self.where())
 
@@ -130,7 +136,7 @@ class Wandb(Logger):
                 resume="allow" if args.resume else None,
                 allow_val_change=True,
                 job_type="train",
-                config=facts,
+                config={key: value for key, value in facts.items() if key not in NO_HYPERPARAMETERS},
                 dir=self.path,
                 mode=self.mode,
                 save_code=False,  # code and git's diff may hold secrets: source/, without them, is uploaded instead
