@@ -78,6 +78,7 @@ class Wandb(Logger):
 
     name = "W&B"
     INIT_TIMEOUT = 20  # seconds
+    RESTART_TIMEOUT = 5  # for a wandb process that a silent server keeps; it has nothing to lose yet
     FINISH_TIMEOUT = 60  # what has not been uploaded by then stays on disk
     ANSWER_TIMEOUT = 60  # on top of those, for wandb's process to answer at all
     FLUSH_INTERVAL = 2  # wandb's own 15 are what a killed run would lose
@@ -103,6 +104,8 @@ class Wandb(Logger):
             why, server = (redact(text) for text in (str(error).splitlines()[0], wandb.setup().settings.base_url))
             late = "in time" in why or "timed out" in why
             self.unsent = f"{server} does not answer" if late else why.rstrip(".")
+            with self.watchdog.limit(self.RESTART_TIMEOUT):
+                self._teardown()  # a failed init keeps its id in use
             self.run = self._start(args, facts, offline=True)
         finally:
             sys.argv, sys.excepthook = argv, hook
@@ -118,8 +121,6 @@ class Wandb(Logger):
     def _start(self, args: RunArgs, facts: dict[str, Any], offline: bool = False) -> Any:
         wandb = self.wandb
         with self.watchdog.limit(self.INIT_TIMEOUT + self.ANSWER_TIMEOUT):
-            if offline:
-                self._teardown()  # a failed init keeps its id in use
             settings = wandb.setup(wandb.Settings(silent=True)).settings
             os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")  # seconds, of login and artifacts: settings are read above
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
@@ -181,7 +182,7 @@ class Wandb(Logger):
                     self.unsent = self.unsent or "not all was uploaded"
 
     def drop(self) -> None:
-        self.unsent = self.unsent or "it failed"
+        self.unsent = self.unsent or "failed during the run"
         with self.watchdog.limit(self.ANSWER_TIMEOUT):
             self._teardown()  # otherwise wandb's exit handler prints a traceback about its dead process
 
