@@ -70,7 +70,11 @@ class Run:
         self.best_return = -math.inf  # of all evaluations
         self.step = 0  # environment steps so far, as of the last log_episodes
         self.started = time.monotonic()
-        self.loggers = Loggers(path, args, config, saved)
+        if RANK == 0:
+            count = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
+            start = f", from step {saved['step']:,}" if saved else ""
+            say(f"{config['script']} on {args.env_id}, seed {args.seed}, {config['device']}{count}{start}: {path}")
+        self.loggers = Loggers(path, args, config, saved)  # W&B may take 20 s, if its server does not answer
         self._lock = lock
         self._policy: Callable[..., Any] | None = None
         self._noted: dict[str, float | Tensor] = {}
@@ -81,10 +85,6 @@ class Run:
         self.signals = StopSignals()
         self._finished = False
         atexit.register(self._close, exit_code=1)
-        if RANK == 0:
-            count = f" x {WORLD_SIZE}" if WORLD_SIZE > 1 else ""
-            start = f", from step {saved['step']:,}" if saved else ""
-            say(f"{config['script']} on {args.env_id}, seed {args.seed}, {config['device']}{count}{start}: {path}")
 
     def note(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Keeps metrics for the next row, for example the losses of the last update."""
@@ -249,7 +249,7 @@ class Run:
             run_dir.write_json(self.dir / "finished.json", {"global_step": self.step, "time": seconds})
         self._progress.line(f"done in {seconds:.1f} s: {self.dir}")
         if self.loggers.wandb is not None:
-            say(self.loggers.wandb.where())
+            say(self.loggers.wandb.where(look=True))
 
     def _close(self, exit_code: int) -> None:
         if self._finished:

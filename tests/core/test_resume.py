@@ -246,7 +246,7 @@ def test_a_resumed_run_continues_its_wandb_run(tmp_path):
     }
 
     printed = finish(start("dqn", ["--resume", run_dir, "--total-timesteps", 3100]))
-    command = re.search(r"(wandb sync .*?)  or", printed).group(1)
+    command = re.search(r"(wandb sync .*?)  or look", printed).group(1)
     assert command.count("wandb sync") == len(folders) + 1
     server = FakeWandb()
     try:

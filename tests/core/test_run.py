@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -81,13 +82,17 @@ def test_a_run_prints_what_a_user_needs_and_nothing_else(main_run):
     lines = done.stdout.splitlines()
     assert done.stderr == ""
     if not torch.cuda.is_available():
-        assert lines[0] == "no CUDA GPU found: training on the CPU"
+        assert lines.pop(0) == "no CUDA GPU found: training on the CPU"
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    sync = f"wandb sync runs/{run_dir.name}/wandb/{folder.name}"
+    assert re.fullmatch(rf"dqn on CartPole-v1, seed 1, .*: runs/{run_dir.name}", lines[0])
+    assert lines[1] == f"W&B: offline (not logged in); upload later with: {sync}"
+    assert all(re.search(r"steps/s|greedy evaluation", line) for line in lines[2:-2])  # nor pygame's banner
     assert sum("steps/s" in line for line in lines) <= 11
     assert "\r" not in done.stdout
     assert sum("greedy evaluation" in line for line in lines) == 3
     assert f"runs/{run_dir.name}" in lines[-2]
-    (folder,) = (run_dir / "wandb").glob("offline-run-*")
-    assert f"wandb sync runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
+    assert sync in lines[-1]
     assert f"wandb leet runs/{run_dir.name}/wandb/{folder.name}" in lines[-1]
 
 
@@ -164,8 +169,12 @@ def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
     folder, records = wandb_records(run_dir)
     (run,) = of_kind(records, "run")
     config = run["config"]["update"]
-    for key, value in json.loads((run_dir / "args.json").read_text()).items():
-        assert config[key] == value, key
+    args = json.loads((run_dir / "args.json").read_text())
+    assert all(args[key] == value for key, value in config.items() if key != "_wandb")
+    left_out = {"runs_dir", "resume", "debug", "track", "capture_video", "save_interval", "env_timeout", "cwd"}
+    left_out |= {"allow_env_import", "folder", "common", *(key for key in args if key.startswith("wandb_"))}
+    assert args.keys() - config.keys() == left_out
+    assert str(ROOT) not in json.dumps(config)
     assert run["display_name"] == run_dir.name
     assert run["project"] == "plainrl"
     assert run["tags"] == ["a", "b"]
@@ -175,8 +184,11 @@ def test_wandb_has_the_config_the_video_the_code_and_the_policy(main_run):
     assert [row["global_step"] for row in videos] == [600, 1200, 1500]
     for video in videos:
         assert (folder / "files" / video["videos/eval.path"]).stat().st_size == video["videos/eval.size"] > 1000
-    assert (folder / "files" / "source" / "dqn.py").read_text() == (ROOT / "algos" / "dqn.py").read_text()
-    (artifact,) = of_kind(records, "artifact")
+    code, artifact = of_kind(records, "artifact")
+    assert (code["name"], code["type"]) == ("source-dqn", "code")
+    files = {entry["path"]: Path(entry["local_path"]).read_bytes() for entry in code["manifest"]["contents"]}
+    assert files == {path.name: path.read_bytes() for path in (run_dir / "source").iterdir()}
+    assert {"_wandb": {"code_path": "source-dqn"}} in [item.get("update") for item in of_kind(records, "config")]
     assert artifact["name"] == "dqn-CartPole-v1"
     assert artifact["type"] == "model"
     assert {entry["path"] for entry in artifact["manifest"]["contents"]} == {"policy.pt", "args.json"}
@@ -245,7 +257,7 @@ def test_the_printed_sync_command_uploads_everything(main_run):
         (history,) = server.history.values()
         assert set().union(*history) >= KEYS
         assert any(name.endswith(".mp4") for name in server.files)
-        assert any(name.endswith("source/dqn.py") for name in server.files)
+        assert [each["input"]["artifactTypeName"] for each in server.artifacts] == ["code", "model"]
     finally:
         server.close()
 
@@ -255,18 +267,24 @@ def test_online_when_the_server_answers(tmp_path):
     try:
         done = run_script(*SMALL, "--wandb-group", "g", "--runs-dir", tmp_path / "runs", env=server.env)
         ((run_id, run),) = server.runs.items()
-        assert f"W&B: {server.url}/me/plainrl/runs/{run_id}" in done.stdout.splitlines()[-1]
+        lines = done.stdout.splitlines()
+        where = f"W&B: {server.url}/me/plainrl/runs/{run_id}"
+        first, last = [i for i, line in enumerate(lines) if line == where]
+        assert "dqn on CartPole-v1" in lines[first - 1]
+        assert last == len(lines) - 1
         assert done.stderr == ""
         assert run["exitcode"] == 0
         assert run["groupName"] == "g"
         config = json.loads(run["config"])
         assert config["total_timesteps"]["value"] == 1500
+        assert not config.keys() & {"runs_dir", "resume", "folder", "cwd", "common", "wandb_project"}
+        assert config["_wandb"]["value"]["code_path"] == "source-dqn"  # what the Code panel shows
         history = server.history[run_id]
         assert set().union(*history) >= KEYS
         assert [row["global_step"] for row in history] == [row["_step"] for row in history]
-        assert f"{run_id}/source/dqn.py" in server.files
         assert [name for name in server.files if name.endswith(".mp4")]
-        (artifact,) = server.artifacts
+        code, artifact = server.artifacts
+        assert (code["input"]["artifactTypeName"], code["input"]["runName"]) == ("code", run_id)
         assert artifact["input"]["artifactTypeName"] == "model"
         assert "dqn-CartPole-v1" in json.dumps(artifact)
     finally:
@@ -290,9 +308,12 @@ def test_an_unreachable_server_means_offline_in_one_line(server, tmp_path):
             *QUICK, "--runs-dir", tmp_path / "runs", env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
         )
         assert time.monotonic() - began < 40
-    (line,) = done.stderr.splitlines()
-    assert "this run stays on disk" in line
-    assert "wandb sync" in done.stdout.splitlines()[-1]
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    where = f"W&B: offline ({url} does not answer); upload later with: wandb sync "
+    first, last = [i for i, line in enumerate(lines) if line.startswith(where)]
+    assert "dqn on CartPole-v1" in lines[first - 1]
+    assert last == len(lines) - 1
     _, records = wandb_records(only_run(tmp_path / "runs"))
     assert len(of_kind(records, "history")) >= 3
 
@@ -304,8 +325,22 @@ def test_a_key_the_server_refuses_means_offline(key, tmp_path):
     try:
         env = {**server.env, "WANDB_API_KEY": key}
         done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", env=env)
-        assert "wandb sync" in done.stdout.splitlines()[-1]
-        assert len(done.stderr.splitlines()) == 1
+        why = "does not answer" if key == "0" * 40 else "API key must have 40+ characters"
+        assert re.search(rf"^W&B: offline \(.*{re.escape(why)}.*\); upload later with: wandb sync", done.stdout, re.M)
+        assert done.stderr == ""
+    finally:
+        server.close()
+
+
+def test_an_entity_the_server_refuses_means_offline(tmp_path):
+    server = FakeWandb()
+    refused = {"data": None, "errors": [{"message": "permission denied"}]}
+    answer = server._graphql
+    server._graphql = lambda name, v: refused if name == "UpsertBucket" else answer(name, v)
+    try:
+        done = run_script(*QUICK, "--runs-dir", tmp_path / "runs", "--wandb-entity", "x", env=server.env)
+        assert re.search(r"^W&B: offline \(.*permission denied\); upload later with: wandb sync", done.stdout, re.M)
+        assert done.stderr == ""
     finally:
         server.close()
 
@@ -350,6 +385,21 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f"never printed {text!r}: {process.communicate()[1]}")
+
+
+def test_the_run_is_printed_before_wandb_opens(tmp_path, monkeypatch, capsys):
+    shown = []
+
+    def opens(*words):
+        shown.append(capsys.readouterr().out)
+        raise OSError("no W&B")
+
+    monkeypatch.setattr("common.internals.tracking.loggers.Wandb", opens)
+    args = common.RunArgs(runs_dir=str(tmp_path), total_timesteps=10)
+    run = common.track(args, torch.device("cpu"))
+    run.finish()
+    assert len(shown) == 1
+    assert f"on CartPole-v1, seed 1, cpu: {run.dir}" in shown[0]
 
 
 def test_a_killed_wandb_process_is_one_warning(tmp_path):
@@ -405,6 +455,34 @@ def test_a_wandb_process_that_hangs_is_one_warning(when, tmp_path):
     assert "Traceback" not in done.stderr, done.stderr
     assert json.loads((only_run(tmp_path) / "finished.json").read_text())
     assert rows(only_run(tmp_path))[0]["losses/td_loss"] == 1.0
+
+
+def test_an_exit_of_wandbs_own_ends_no_run(tmp_path, monkeypatch, capfd):
+    """`wandb.teardown` exits with the code of the service that the watchdog killed."""
+    import wandb
+
+    teardown, exits = wandb.teardown, []
+
+    def exit_after(*words):
+        teardown(*words)
+        exits.append(-9)
+        raise SystemExit(-9)
+
+    def fails(*words, **more):
+        raise wandb.errors.CommError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "teardown", exit_after)
+        patch.setattr(wandb, "login", fails)
+        run = common.track(common.RunArgs(runs_dir=str(tmp_path), total_timesteps=10), torch.device("cpu"))
+        assert exits == [-9]  # the offline run is started after it
+        run.loggers.wandb.run.log = fails
+        for step in (1, 2):
+            run.log({"charts/x": 1.0}, step)
+        assert exits == [-9, -9]
+        run.finish()
+    assert capfd.readouterr().err.count("warning: W&B failed and is off") == 1
+    assert len(rows(run.dir)) == 2
 
 
 def test_a_full_disk_is_one_warning_per_logger(tmp_path):
@@ -673,20 +751,56 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     assert (row["x"], row["y"], row["z"]) == (None, None, 2.0)
 
 
-def test_a_terminal_shows_one_line_that_renews_itself(tmp_path):
+def shown_in_a_terminal(columns, tmp_path, **variables):
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
     flags = ["--total-timesteps", 4000, "--runs-dir", tmp_path, "--no-track", "--eval-episodes", 0]
-    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower)
+    process = warm.Warm([ROOT / "algos" / "dqn.py", *flags], terminal=follower, env={**os.environ, **variables})
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):
         while chunk := os.read(leader, 4096):
             shown += chunk
     assert process.wait() == 0
-    progress = [part for part in shown.decode().split("\r") if "steps/s" in part]
+    return shown.decode()
+
+
+@pytest.mark.parametrize("columns", [100, 40])
+def test_a_terminal_shows_one_line_that_renews_itself_and_never_wraps(columns, tmp_path):
+    shown = shown_in_a_terminal(columns, tmp_path, NO_COLOR="1", TERM="xterm")
+    progress = [part for part in shown.split("\r") if "/4,000 steps" in part]
     assert len(progress) >= 2
     assert not any("\n" in part.rstrip("\n") for part in progress)
-    assert "left" in progress[0]
+    if columns == 40:
+        assert max(len(part) for part in progress) == 39
+    else:
+        assert "left" in progress[0]
+    assert "\x1b" not in shown
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path):
+    shown = shown_in_a_terminal(100, tmp_path, TERM="dumb").replace("\r\n", "\n")
+    assert "\r" not in shown
+    assert "\x1b" not in shown
+    assert sum("steps/s" in line for line in shown.splitlines()) >= 2
+
+
+@pytest.mark.parametrize(("seconds", "each"), [(20, 0.1), (3600, 1.0), (3600, 45.0)])
+def test_a_log_gets_one_or_two_lines_a_minute(seconds, each, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("common.internals.console.progress.time.monotonic", lambda: now[0])
+    console, times = Progress(seconds * 10), []
+    while now[0] < seconds:
+        now[0] += each
+        console.show(round(now[0] * 10), 10.0, None)
+        times += [now[0]] * len(capsys.readouterr().out.splitlines())
+    assert times[-1] == now[0]
+    if seconds < 60:
+        assert 5 <= len(times) <= 11
+    else:
+        gaps = [b - a for a, b in itertools.pairwise(times[:-1])]
+        assert min(gaps) >= 30
+        assert max(gaps) <= 60
 
 
 def test_the_time_left_is_that_of_the_steps_of_this_process(capsys):

@@ -104,10 +104,11 @@ def test_a_run_of_a_fork_tells_its_parent_in_args_json_and_wandb(tmp_path):
     }
     diff = (run_dir / "source" / "parent.diff").read_text()
     assert "-    gamma: float = 0.99\n+    gamma: float = 0.98\n" in diff
-    folder, records = wandb_records(run_dir)
+    _, records = wandb_records(run_dir)
     (run,) = of_kind(records, "run")
     assert run["config"]["update"]["parent"] == parent
-    assert (folder / "files" / "source" / "parent.diff").exists()
+    code = next(artifact for artifact in of_kind(records, "artifact") if artifact["type"] == "code")
+    assert "parent.diff" in [entry["path"] for entry in code["manifest"]["contents"]]
 
 
 def repository(folder):

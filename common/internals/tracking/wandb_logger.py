@@ -19,6 +19,11 @@ from common.args import RunArgs, say
 from common.internals.tracking.local_loggers import Logger
 from common.internals.tracking.redact import redact
 
+# Where and how a run was started, and what W&B has in fields of its own: in args.json only, not in W&B's configuration.
+NO_HYPERPARAMETERS = {"runs_dir", "resume", "debug", "track", "capture_video", "save_interval", "env_timeout", "cwd"}
+NO_HYPERPARAMETERS |= {"allow_env_import", "folder", "common", "wandb_id"}
+NO_HYPERPARAMETERS |= {name for name in RunArgs.__annotations__ if name.startswith("wandb_")}
+
 
 def wandb_service() -> Any:
     """The `subprocess.Popen` of wandb's service, None if this process started none; wandb has no public name for it."""
@@ -73,6 +78,7 @@ class Wandb(Logger):
 
     name = "W&B"
     INIT_TIMEOUT = 20  # seconds
+    RESTART_TIMEOUT = 5  # for a wandb process that a silent server keeps; it has nothing to lose yet
     FINISH_TIMEOUT = 60  # what has not been uploaded by then stays on disk
     ANSWER_TIMEOUT = 60  # on top of those, for wandb's process to answer at all
     FLUSH_INTERVAL = 2  # wandb's own 15 are what a killed run would lose
@@ -84,17 +90,22 @@ class Wandb(Logger):
 
         self.wandb, self.path = wandb, path
         self.watchdog = _watchdog()
-        self.uploaded = True
+        self.mode = ""
+        self.unsent = ""  # why the server lacks something
         self.recent: collections.deque[tuple[float, dict[str, float], int]] = collections.deque()  # maybe not on disk
         logging.raiseExceptions = False  # no traceback where wandb's log file is on a full disk
         # wandb keeps the command line, and prints every traceback, whatever --debug is.
         argv, sys.argv, hook = sys.argv, redact(sys.argv), sys.excepthook
         try:
             self.run = self._start(args, facts)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except wandb.Error as error:
             if self.mode != "online":
                 raise
-            say(f"W&B: {str(error).splitlines()[0]}; this run stays on disk", sys.stderr)
+            why, server = (redact(text) for text in (str(error).splitlines()[0], wandb.setup().settings.base_url))
+            late = "in time" in why or "timed out" in why
+            self.unsent = f"{server} does not answer" if late else why.rstrip(".")
+            with self.watchdog.limit(self.RESTART_TIMEOUT):
+                self._teardown()  # a failed init keeps its id in use
             self.run = self._start(args, facts, offline=True)
         finally:
             sys.argv, sys.excepthook = argv, hook
@@ -102,19 +113,21 @@ class Wandb(Logger):
         atexit.register(self.watchdog.at_exit)  # after wandb's own handler was registered, so called before it
         self.run.define_metric("global_step")
         self.run.define_metric("*", step_metric="global_step")
-        self.run.save(str(path / "source" / "*"), base_path=str(path), policy="now")
+        with self.watchdog.limit(self.ANSWER_TIMEOUT):
+            self.run.log_code(str(path / "source"), name=f"source-{facts['script']}", include_fn=lambda path: True)
         self.policy_name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{facts['script']}-{args.env_id}")
+        say(self.where())
 
     def _start(self, args: RunArgs, facts: dict[str, Any], offline: bool = False) -> Any:
         wandb = self.wandb
         with self.watchdog.limit(self.INIT_TIMEOUT + self.ANSWER_TIMEOUT):
-            if offline:
-                wandb.teardown(1)  # a failed init keeps its id in use
             settings = wandb.setup(wandb.Settings(silent=True)).settings
             os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")  # seconds, of login and artifacts: settings are read above
             self.mode = "offline" if offline else settings.mode  # WANDB_MODE, or online
-            if self.mode == "online" and not wandb.login(prompt=False, verify=True):
-                self.mode = "offline"
+            if self.mode == "offline":
+                self.unsent = self.unsent or "as WANDB_MODE or `wandb offline` says"
+            elif self.mode == "online" and not wandb.login(prompt=False, verify=True):
+                self.mode, self.unsent = "offline", "not logged in"
             names = {"project": args.wandb_project, "entity": args.wandb_entity, "group": args.wandb_group}
             names |= {"name": args.wandb_name or self.path.name, "notes": args.wandb_notes}
             return wandb.init(
@@ -124,7 +137,7 @@ class Wandb(Logger):
                 resume="allow" if args.resume else None,
                 allow_val_change=True,
                 job_type="train",
-                config=facts,
+                config={key: value for key, value in facts.items() if key not in NO_HYPERPARAMETERS},
                 dir=self.path,
                 mode=self.mode,
                 save_code=False,  # code and git's diff may hold secrets: source/, without them, is uploaded instead
@@ -166,23 +179,27 @@ class Wandb(Logger):
                 try:
                     self.run.finish(exit_code=exit_code)
                 except TimeoutError:
-                    self.uploaded = False
+                    self.unsent = self.unsent or "not all was uploaded"
 
     def drop(self) -> None:
-        self.uploaded = False
-        # Otherwise wandb's exit handler prints a traceback about its dead process.
-        with self.watchdog.limit(self.ANSWER_TIMEOUT), contextlib.suppress(Exception):
+        self.unsent = self.unsent or "failed during the run"
+        with self.watchdog.limit(self.ANSWER_TIMEOUT):
+            self._teardown()  # otherwise wandb's exit handler prints a traceback about its dead process
+
+    def _teardown(self) -> None:
+        with contextlib.suppress(Exception, SystemExit):  # it exits with the code of a service that was killed
             self.wandb.teardown(1)
 
-    def where(self) -> str:
-        """One line: the address of the run, or how to upload it and look at it."""
+    def where(self, look: bool = False) -> str:
+        """One line: the address of the run, or how to upload it later and, with `look`, see it without a server."""
         if self.mode == "disabled":
             return "W&B: disabled by WANDB_MODE"
-        if self.mode == "online" and self.uploaded:
+        if not self.unsent:
             return f"W&B: {self.run.url}"
         online = "--include-online " if self.mode == "online" else ""
         # One folder for each start or resume. Given several, wandb stops at the first that a killed process left.
         found = sorted((self.path / "wandb").glob("*run-*-*"), key=lambda folder: folder.name.removeprefix("offline-"))
         folders = [shlex.quote(str(folder)) for folder in found]
         upload = "; ".join(f"wandb sync {online}{folder}" for folder in folders)
-        return f"W&B offline: upload with  {upload}  or look at it with  wandb leet {folders[-1]}"
+        leet = f"  or look at it with: wandb leet {folders[-1]}" if look else ""
+        return f"W&B: offline ({self.unsent}); upload later with: {upload}{leet}"
