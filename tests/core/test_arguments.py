@@ -58,7 +58,7 @@ def test_whatever_a_flag_is_given_has_a_meaning_or_is_one_line(script, tmp_path,
             assert kind is bool or value is not None, words
             numbers = [n for n in (value if isinstance(value, tuple) else [value]) if isinstance(n, int | float)]
             assert all(math.isfinite(n) and (isinstance(n, float) or n < 2**53) for n in numbers), words
-            assert all(n >= 0 for n in numbers) or name == "logstd_init", words
+            assert all(n >= 0 for n in numbers) or name in ("logstd_init", "stop_at_return"), words
             assert word != "" or name not in ("env_id", "runs_dir", "wandb_project"), words
             capsys.readouterr()
     monkeypatch.setattr(sys, "excepthook", hook)

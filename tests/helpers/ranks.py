@@ -123,7 +123,7 @@ def trained(script, folder):
 
     def patch(module):
         if hasattr(module, "Agent"):
-            module.Agent.sample = lambda agent, obs: draws.actions(agent, obs)
+            module.Agent.sample = lambda agent, obs, action_mask=None: draws.actions(agent, obs)
         loss = next(name for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "critic_loss") if hasattr(module, name))
         function = getattr(module, loss)
         setattr(module, loss, lambda *words: updates.append(1) or function(*words))

@@ -291,7 +291,7 @@ def test_metadata_that_is_no_dict_has_no_rate(metadata, monkeypatch):
     """gymnasium makes no vector environment of it; what one environment renders is filmed all the same."""
     monkeypatch.setitem(gym.registry["Bar-v0"].kwargs, "metadata", metadata)
     camera = Camera(None)
-    assert (camera.film("Bar-v0").reset()[0] == 0).all()
+    assert (camera.film("Bar-v0", {}).reset()[0] == 0).all()
     assert camera.fps == 30
 
 

@@ -115,7 +115,15 @@ def test_the_command_prints_and_leaves_what_dqn_does(command):
     assert sum("greedy evaluation" in line for line in lines) == 2
     assert "done in" in lines[-2] and "wandb sync" in lines[-1]
     names = {"events.out.tfevents" if "tfevents" in path.name else path.name for path in run.iterdir()}
-    files = {"args.json", "metrics.jsonl", "events.out.tfevents", "finished.json", ".lock", "policy.pt"}
+    files = {
+        "args.json",
+        "metrics.jsonl",
+        "events.out.tfevents",
+        "finished.json",
+        ".lock",
+        "policy.pt",
+        "policy_best.pt",
+    }
     assert names == files | {"wandb", "videos", "source", "checkpoints"}
     assert len(list((run / "videos").glob("*.mp4"))) == 2
     assert list((run / "wandb").glob("offline-run-*"))

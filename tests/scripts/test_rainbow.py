@@ -455,9 +455,9 @@ def test_an_evaluation_plays_the_mean_network(tmp_path, monkeypatch):
     assert torch.equal(network(obs), network(obs))
     assert not torch.equal(network.train()(obs), network(obs))
     modes = []
-    greedy = rainbow.QNetwork.greedy
-    spy = lambda self, obs: modes.append((self.training, len(obs))) or greedy(self, obs)  # noqa: E731
-    monkeypatch.setattr(rainbow.QNetwork, "greedy", functools.wraps(greedy)(spy))
+    q_values = rainbow.QNetwork.q_values
+    spy = lambda self, obs: modes.append((self.training, len(obs))) or q_values(self, obs)  # noqa: E731
+    monkeypatch.setattr(rainbow.QNetwork, "q_values", spy)
     train(tmp_path, **TINY, eval_episodes=2, capture_video=False)
     assert {training for training, size in modes if size == 2} == {False}  # two environments at once
     assert modes[0] == (True, 1)

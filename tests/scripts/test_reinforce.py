@@ -81,7 +81,7 @@ def test_actions_are_drawn_from_the_policy_they_are_scored_by():
     with torch.no_grad():
         discrete.actor[-1].bias.copy_(torch.tensor([0.0, 1.0, -2.0]))
         obs = torch.randn(1, 6).repeat(60_000, 1)
-        p = discrete.policy(obs[0]).probs.numpy()
+        p = discrete.policy(obs[0]).base_dist.probs.numpy()
         counts = np.bincount(discrete.sample(obs).numpy(), minlength=3)
         assert ((counts - 60_000 * p) ** 2 / (60_000 * p)).sum() < 13.8  # 99.9 % of chi-square, 2 degrees of freedom
         box = reinforce.Agent(envs_of("Reach-v0", 1), reinforce.Args())

@@ -20,7 +20,7 @@ from common.tools.launch.cli import as_words
 
 DQN, RAINBOW, PPO, SAC, REINFORCE = "dqn", "rainbow", "ppo", "sac", "reinforce_rollout"
 STEP = "global_step += args.num_envs"
-FINAL = "final_obs = common.final_obs(next_obs, infos)\n"
+FINAL = "next_obs=common.final_obs(next_obs, infos),\n"
 BOGUS = """obs = next_obs
         if (terminations | truncations).all():
             no = torch.zeros_like(terminations)
@@ -34,6 +34,7 @@ ADD = """replay.add(
             actions=actions,
             rewards=rewards.sign() if args.clip_rewards else rewards,
             next_obs=common.final_obs(next_obs, infos),
+            next_mask=common.final_mask(envs.action_mask, infos),
             terminations=terminations,
             truncations=truncations,
         )
@@ -66,7 +67,7 @@ MEMORY = """class Memory:
         self.steps = []
 
     def add(self, **step):
-        self.steps.append(step)
+        self.steps.append({name: value for name, value in step.items() if value is not None})
 
     def sample(self, size):
         picked = [self.steps[i] for i in torch.randint(len(self.steps), (size,))]
@@ -83,14 +84,14 @@ OWN_STORAGE = [
     ("def main(", MEMORY),
     (HEALTH, "{}"),
 ]
-DEATH = ("terminations=terminations)", "terminations=terminations | truncations)")
+DEATH = ("terminations=terminations,", "terminations=terminations | truncations,")
 DRAWS = "        if run.evaluation_due(global_step):\n            torch.rand(1)\n"
 LAST_EVALUATION = "    evaluation(global_step)\n    run.finish"
 
 # what is wrong: the script, what is replaced, the check that has to find it
 BUGS = {
     "truncation stored as termination": (DQN, [DEATH], "transitions"),
-    "observation after the reset stored": (DQN, [(FINAL, "final_obs = next_obs\n")], "transitions"),
+    "observation after the reset stored": (DQN, [(FINAL, "next_obs=next_obs,\n")], "transitions"),
     "observation after the reset stored in a rollout": (
         PPO,
         [("next_obs=common.final_obs(next_obs, infos),", "next_obs=next_obs,")],
@@ -106,7 +107,7 @@ BUGS = {
     "rewards not stored": (SAC, [("rewards=rewards,", "rewards=0 * rewards,")], "transitions"),
     "another action stored than was played": (
         DQN,
-        [("actions=actions,", "actions=act(obs, epsilon),")],
+        [("actions=actions,", "actions=act(obs, envs.action_mask, epsilon),")],
         "transitions",
     ),
     "returns not logged": (DQN, [("run.log_episodes(infos, global_step)", "pass")], "returns"),
@@ -121,10 +122,14 @@ BUGS = {
         [("global_step < args.total_timesteps:", "global_step < args.total_timesteps * args.num_envs:")],
         "steps",
     ),
-    "epsilon never falls": (DQN, [("actions = act(obs, epsilon)", "actions = act(obs, args.start_e)")], "exploration"),
+    "epsilon never falls": (
+        DQN,
+        [("actions = act(obs, envs.action_mask, epsilon)", "actions = act(obs, envs.action_mask, args.start_e)")],
+        "exploration",
+    ),
     "epsilon small from the start": (
         DQN,
-        [("actions = act(obs, epsilon)", "actions = act(obs, args.end_e)")],
+        [("actions = act(obs, envs.action_mask, epsilon)", "actions = act(obs, envs.action_mask, args.end_e)")],
         "exploration",
     ),
     "one draw for all environments": (

@@ -148,7 +148,7 @@ class Recording:
 
 
 def copies(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    return {name: value.detach().cpu().clone() for name, value in tensors.items() if value is not None}
 
 
 def parameters(parts: dict[str, Any]) -> dict[str, dict[str, Any]]:
