@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 from common.internals.console.checks import check_arguments
 from common.internals.console.output import say as say
@@ -94,8 +94,9 @@ class RunArgs:
     wandb_notes: str | None = None
     """W&B notes"""
 
+    wrap: ClassVar[Any] = None  # that of make_envs: evaluation wraps its environments in the same way
+
     def __post_init__(self) -> None:
-        self.wrap: Any = None  # that of make_envs, for evaluation
         try:
             check_arguments(self)
         except ValueError as error:

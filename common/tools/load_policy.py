@@ -41,7 +41,8 @@ def load_policy(
         module = _import(script)
         names = {field.name for field in dataclasses.fields(module.Args)}
         args = module.Args(**{name: value for name, value in config.items() if name in names})
-        args.wrap = getattr(module, saved["wrap"]) if saved.get("wrap") else None
+        if saved.get("wrap"):
+            vars(args)["wrap"] = getattr(module, saved["wrap"])
         envs = Envs(make_vector(args.env_id, 1, allow_import=allow_env_import, form=form_of(args)))
         network = getattr(module, saved["network"])(envs, args)
         envs.close()

@@ -28,6 +28,7 @@ _BOUNDS = {
         (0, 1, "prioritized_replay_alpha prioritized_replay_beta"),
         (_ABOVE_0, 1, "tau"),
         (0, 2**32 - 1, "seed"),  # what numpy.random.seed takes
+        (-_FINITE, _FINITE, "stop_at_return"),
         (-20, 20, "logstd_init"),  # exp(20) is 5e8
     )
     for name in names.split()
