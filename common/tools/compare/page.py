@@ -73,15 +73,8 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _table(table: Table) -> str:
-    title, rows, folded = f"<h2>{html.escape(table.title)}</h2>\n", table.rows, ""
-    if table.title != "what differs":
-        return title + _rows(table.header, rows)
-    shared, own = ([row for row in rows if ("-" in row) is missing] for missing in (False, True))
-    if own:
-        folded = (
-            f"<details><summary>{len(own)} that not every group has</summary>{_rows(table.header, own)}</details>\n"
-        )
-    return title + _rows(table.header, shared, ' id="differs"') + folded
+    name = ' id="differs"' if table.title == "what differs" else ""
+    return f"<h2>{html.escape(table.title)}</h2>\n{_rows(table.header, table.rows, name)}"
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") -> str:
