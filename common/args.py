@@ -94,7 +94,8 @@ class RunArgs:
     wandb_notes: str | None = None
     """W&B notes"""
 
-    wrap: ClassVar[Any] = None  # that of make_envs: evaluation wraps its environments in the same way
+    wrap: ClassVar[Any] = None
+    """that of make_envs: evaluation wraps its environments in the same way; no flag"""
 
     def __post_init__(self) -> None:
         try:

@@ -3,7 +3,6 @@
 import datetime
 import math
 import os
-import shutil
 import sys
 import time
 
@@ -43,7 +42,8 @@ class Progress:
         if not self.terminal:
             say(text)
             return
-        width = shutil.get_terminal_size().columns - 1  # a terminal may wrap once its last column is filled
+        # A terminal may wrap once its last column is filled. Some report no width.
+        width = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - 1
         text = text[:width] if renewed else text
         say("\r" + text.ljust(min(self.shown, width)), end="" if renewed else "\n")
         self.shown = len(text) if renewed else 0
