@@ -14,12 +14,12 @@ class MaskReader:
     """
 
     def __init__(self, space: Space) -> None:
-        self.counts: list[int] = []
+        self.size, self.places = 0, None
         if isinstance(space, Discrete):
-            self.counts = [int(space.n)]
+            self.size = int(space.n)
         elif isinstance(space, MultiDiscrete):
-            self.counts = np.ravel(space.nvec).tolist()
-        self.squeeze = isinstance(space, Discrete)
+            counts = np.ravel(space.nvec)
+            self.size, self.places = int(counts.sum()), np.arange(counts.max()) < counts[:, None]
 
     def read(self, infos: dict[str, Any], num_envs: int) -> np.ndarray | None:
         """The masks in infos, bool: [num_envs, n] for Discrete, [num_envs, parts, largest n] for MultiDiscrete, false
@@ -29,17 +29,26 @@ class MaskReader:
             ValueError: a mask has another size, or holds something else than 0 and 1.
         """
         masks = infos.get("action_mask")
-        if masks is None or not self.counts:
+        if masks is None or not self.size:
             return None
-        columns = np.arange(max(self.counts)) < np.array(self.counts)[:, None]
-        read = np.repeat(columns[None], num_envs, 0)
-        for i in np.flatnonzero(infos["_action_mask"]):
-            parts = masks[i] if isinstance(masks[i], tuple | list) else [masks[i]]
-            what = f"environment {i}: its action_mask"
-            flat = np.concatenate([np.ravel(as_array(part, what)) for part in parts])
-            if flat.size != sum(self.counts) or not np.isin(flat, (0, 1)).all():
-                raise ValueError(
-                    f"{what} must hold 0 or 1 for each of {sum(self.counts)} choices, not {masks[i]!r:.60}"
-                )
-            read[i, columns] = flat != 0
-        return read[:, 0] if self.squeeze else read
+        given = infos["_action_mask"]
+        if (
+            masks.shape == (num_envs, self.size) and ((masks == 0) | (masks == 1)).all()
+        ):  # 5 µs for 8 of Taxi-v4, not 228
+            allowed = (masks != 0) | ~given[:, None]
+        else:
+            allowed = np.ones((num_envs, self.size), np.bool_)
+            for i in np.flatnonzero(given):
+                allowed[i] = self._one(masks[i], f"environment {i}: its action_mask")
+        if self.places is None:
+            return allowed
+        padded = np.zeros((num_envs, *self.places.shape), np.bool_)
+        padded[:, self.places] = allowed
+        return padded
+
+    def _one(self, mask: Any, what: str) -> np.ndarray:
+        parts = mask if isinstance(mask, tuple | list) else [mask]
+        flat = np.concatenate([np.ravel(as_array(part, what)) for part in parts])
+        if flat.size != self.size or not np.isin(flat, (0, 1)).all():
+            raise ValueError(f"{what} must hold 0 or 1 for each of {self.size} choices, not {mask!r:.60}")
+        return flat != 0
