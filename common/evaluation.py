@@ -72,11 +72,10 @@ class Evaluation:
             with beside_training("evaluation", ADVICE):
                 if video is not None:
                     video.unlink(missing_ok=True)  # left by a run that was killed after it
-                options: dict[str, Any] = {"env_timeout": args.env_timeout, "max_steps": args.eval_max_steps}
-                options |= {"allow_import": args.allow_env_import, "form": form_of(args)}
-                options |= {"num_envs": PARALLEL_ENVS if self.has_envs else 1}
-                options["stop"] = lambda: bool(run.signals.number)
-                returns, lengths = play(self.policy, args.env_id, args.eval_episodes, args.seed, video, **options)
+                how: dict[str, Any] = {"env_timeout": args.env_timeout, "max_steps": args.eval_max_steps}
+                how |= {"allow_import": args.allow_env_import, "form": form_of(args)}
+                how |= {"num_envs": PARALLEL_ENVS if self.has_envs else 1, "stop": lambda: bool(run.signals.number)}
+                returns, lengths = play(self.policy, args.env_id, args.eval_episodes, args.seed, video, **how)
                 metrics = {
                     "eval/episodic_return": float(returns.mean()),
                     "eval/episodic_return_std": float(returns.std()),
@@ -147,10 +146,12 @@ def play(
             while not lengths.all() and not stop():
                 if env_id.startswith("ALE/") and lengths[0] == 0 and camera.due():
                     camera.take(magnified(obs[0, -1].numpy()))
-                mask = None if envs.action_mask is None else envs.action_mask.to(device)
-                offered = {"action_mask": mask, "memory": memory, "episode_starts": torch.from_numpy(starts).to(device)}
+                offered: Any = {"action_mask": envs.action_mask, "episode_starts": torch.from_numpy(starts)}
+                given = {name: x if x is None else x.to(device) for name, x in offered.items() if name in wanted}
+                if "memory" in wanted:
+                    given["memory"] = memory
                 with torch.no_grad():
-                    actions = policy(obs.to(device), **{name: offered[name] for name in offered if name in wanted})
+                    actions = policy(obs.to(device), **given)
                 if "memory" in wanted:
                     actions, memory = actions
                 obs, _, terminations, _, infos = envs.step(actions)

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import envs_of, load, only_run, rows, run_script, run_tool
+from conftest import envs_of, load, only_run, rows, run_script, run_tool, same, weights
 from torch import nn
 
 from common.evaluation import PARALLEL_ENVS, play
@@ -118,3 +118,6 @@ def test_a_run_ends_when_an_evaluation_reaches_the_return_asked_for(tmp_path):
     assert json.loads((run / "finished.json").read_text())["global_step"] == whole[reached][0]
     assert (run / "policy.pt").read_bytes() == (run / "policy_best.pt").read_bytes()
     assert "already complete" in run_script("--resume", run, script="ppo").stdout
+    run_script("--resume", run, "--stop-at-return", "None", script="ppo")  # the run that was not stopped, to the bit
+    assert logged_returns(run) == whole
+    assert same(weights(run), weights(only_run(tmp_path / "a")))

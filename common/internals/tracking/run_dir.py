@@ -25,17 +25,8 @@ from common.internals.tracking.redact import REDACTED, redact
 RUN_DIR_KEY = "plainrl/run_dir"  # in torchrun's store
 # What may differ when a run is resumed; all else would make another run of it.
 MAY_CHANGE = {"total_timesteps", "eval_episodes", "eval_interval", "eval_max_steps", "log_interval", "save_interval"}
-MAY_CHANGE |= {
-    "stop_at_return",
-    "resume",
-    "runs_dir",
-    "cuda",
-    "torch_threads",
-    "track",
-    "capture_video",
-    "allow_env_import",
-    "debug",
-}
+MAY_CHANGE |= {"stop_at_return", "resume", "runs_dir", "cuda", "torch_threads", "track", "capture_video"}
+MAY_CHANGE |= {"allow_env_import", "debug"}
 
 
 def begin(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dict[str, Any], Any, dict[str, Any] | None]:
@@ -135,7 +126,9 @@ def reopen(args: RunArgs, device: torch.device, script: Path) -> tuple[Path, dic
         how = f"torchrun --nproc-per-node {count}" if count > 1 else "python"
         fail(f"{path} is a run of {count} processes, not {WORLD_SIZE}: start it with {how}", code=3)
     finished, total_before = finished_step(path), config["total_timesteps"]
-    if finished is not None and args.total_timesteps <= total_before:
+    # An evaluation that reached --stop-at-return ended it early, and with another limit it goes on.
+    other_limit = now["stop_at_return"] != config.get("stop_at_return") and (finished or 0) < total_before
+    if finished is not None and args.total_timesteps <= total_before and not other_limit:
         say(f"already complete, at step {finished}: {path}")
         raise SystemExit(0)
     if args.total_timesteps != total_before:
