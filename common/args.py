@@ -95,7 +95,7 @@ class RunArgs:
     """W&B notes"""
 
     wrap: ClassVar[Any] = None
-    """that of make_envs: evaluation wraps its environments in the same way; no flag"""
+    """the wrap of make_envs, which evaluation uses as well; not a flag"""
 
     def __post_init__(self) -> None:
         try:

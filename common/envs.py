@@ -308,8 +308,7 @@ def make_envs(args: RunArgs, wrap: Wrap | None = None, *, terminal_on_life_loss:
     if args.num_envs % WORLD_SIZE:
         fail(f"--num-envs {args.num_envs} cannot be shared equally by {WORLD_SIZE} processes")
     num_envs, timeout = args.num_envs // WORLD_SIZE, args.env_timeout
-    vars(args).pop("wrap", None)
-    if wrap is not None:
+    if wrap is not args.wrap:
         vars(args)["wrap"] = wrap
     options: dict[str, Any] = {"native": args.native_envs, "env_timeout": timeout, "form": form_of(args)}
     vector = make_vector(args.env_id, num_envs, args.async_envs, args.allow_env_import, **options)

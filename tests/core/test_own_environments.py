@@ -120,6 +120,7 @@ def test_images_are_resized_as_pillow_does_it():
     [
         (IMAGE, {"resize": 84}, (3, 84, 84), 0),
         (IMAGE, {"resize": 84, "grayscale": True}, (1, 84, 84), 0),
+        (Box(0, 255, (50, 60, 1), np.uint8), {"resize": 40, "frame_stack": 2}, (2, 40, 40), 2),
         (IMAGE, {"resize": 40, "grayscale": True, "frame_stack": 4}, (4, 40, 40), 4),
         (IMAGE, {"frame_stack": 3}, (9, 96, 80), 0),
         (LINE, {"frame_stack": 4}, (4, 2), 4),
@@ -151,7 +152,7 @@ def test_image_flags_without_images_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         common.make_envs(common.RunArgs("CartPole-v1", **flags))
     assert stop.value.code == 2
-    assert "is for colour images" in capsys.readouterr().err
+    assert "is for images" in capsys.readouterr().err
 
 
 def test_env_kwargs_reach_training_and_evaluation(tmp_path):
@@ -172,14 +173,36 @@ def test_env_kwargs_reach_training_and_evaluation(tmp_path):
     [
         (("gravity",), "--env-kwargs takes NAME=VALUE, for example gravity=-9.8, not 'gravity'"),
         (("no such=1",), "takes NAME=VALUE"),
-        (("gravidy=1",), "with these --env-kwargs: .*unexpected keyword argument 'gravidy'"),
+        (("gravidy=1",), "does not take these --env-kwargs: .*unexpected keyword argument 'gravidy'"),
     ],
 )
-def test_env_kwargs_that_cannot_be_read_are_one_line(kwargs, says, capsys):
+@pytest.mark.parametrize("native", [False, True])
+def test_env_kwargs_that_cannot_be_read_are_one_line(kwargs, says, native, capsys):
     with pytest.raises(SystemExit) as stop:
-        common.make_envs(common.RunArgs("CartPole-v1", env_kwargs=kwargs))
+        common.make_envs(common.RunArgs("CartPole-v1", env_kwargs=kwargs, native_envs=native))
     assert stop.value.code == 2
     assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        (("noop_max=0", "stack_num=2"), ""),
+        (("repeat_action_probability=0.25", "episodic_life=True"), "cannot change episodic_life, repeat_action_prob"),
+        (("gravity=1",), "does not take these --env-kwargs"),
+    ],
+)
+def test_env_kwargs_of_an_atari_game(kwargs, says, capsys):
+    pytest.importorskip("ale_py")
+    args = common.RunArgs("ALE/Pong-v5", env_kwargs=kwargs)
+    if not says:
+        envs = common.make_envs(args)
+        assert envs.reset(seed=1)[0].shape == (1, 2, 84, 84) and envs.frame_stack == 2
+        return
+    with pytest.raises(SystemExit) as stop:
+        common.make_envs(args)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 FORK = """
@@ -495,6 +518,30 @@ def test_ppos_probabilities_are_those_of_the_allowed_actions_alone():
         drawn = torch.stack([agent.sample(obs, mask) for _ in range(500)])
         assert mask.expand(500, *mask.shape).gather(-1, drawn.unsqueeze(-1)).all()
         assert mask.gather(-1, agent.greedy(obs, mask).unsqueeze(-1)).all()
+
+
+@pytest.mark.parametrize("script", ["dqn", "dqn_lightning", "rainbow"])
+def test_the_updates_get_the_masks_of_the_next_observations(script, tmp_path, monkeypatch):
+    """Which the observations show, those at the ends of episodes too."""
+    module, batches = load(script), []
+    loss = "rainbow_loss" if script == "rainbow" else "dqn_loss"
+    real = getattr(module, loss)
+    monkeypatch.setattr(module, loss, lambda *words: batches.append(words[2]) or real(*words))
+    flags = {"learning_starts": 100, "buffer_size": 500, "num_envs": 2}
+    train_with(module, tmp_path, env_id=masked(), total_timesteps=400, **flags)
+    assert len(batches) > 50
+    for batch in batches:
+        assert torch.equal(batch.next_mask.float(), batch.next_obs)
+
+
+def test_ppos_first_update_of_a_rollout_is_by_the_policy_that_acted(tmp_path):
+    """Without the masks in the update, the ratio of the probabilities would not be 1."""
+    flags = {"update_epochs": 1, "num_minibatches": 1, "log_interval": 256, "learning_rate": 0.05}
+    run = train_with(load("ppo"), tmp_path, env_id=masked(kind="parts"), total_timesteps=2048, **flags)
+    logged = [row for row in rows(run) if "losses/approx_kl" in row]
+    assert len(logged) == 8
+    for row in logged:
+        assert row["losses/approx_kl"] == pytest.approx(0, abs=1e-6) and row["losses/clipfrac"] == 0
 
 
 class Table(nn.Module):

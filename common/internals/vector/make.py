@@ -94,10 +94,6 @@ def make_vector(
 ) -> gym.vector.VectorEnv:
     """`num_envs` copies of a gymnasium environment; Atari games (`ALE/...-v5`) in ALE's native vector environment.
 
-    Atari games have the usual preprocessing of Mnih et al. (2015): 84 x 84 grey frames, the last 4 of them,
-    an action repeated for 4 frames (maximum of the last two), up to 30 no-ops and FIRE at the start; no
-    sticky actions. Rewards are the true ones: clipping belongs to the learner.
-
     Args:
         async_envs: a process for each environment (Atari games run in threads of their own either way).
         allow_import: import the module of an id of the form module:Env-v0.
@@ -137,15 +133,15 @@ def make_vector(
                 vector = Workers(makers) if async_envs else InTurn(makers)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
             fail(f"{env_id} cannot be made: {_what_to_install(env_id, str(error))}")
-        except EnvError as error:
-            unknown = form.kwargs and "unexpected keyword argument" in str(error)
-            fail(f"{env_id} cannot be made{' with these --env-kwargs' * bool(unknown)}: {error}", 2 if unknown else 5)
         except UnsupportedSpace as error:
             fail(f"{env_id} observes {error}")
-        except Failure:  # of `fail`
-            raise
         except Exception as error:
-            fail(f"{env_id} cannot be made: {described(error)}", code=5)
+            if isinstance(error, Failure) and not isinstance(error, EnvError):  # of `fail`
+                raise
+            why = str(error) if isinstance(error, EnvError) else described(error)
+            if form.kwargs and "keyword argument" in why:
+                fail(f"{env_id} does not take these --env-kwargs: {why}")
+            fail(f"{env_id} cannot be made: {why}", code=5)
     reason = _unsupported(vector.single_observation_space)
     if reason:
         close(vector, Watchdog(env_timeout))
@@ -311,16 +307,18 @@ def _atari(env_id: str, num_envs: int, max_steps: int, kwargs: dict[str, Any]) -
 
     gym.register_envs(ale_py)
     spec_of(env_id)
-    vector = gym.make_vec(
-        env_id,
-        num_envs=num_envs,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        reward_clipping=False,
-        repeat_action_probability=0.0,
-        max_num_frames_per_episode=min(4 * max_steps, ATARI_FRAMES) if max_steps else ATARI_FRAMES,
-        **kwargs,
-    )
+    fixed: dict[str, Any] = {  # what AtariActionLog, rewards and limits of steps rely on
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "grayscale": True,
+        "frameskip": 4,
+        **dict.fromkeys(("repeat_action_probability", "batch_size"), 0),
+        **dict.fromkeys(("reward_clipping", "continuous", "episodic_life", "life_loss_info"), False),
+        "max_num_frames_per_episode": min(4 * max_steps, ATARI_FRAMES) if max_steps else ATARI_FRAMES,
+    }
+    if taken := sorted(fixed.keys() & kwargs.keys()):
+        fail(f"--env-kwargs cannot change {', '.join(taken)} of an Atari game")
+    how: Any = "vector_entry_point"
+    vector = gym.make_vec(env_id, num_envs, vectorization_mode=how, **fixed, **kwargs)
     return AtariActionLog(vector)
 
 
