@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -29,16 +30,7 @@ BOGUS = """obs = next_obs
                 terminations=no,
             )
 """
-ADD = """replay.add(
-            obs=obs,
-            actions=actions,
-            rewards=rewards.sign() if args.clip_rewards else rewards,
-            next_obs=common.final_obs(next_obs, infos),
-            next_mask=common.final_mask(envs.action_mask, infos),
-            terminations=terminations,
-            truncations=truncations,
-        )
-"""
+ADD = re.search(r"replay\.add\(\n.*?\n        \)\n", (ROOT / "algos" / "rainbow.py").read_text(), re.S)[0]
 # n-step returns of a fork's own, for one environment: as they should be, and as CleanRL's rainbow_atari.py has them.
 OWN_N_STEP = """pending.append((obs, actions, rewards))
         over = bool(terminations | truncations)

@@ -1,5 +1,6 @@
 """The progress of a run on the screen."""
 
+import contextlib
 import datetime
 import math
 import os
@@ -42,8 +43,10 @@ class Progress:
         if not self.terminal:
             say(text)
             return
-        # A terminal may wrap once its last column is filled. Some report no width.
-        width = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - 1
+        columns = 0
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream that only looks like a terminal
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        width = (columns or 80) - 1  # a terminal may wrap once its last column is filled
         text = text[:width] if renewed else text
         say("\r" + text.ljust(min(self.shown, width)), end="" if renewed else "\n")
         self.shown = len(text) if renewed else 0
