@@ -841,3 +841,36 @@ def test_a_policy_that_would_run_code_when_loaded_is_refused(main_run, tmp_path)
     done = run_tool("evaluate", copy, check=3)
     assert done.stderr.startswith("error: the policy in")
     assert not (tmp_path / "marker").exists()
+
+
+STOPPED_SERVICE = """
+import os, signal, sys, torch, wandb, common
+from common.internals.tracking import wandb_logger
+
+start = wandb_logger.Wandb._start
+
+
+def failing(self, args, facts, offline=False):
+    if offline:
+        return start(self, args, facts, offline)
+    wandb.init(mode="offline", dir=sys.argv[2], settings=wandb.Settings(silent=True))
+    self.mode = "online"
+    os.kill(wandb_logger.wandb_service().pid, signal.SIGSTOP)
+    raise wandb.errors.CommError("timed out")
+
+
+wandb_logger.Wandb._start = failing
+run = common.track(common.RunArgs(runs_dir=sys.argv[1]), torch.device("cpu"))
+run.log({"x": 1.0}, 1)
+run.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_wandb_service_that_hangs_after_a_failed_login_is_replaced_in_seconds(tmp_path):
+    words = [sys.executable, "-c", STOPPED_SERVICE, tmp_path / "runs", tmp_path]
+    began = time.monotonic()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 30
+    assert "does not answer" in done.stdout and "done in" in done.stdout
