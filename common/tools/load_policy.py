@@ -51,7 +51,7 @@ def load_policy(
         torch.set_float32_matmul_precision(args.matmul_precision)
         return getattr(network.eval(), saved["method"]), args, name
     except FileNotFoundError as error:
-        fail(f"{run_dir} is not a run directory with a policy: {error.filename} is missing", code=3)
+        fail(f"{run_dir} has no policy to load: {error.filename} is missing", code=3)
     except Exception as error:  # the script may raise anything
         fail(f"the policy in {run_dir} cannot be loaded: {type(error).__name__}: {error}", code=3)
 

@@ -44,16 +44,15 @@ def _beats(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def too_few(ours: int, theirs: int, level: float = LEVEL) -> str:
-    """Why so many runs on each side do not show which is better, whatever they score; "" where they can.
+    """Why the runs are too few for a verdict, whatever their scores; "" if they are enough. All tools ask this.
 
-    The one rule of all tools: the lowest p of the permutation test is that of the one order, of all that chance can
-    make, in which every run of one side beats every run of the other.
+    The lowest p that the permutation test can reach is 1 over the number of ways to divide the runs into two groups.
     """
     if 1 / math.comb(ours + theirs, ours) <= level:
         return ""
     enough = next(n for n in itertools.count(1) if 1 / math.comb(2 * n, n) <= level)
     why = f"the permutation test cannot reach p = {level:g}; it can with {enough} beside {enough}"
-    return f"{ours} runs beside {theirs} are too few to call one side better: {why}"
+    return f"{ours} beside {theirs} runs are too few to call one side better: {why}"
 
 
 def interval(

@@ -265,7 +265,7 @@ def spoil(key, value):
         ({}, ["my_fork/A-v0", "--level", "0.5"], "--level must be between 0 and 0.5"),
         ({}, ["my_fork/A-v0", "--level", "0"], "--level must be between 0 and 0.5"),
         ({}, ["my_fork/A-v0", "--seeds", "103-108"], "has seed 103 itself"),
-        ({}, ["my_fork/A-v0", "--seeds", "1-3"], "3 runs beside 5 are too few to call one side better: "),
+        ({}, ["my_fork/A-v0", "--seeds", "1-3"], "3 beside 5 runs are too few to call one side better: "),
         ({}, ["my_fork/A-v0", "--seeds", "x"], "not of the form"),
         ({}, ["my_fork/A-v0", "--same-seeds", "--seeds", "101"], "has no seed 101"),
         ({}, ["my_fork/A-v0", "--script", "none.py"], "there is no script none.py"),

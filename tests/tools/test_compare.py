@@ -392,7 +392,7 @@ def test_too_few_runs_are_not_called_better(tmp_path, counts, said):
     comparison = task_of(tmp_path)
     (table,) = [table for table in comparison.tables if "final score" in table.title]
     assert cells_of(table, "b")["P(better)"] == ("1.00 [1.00, 1.00]" if said else "-")
-    few = f"No P(better): {counts[1]} runs beside {counts[0]} are too few to call one side better: "
+    few = f"No P(better): {counts[1]} beside {counts[0]} runs are too few to call one side better: "
     few += "the permutation test cannot reach p = 0.01; it can with 5 beside 5."
     assert (few in comparison.notes) is not said
 
@@ -499,7 +499,7 @@ def test_json_has_the_numbers_of_the_tables(folder, tmp_path):
     assert first["reached"] == 3 and first["steps"] == 1000 and first["steps_per_second"] == 100
     assert other["reached"] == 0 or other["steps_to_threshold"] is not None
     assert mine["P(better)"] == pytest.approx(sum(m > t for m in (21, 31, 41, 51) for t in (10, 20, 30, 40, 50)) / 20)
-    assert "1 runs beside 5 are too few" in other["no_comparison"] and other["interval"] == [None, None]
+    assert "1 beside 5 runs are too few" in other["no_comparison"] and other["interval"] == [None, None]
     assert [one["final"] for one in mine["each"]] == [21, 31, 41, 51]
     assert found["differences"]["beta"] == {"dqn": "-", "my_idea": "7", "other": "-"}
     assert run_compare(*words, "--json", "a.json", cwd=tmp_path).stdout.endswith("a.json\n")

@@ -303,7 +303,7 @@ def test_how_many_runs_it_takes():
         assert far == [True, False][: len(far)]
         for size in range(15):
             few = stats.too_few(size, n, level)
-            assert bool(few) == (size < m) and (not few or few.startswith(f"{size} runs beside {n} are too few"))
+            assert bool(few) == (size < m) and (not few or few.startswith(f"{size} beside {n} runs are too few"))
     assert "cannot reach p = 0.01; it can with 5 beside 5" in stats.too_few(4, 4)
     assert "cannot reach p = 0.05; it can with 3 beside 3" in stats.too_few(2, 2, 0.05)
     assert [stats.runs_needed(n, 0.01) for n in (1, 2, 3, 5)] == [99, 13, 7, 4]

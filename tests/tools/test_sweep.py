@@ -437,7 +437,7 @@ def test_no_file_of_a_sweep_has_a_secret_and_two_runs_beside_two_are_no_verdict(
     words = ["sweep", "my_fork.py", "--search", search, "--method", "grid", "--seeds", "1", "--retries", "0"]
     words += ["--fresh-seeds", "1001-1002", "--workers", "2", "--", "--wandb-notes", secret, "--gamma", "0.92"]
     done = tool(*words, cwd=fork)
-    assert "No comparison, difference +1: 2 runs beside 2 are too few" in done.stdout and "beats" not in done.stdout
+    assert "No comparison, difference +1: 2 beside 2 runs are too few" in done.stdout and "beats" not in done.stdout
     files = [path for path in fork.glob("runs/*.sweep/**/*") if path.is_file()]
     assert {"study.db", "report.md", "results.json"} < {path.name for path in files} and secret not in done.stdout
     assert not [path for path in files if secret.encode() in path.read_bytes()]

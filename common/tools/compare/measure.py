@@ -125,7 +125,7 @@ def _leave_out(read: list[tuple[str, Run, Metrics]], key: str, notes: list[str])
     """Those that have logged `key`."""
     names = [run.name for _, run, metrics in read if metrics.rows[key].size == 0]
     if names:
-        notes.append(f"{len(names)} runs are left out, as they have not logged {key} yet: {_few(names)}")
+        notes.append(f"left out, as they have not logged {key} yet: {_few(names)}")
     return [one for one in read if one[2].rows[key].size]
 
 
