@@ -14,7 +14,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 TESTS = Path(__file__).resolve().parent
 ROOT, HELPERS = TESTS.parent, TESTS / "helpers"
-sys.path[:0] = [str(TESTS), str(HELPERS)]
+# The folders of tests too, as a file of tests may use what another defines.
+sys.path[:0] = [str(TESTS), str(HELPERS), *(str(TESTS / part) for part in ("core", "internals", "tools"))]
 
 import probe_envs  # noqa: E402, F401
 import warm  # noqa: E402
