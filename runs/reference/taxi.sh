@@ -2,6 +2,7 @@
 # Action masks: ppo.py on Taxi-v4 with its masks, and a fork of it that drops them. Ten minutes on one core.
 # Runs land in $OUT/NAME ($OUT: runs/new). To keep them:
 #   python runs/reference/collect.py runs/new/ppo_taxi --into runs/reference/results/ppo
+#   python runs/reference/collect.py runs/new/ppo_without_masks_taxi --into runs/reference/results/ppo_without_masks
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-runs/new}
