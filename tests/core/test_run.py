@@ -870,7 +870,7 @@ run.finish()
 def test_a_wandb_service_that_hangs_after_a_failed_login_is_replaced_in_seconds(tmp_path):
     words = [sys.executable, "-c", STOPPED_SERVICE, tmp_path / "runs", tmp_path]
     began = time.monotonic()
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)  # a service left alive holds the pipes
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 30
     assert "does not answer" in done.stdout and "done in" in done.stdout

@@ -42,10 +42,12 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self.seconds_left = [float("inf")]  # another list for each call
+        self.service: Any = None
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
+        self.service = wandb_service() or self.service  # wandb forgets it before it waits for its end
         self.seconds_left = [seconds]
         try:
             yield
@@ -56,14 +58,13 @@ class _Watchdog:
         self.seconds_left = [Wandb.ANSWER_TIMEOUT]
 
     def _watch(self) -> None:
-        service = None
         while True:
             time.sleep(1)  # counted, not read from a clock: time in which this process is stopped is no fault of wandb
-            service = wandb_service() or service
+            self.service = wandb_service() or self.service
             left = self.seconds_left
             left[0] -= 1
-            if left[0] < 0 and service is not None:
-                service.kill()
+            if left[0] < 0 and self.service is not None:
+                self.service.kill()
 
 
 _watchdog = functools.cache(_Watchdog)

@@ -317,8 +317,7 @@ def _atari(env_id: str, num_envs: int, max_steps: int, kwargs: dict[str, Any]) -
     }
     if taken := sorted(fixed.keys() & kwargs.keys()):
         fail(f"--env-kwargs cannot change {', '.join(taken)} of an Atari game")
-    how: Any = "vector_entry_point"
-    vector = gym.make_vec(env_id, num_envs, vectorization_mode=how, **fixed, **kwargs)
+    vector = gym.make_vec(env_id, num_envs, "vector_entry_point", **fixed, **kwargs)
     return AtariActionLog(vector)
 
 
