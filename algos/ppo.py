@@ -200,9 +200,8 @@ def gae(
     return torch.stack(advantages[:0:-1])
 
 
-def ppo_loss(agent: Agent, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+def ppo_loss(policy: Distribution, values: Tensor, mb: SimpleNamespace, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate objective (equation 7 of the paper), with value loss and entropy bonus (equation 9)."""
-    policy, values = agent(mb.obs, getattr(mb, "action_mask", None))
     logratio = policy.log_prob(mb.actions) - mb.logprobs
     ratio = logratio.exp()
 
@@ -256,7 +255,8 @@ def main(args: Args) -> None:
 
     @common.compile_update(args, optimizer)
     def update(mb: SimpleNamespace) -> dict[str, Tensor]:
-        loss, metrics = ppo_loss(agent, mb, args)
+        policy, values = agent(mb.obs, getattr(mb, "action_mask", None))
+        loss, metrics = ppo_loss(policy, values, mb, args)
         optimizer.zero_grad()
         loss.backward()
         common.sync_grads(agent.parameters())  # mean over the processes of torchrun

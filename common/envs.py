@@ -113,6 +113,11 @@ class Envs:
         self.action_mask = self._read_mask(infos)
         return self.obs, infos
 
+    @property
+    def episode_starts(self) -> Tensor:
+        """bool [num_envs]: whether `obs` is the first observation of an episode."""
+        return torch.from_numpy(self._began == self._steps)
+
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """One step of every environment.
 

@@ -140,13 +140,13 @@ def play(
         vector = make_vector(env_id, num_envs, async_envs, allow_import, first=first, **limits)
         with contextlib.closing(Envs(vector, env_timeout=env_timeout)) as envs:
             obs, _ = envs.reset(seed=seed, evaluation=True)
-            memory, starts = None, np.ones(num_envs, np.bool_)
+            memory = None
             if envs.action_mask is not None and "action_mask" not in wanted:
                 warn("the policy takes no action_mask: it may choose actions that are not allowed", once="no mask")
             while not lengths.all() and not stop():
                 if env_id.startswith("ALE/") and lengths[0] == 0 and camera.due():
                     camera.take(magnified(obs[0, -1].numpy()))
-                offered: Any = {"action_mask": envs.action_mask, "episode_starts": torch.from_numpy(starts)}
+                offered: Any = {"action_mask": envs.action_mask, "episode_starts": envs.episode_starts}
                 given = {name: x if x is None else x.to(device) for name, x in offered.items() if name in wanted}
                 if "memory" in wanted:
                     given["memory"] = memory
@@ -155,7 +155,6 @@ def play(
                 if "memory" in wanted:
                     actions, memory = actions
                 obs, _, terminations, _, infos = envs.step(actions)
-                starts = infos.get("_episode", np.zeros(num_envs, np.bool_))
                 for i in np.flatnonzero(infos.get("_episode", ())):
                     if current[i] < episodes:
                         returns[current[i]] = infos["episode"]["r"][i]

@@ -374,6 +374,32 @@ class Aimed(gym.Env):
         return np.zeros(1, np.float32), -abs(aimed - 0.4), True, False, {}
 
 
+class Recall(gym.Env):
+    """Shows a bit, 1 or -1, at step 0 and asks for it `steps` steps later: reward 1 if the last action is it, else -1.
+
+    With `carried` it asks for the bit that the episode before showed, at its only step.
+    """
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, steps=2, carried=False):
+        self.steps, self.carried, self.bit = steps, carried, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.asked = self.bit if self.carried else None
+        self.bit, self.t = int(self.np_random.choice((-1, 1))), 0
+        return np.array([self.bit, 0], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t > self.steps
+        bit = self.asked if self.carried else self.bit
+        right = (1.0 if action == 1 else -1.0) * bit
+        return np.array([0, self.t == self.steps], np.float32), right if over else 0.0, over, False, {}
+
+
 def _register(name: str, entry: Any, **kwargs: Any) -> None:
     if name not in gym.registry:
         gym.register(name, entry_point=entry, **kwargs)
@@ -397,6 +423,9 @@ _register("Endless-v0", Endless, max_episode_steps=5)
 _register("Endless-Box-v0", Endless, max_episode_steps=5, kwargs={"actions": BOX})
 _register("Unbounded-v0", Endless, kwargs={"actions": Box(-np.inf, np.inf, (1,), np.float32)})
 _register("Reach-v0", Reach)
+for _steps in (2, 10, 50):
+    _register(f"Recall-{_steps}-v0", Recall, kwargs={"steps": _steps})
+_register("Carried-v0", Recall, kwargs={"steps": 0, "carried": True})
 _register("Aim-v0", Aim)
 _register("Push-2-v0", Push, max_episode_steps=20, kwargs={"unit": 2.0})
 _register("Push-small-v0", Push, max_episode_steps=20, kwargs={"unit": 2.0**-6})

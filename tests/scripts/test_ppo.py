@@ -44,17 +44,6 @@ def test_gae_is_the_weighted_sum_within_each_hand_cut_episode(num_steps, num_env
             assert result[t, env].item() == pytest.approx(total, abs=1e-6)
 
 
-class Fixed:
-    """An agent whose log-probabilities, entropies and values are given."""
-
-    def __init__(self, logprobs, entropies, values):
-        self.logprobs, self.values = logprobs, values
-        self.distribution = SimpleNamespace(log_prob=lambda actions: logprobs, entropy=lambda: entropies)
-
-    def __call__(self, obs, action_mask=None):
-        return self.distribution, self.values
-
-
 @pytest.mark.parametrize("norm_adv", [False, True])
 @pytest.mark.parametrize("clip_vloss", [False, True])
 def test_loss_and_gradient_against_a_hand_computation(norm_adv, clip_vloss):
@@ -70,7 +59,6 @@ def test_loss_and_gradient_against_a_hand_computation(norm_adv, clip_vloss):
     logprobs = torch.tensor(np.log(ratios) - 0.7, requires_grad=True)
     v = torch.tensor(values, requires_grad=True)
     mb = SimpleNamespace(
-        obs=None,
         actions=None,
         logprobs=torch.full((6,), -0.7, dtype=torch.float64),
         advantages=torch.tensor(advantages),
@@ -78,7 +66,8 @@ def test_loss_and_gradient_against_a_hand_computation(norm_adv, clip_vloss):
         returns=torch.tensor(returns),
     )
     args = ppo.Args(norm_adv=norm_adv, clip_vloss=clip_vloss, clip_coef=eps, ent_coef=0.3, vf_coef=0.7)
-    loss, metrics = ppo.ppo_loss(Fixed(logprobs, torch.tensor(entropies), v), mb, args)
+    policy = SimpleNamespace(log_prob=lambda actions: logprobs, entropy=lambda: torch.tensor(entropies))
+    loss, metrics = ppo.ppo_loss(policy, v, mb, args)
     loss.backward()
 
     a = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8) if norm_adv else advantages
@@ -118,9 +107,9 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one(flags, tmp_path, monkeyp
     seen = []
     loss = ppo.ppo_loss
 
-    def spy(agent, mb, args):
-        result = loss(agent, mb, args)
-        seen.append((result[1]["losses/approx_kl"].item(), (agent.value(mb.obs) - mb.values).abs().max().item()))
+    def spy(policy, values, mb, args):
+        result = loss(policy, values, mb, args)
+        seen.append((result[1]["losses/approx_kl"].item(), (values - mb.values).abs().max().item()))
         return result
 
     monkeypatch.setattr(ppo, "ppo_loss", spy)

@@ -14,7 +14,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compile_update(args: RunArgs, *optimizers: Optimizer) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def compile_update(
+    args: RunArgs, *optimizers: Optimizer, whole: bool = True
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes an update one graph where `--compile` asks for it; its time is that of health/time_update either way.
 
         @common.compile_update(args, optimizer)
@@ -32,12 +34,14 @@ def compile_update(args: RunArgs, *optimizers: Optimizer) -> Callable[[Callable[
     Args:
         optimizers: all that the update steps. Unless each is Adam without weight decay and the like, only the loss and
             its gradients are compiled, and one line says so.
+        whole: false if a part is hidden from the compiler (`torch.compiler.disable`): what is before and after it is
+            compiled, the steps of the optimizers are not.
 
     Ends the process with code 2 if the update cannot be made one graph.
     """
 
     def decorate(update: Callable[P, R]) -> Callable[P, R]:
-        run = _graph(update, optimizers) if args.compile else update
+        run = _graph(update, optimizers, whole) if args.compile else update
 
         @functools.wraps(update)
         def timed(*words: P.args, **named: P.kwargs) -> R:
@@ -49,15 +53,17 @@ def compile_update(args: RunArgs, *optimizers: Optimizer) -> Callable[[Callable[
     return decorate
 
 
-def _graph(update: Callable[P, R], optimizers: tuple[Optimizer, ...]) -> Callable[P, R]:
+def _graph(update: Callable[P, R], optimizers: tuple[Optimizer, ...], whole: bool) -> Callable[P, R]:
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    whole = all(map(_is_plain_adam, optimizers))
+    plain = all(map(_is_plain_adam, optimizers))
+    whole = whole and plain
     adams = [_TracedAdam(optimizer) for optimizer in optimizers] if whole else []
-    if not whole:
+    if not plain:
         kinds = " and ".join(sorted({type(optimizer).__name__ for optimizer in optimizers}))
         warn(f"--compile: the loss and gradients are compiled, the step of {kinds} is not (plain Adam's would be)")
+    if not whole:
         for optimizer in optimizers:
             optimizer.step = torch.compiler.disable(optimizer.step)  # type: ignore[method-assign]
     # Makes backward() a part of the graph. In a graph with breaks torch 2.13 then computes wrong gradients.
