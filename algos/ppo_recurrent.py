@@ -59,9 +59,9 @@ class Args(common.RunArgs):
     """discount factor"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
-    num_minibatches: int = 4
+    num_minibatches: int = 1
     """minibatches per epoch, each of whole environments"""
-    update_epochs: int = 10
+    update_epochs: int = 20
     """epochs over each rollout"""
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""

@@ -207,7 +207,7 @@ def test_the_first_epoch_has_ratio_one_and_later_ones_do_not(flags, lstm, tmp_pa
 
 
 RECALL = {"num_envs": 8, "num_minibatches": 2, "learning_rate": 3e-3, "gamma": 1.0, "gae_lambda": 0.95}
-RECALL |= {"ent_coef": 0.01, "memory_size": 32, "hidden_sizes": (32,)}
+RECALL |= {"ent_coef": 0.01, "update_epochs": 8, "memory_size": 32, "hidden_sizes": (32,)}
 
 
 def recall_score(run_dir, env_id):
@@ -221,7 +221,7 @@ def recall_score(run_dir, env_id):
 @KINDS
 @pytest.mark.parametrize(
     ("steps", "budget"),
-    [(2, 6_000), pytest.param(10, 40_000, marks=pytest.mark.slow), pytest.param(50, 200_000, marks=pytest.mark.slow)],
+    [(2, 3_000), pytest.param(10, 40_000, marks=pytest.mark.slow), pytest.param(50, 200_000, marks=pytest.mark.slow)],
 )
 def test_a_bit_shown_at_the_first_step_is_known_at_the_last(steps, budget, lstm, tmp_path):
     env_id = f"Recall-{steps}-v0"
@@ -236,7 +236,7 @@ def test_a_bit_shown_at_the_first_step_is_known_at_the_last(steps, budget, lstm,
 def test_without_a_memory_it_is_not(steps, tmp_path):
     env_id = f"Recall-{steps}-v0"
     flags = {"num_envs": 8, "num_minibatches": 2, "learning_rate": 3e-3, "gamma": 1.0, "num_steps": max(16, 2 * steps)}
-    run_dir = train_with(load("ppo"), tmp_path, env_id=env_id, total_timesteps=6_000, **flags)
+    run_dir = train_with(load("ppo"), tmp_path, env_id=env_id, total_timesteps=3_000, **flags)
     assert abs(recall_score(run_dir, env_id)) < 0.5  # 100 coin flips of +-1: five standard errors
 
 
@@ -244,11 +244,10 @@ def test_without_a_memory_it_is_not(steps, tmp_path):
 def test_what_was_shown_in_the_last_episode_is_forgotten_though_it_would_pay(lstm, tmp_path):
     """Carried-v0 pays for the bit that the episode before showed. A memory that was not emptied would know it."""
     flags = {**RECALL, "num_steps": 16}
-    run_dir = train(tmp_path, env_id="Carried-v0", total_timesteps=6_000, lstm=lstm, **flags)
+    run_dir = train(tmp_path, env_id="Carried-v0", total_timesteps=3_000, lstm=lstm, **flags)
     assert abs(recall_score(run_dir, "Carried-v0")) < 0.5
-    # The same weights, in a memory that is not emptied, are no better: nothing was learnt that pays across an end.
-    paid = [row["charts/episodic_return"] for row in rows(run_dir) if "charts/episodic_return" in row]
-    assert abs(np.mean(paid[-20:])) < 0.5
+    paid = [row["charts/episodic_return"] for row in rows(run_dir) if "charts/episodic_return" in row][-1000:]
+    assert abs(np.mean(paid)) < 5 / len(paid) ** 0.5
 
 
 def test_new_episodes_after_a_resume_begin_with_an_empty_memory(tmp_path):
@@ -274,9 +273,9 @@ def test_new_episodes_after_a_resume_begin_with_an_empty_memory(tmp_path):
 
 
 def test_a_memory_serves_evaluation_policy_pt_and_the_tool(tmp_path):
-    flags = {**RECALL, "num_steps": 16, "lstm": True, "eval_episodes": 20, "capture_video": False}
+    flags = {**RECALL, "num_steps": 16, "eval_episodes": 20, "capture_video": False}
     flags |= {"env_id": "probe_envs:Recall-2-v0", "allow_env_import": True}
-    run_dir = train(tmp_path, total_timesteps=6_000, **flags)
+    run_dir = train(tmp_path, total_timesteps=3_000, **flags)
     logged = [row["eval/episodic_return"] for row in rows(run_dir) if "eval/episodic_return" in row]
     assert logged[-1] == 1.0
     out = run_tool("evaluate", run_dir, "--episodes", 20, "--allow-env-import")
