@@ -1,25 +1,23 @@
-"""PPO with a memory: proximal policy optimisation with a GRU or an LSTM, for tasks that one observation does not show.
+"""PPO with a memory: proximal policy optimisation with a GRU or an LSTM, for what one observation does not show.
 
     python algos/ppo_recurrent.py --env-id CartPole-v1 --cuda
-    torchrun --nproc-per-node 2 algos/ppo_recurrent.py --env-id CarRacing-v3 --grayscale --resize 64
+    torchrun --nproc-per-node 2 algos/ppo_recurrent.py --env-id CarRacing-v3 --grayscale --resize 84
 
-Copied from ppo.py (Schulman et al., 2017: https://arxiv.org/abs/1707.06347), which has its implementation details. The
-memory is between the encoder and the heads of policy and value, as in Mnih et al. (2016:
-https://arxiv.org/abs/1602.01783) and CleanRL's ppo_atari_lstm.py.
+Copied from ppo.py (Schulman et al., 2017: https://arxiv.org/abs/1707.06347), whose details and departures from the
+paper hold here too. The memory is between the encoder and the heads of policy and value (Mnih et al., 2016:
+https://arxiv.org/abs/1602.01783):
+1. Gradients flow through a rollout of each environment and no further: choose `--num-steps` larger than the time for
+   which something has to be remembered.
+2. A minibatch holds whole rollouts of some environments. Each begins with the memory that acted at its first step; the
+   memories after it are computed anew in every epoch.
+3. The memory is zero at the start of an episode, inside a rollout too.
+4. The value of the last observation of a truncated episode is computed with the memory of that episode.
+5. Policy and value share the memory, so rewards are scaled: the value loss would else rule its gradient. Flat
+   observations are normalised: a velocity is a small difference of two of them.
 
-How memory and learning fit together:
-1. Gradients flow through a whole rollout of each environment, `--num-steps` steps, and no further. What has to be
-   remembered for longer is only learned by chance: --num-steps should exceed the distance between cue and use.
-2. A minibatch is whole sequences of some environments. Each begins with the memory that acted at the first step of the
-   rollout, and its later memories are computed anew in every epoch.
-3. The memory is zero at the start of each episode, within a sequence too: a sequence is cut there, and all pieces go
-   through one call of the GRU or LSTM.
-4. Policy and value share the memory, so rewards are scaled (`--norm-reward`): without, the value loss rules the gradient.
-   Flat observations are normalised (`--norm-obs`): a velocity is a small difference of two of them.
-5. The value that a truncated episode bootstraps from is that of its last observation, with the memory of that episode.
-6. All of ppo.py's departures from its paper hold here as well. Frames need not be stacked.
-
-Logged: as ppo.py. Reference scores: runs/README.md
+Logged: losses/policy_loss, losses/value_loss, losses/entropy, losses/approx_kl, losses/old_approx_kl, losses/clipfrac
+(of the last minibatch); losses/explained_variance, losses/values (mean predicted value; of the last rollout);
+charts/learning_rate; all metrics: docs/health.md. Reference scores: runs/README.md
 """
 
 import itertools

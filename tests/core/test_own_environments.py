@@ -457,6 +457,8 @@ def test_masks_for_box_actions_and_masks_that_come_late_are_not_used(capsys):
     [
         ("ppo", "one", {}),
         ("ppo", "parts", {}),
+        ("ppo_recurrent", "one", {"num_steps": 32}),
+        ("ppo_recurrent", "parts", {"num_steps": 32, "lstm": True}),
         ("dqn", "one", {"learning_starts": 100}),
         ("dqn", "one", {"learning_starts": 100, "double": False, "num_envs": 3}),
         ("dqn_lightning", "one", {"learning_starts": 100}),
@@ -534,10 +536,11 @@ def test_the_updates_get_the_masks_of_the_next_observations(script, tmp_path, mo
         assert torch.equal(batch.next_mask.float(), batch.next_obs)
 
 
-def test_ppos_first_update_of_a_rollout_is_by_the_policy_that_acted(tmp_path):
+@pytest.mark.parametrize("script", ["ppo", "ppo_recurrent"])
+def test_ppos_first_update_of_a_rollout_is_by_the_policy_that_acted(script, tmp_path):
     """Without the masks in the update, the ratio of the probabilities would not be 1."""
-    flags = {"update_epochs": 1, "num_minibatches": 1, "log_interval": 256, "learning_rate": 0.05}
-    run = train_with(load("ppo"), tmp_path, env_id=masked(kind="parts"), total_timesteps=2048, **flags)
+    flags = {"update_epochs": 1, "num_minibatches": 1, "num_steps": 32, "log_interval": 256, "learning_rate": 0.05}
+    run = train_with(load(script), tmp_path, env_id=masked(kind="parts"), total_timesteps=2048, **flags)
     logged = [row for row in rows(run) if "losses/approx_kl" in row]
     assert len(logged) == 8
     for row in logged:

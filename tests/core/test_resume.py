@@ -117,6 +117,11 @@ CASES = {
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
     "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
+    "ppo_recurrent CartPole": ("ppo_recurrent", [*PPO, "--num-steps", 32, "--total-timesteps", 30_000]),
+    "ppo_recurrent CartPole, LSTM, compiled": (
+        "ppo_recurrent",
+        [*PPO, "--lstm", "--compile", "--total-timesteps", 8000],
+    ),
     "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
@@ -126,6 +131,7 @@ RARE = ["--train-frequency", 4]
 IN_CI = {
     "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
+    "ppo_recurrent": [*PPO, "--num-steps", 32, "--update-epochs", 2, "--total-timesteps", 6000, "--save-interval", 250],
 }
 
 

@@ -29,6 +29,7 @@ QUIET = {"track": False, "cuda": False, "eval_episodes": 0, "num_envs": 4, "log_
 PENDULUM = {"env_id": "Pendulum-v1", "learning_rate": 1e-2, "norm_obs": True, "norm_reward": True}
 TRAINED = {
     "ppo": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 4, "update_epochs": 5},
+    "ppo_recurrent": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 2, "update_epochs": 5},
     "reinforce_rollout": {"total_timesteps": 1600, "num_steps": 10},
     "dqn": {"total_timesteps": 400, "learning_starts": 100, "train_frequency": 6, "start_e": 1.0, "end_e": 1.0},
     "sac": {"total_timesteps": 160, "learning_starts": 100, "target_network_frequency": 2},
@@ -121,9 +122,13 @@ def trained(script, folder):
     draws = Draws(flags.get("num_minibatches", 1))
     updates = []
 
+    def sample(agent, obs, memory=None, episode_starts=None, action_mask=None):
+        actions = draws.actions(agent, obs)
+        return actions if memory is None else (actions, agent.step(obs, memory, episode_starts)[1])
+
     def patch(module):
         if hasattr(module, "Agent"):
-            module.Agent.sample = lambda agent, obs, action_mask=None: draws.actions(agent, obs)
+            module.Agent.sample = sample
         loss = next(name for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "critic_loss") if hasattr(module, name))
         function = getattr(module, loss)
         setattr(module, loss, lambda *words: updates.append(1) or function(*words))

@@ -27,9 +27,10 @@ def updates_of(script, tmp_path, monkeypatch, **flags):
     """The updates of a script as `main` builds them, before the first step: {name: (update, its optimizers)}."""
     found = {}
 
-    def compiled(args, *optimizers):
+    def compiled(args, *optimizers, whole=True):
         def note(update):
             found[update.__name__] = update, optimizers
+            update.whole = whole
             return update
 
         return note
@@ -59,6 +60,8 @@ def in_float64(update):
             value.double()
             if hasattr(value, "features"):  # ppo.py's turns observations to float32
                 value.features = lambda obs: obs
+            if hasattr(value, "encode"):
+                value.encode = lambda obs, encoder=value.encoder: encoder(obs)
 
 
 def numbers(*shape):
@@ -70,6 +73,20 @@ def ppo_batch(discrete):
     actions = torch.randint(2, (32,)) if discrete else numbers(32, 1)
     return SimpleNamespace(
         obs=numbers(32, 4 if discrete else 3), actions=actions, logprobs=numbers(32) / 10 - 1, **batch
+    )
+
+
+def sequences(update):
+    """16 steps of 4 environments, with the ends of episodes at places of their own in each batch."""
+    batch = {name: numbers(16, 4) for name in ("values", "advantages", "returns")}
+    memory = held_by(update)["agent"].empty_memory(4).double().expand(16, 4, -1)
+    return SimpleNamespace(
+        obs=numbers(16, 4, 4),
+        memory=memory + numbers(*memory.shape) / 10,
+        episode_starts=torch.rand(16, 4) < 0.2,
+        actions=torch.randint(2, (16, 4)),
+        logprobs=numbers(16, 4) / 10 - 1,
+        **batch,
     )
 
 
@@ -126,7 +143,7 @@ def check(script, name, make, rel, tmp_path, monkeypatch, **flags):
         torch.manual_seed(2)
         first = [p.detach().clone() for p in parameters(update)]
         batches = [make(update) for _ in range(4)]
-        graph = common.compile_update(COMPILE, *optimizers)(update) if compile_it else update
+        graph = common.compile_update(COMPILE, *optimizers, whole=update.whole)(update) if compile_it else update
         results.append((learn(graph, optimizers, lambda i, batches=batches: batches[i % 4]), parameters(update), first))
     (logged, eager, first), (logged_compiled, compiled, _) = results
     for row, other in zip(logged, logged_compiled, strict=True):
@@ -139,6 +156,7 @@ def check(script, name, make, rel, tmp_path, monkeypatch, **flags):
 
 CASES = {
     "ppo": ("ppo", "update", lambda _: ppo_batch(True), {"hidden_sizes": (8,), "clip_vloss": True, "ent_coef": 0.01}),
+    "ppo_recurrent LSTM": ("ppo_recurrent", "update", sequences, {"lstm": True, "num_envs": 4, "memory_size": 8}),
     "dqn": ("dqn", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "rainbow": ("rainbow", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "sac actor": ("sac", "update_actor", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
@@ -147,6 +165,7 @@ SLOW = {
     "reinforce_rollout": ("reinforce_rollout", "update", reinforce_returns, {"num_steps": 8, "num_envs": 4}),
     "sac critic": ("sac", "update_critic", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
     "ppo Box": ("ppo", "update", lambda _: ppo_batch(False), {"env_id": "Pendulum-v1"}),
+    "ppo_recurrent": ("ppo_recurrent", "update", sequences, {"hidden_sizes": (8,), "memory_size": 8, "num_envs": 4}),
     "dqn not double": ("dqn", "update", lambda _: dqn_batch(), {"double": False}),
     "rainbow plain": ("rainbow", "update", lambda _: dqn_batch(), {"distributional": False, "double": False}),
     "sac fixed alpha": ("sac", "update_actor", lambda _: sac_batch(), {"alpha": 0.1}),

@@ -16,6 +16,7 @@ from common.internals.tracking.diagnostics import Alarms, dead_units, diagnostic
 SHORT = {
     "dqn": {"learning_starts": 200, "total_timesteps": 900},
     "ppo": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
+    "ppo_recurrent": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
     "reinforce_rollout": {"num_envs": 2, "num_steps": 32, "total_timesteps": 640},
     "sac": {"env_id": "Pendulum-v1", "learning_starts": 200, "total_timesteps": 500, "hidden_sizes": (16,)},
 }
@@ -255,7 +256,7 @@ def test_the_signs_are_logged_and_leave_training_as_it_is(script, tmp_path):
         assert last["health/updates_per_step"] == pytest.approx(updates / steps, abs=1 / steps)
         assert last["health/replay_age"] == pytest.approx((steps - 1) / 2)
     else:
-        per_rollout = {"ppo": 4, "reinforce_rollout": 1}[script]
+        per_rollout = {"ppo": 4, "ppo_recurrent": 4, "reinforce_rollout": 1}[script]
         assert last["health/updates_per_step"] == per_rollout / 64
     assert ("health/action_saturation" in last) == (script == "sac")
 

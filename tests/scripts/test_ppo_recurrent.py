@@ -101,7 +101,9 @@ def test_acting_values_and_sequences_agree_to_float32_for_each_kind_of_space(env
         outs, expected = by_steps(agent, obs, memory, starts)
         acted, memories = [], [memory]
         for t in range(12):
+            _, played = agent.greedy(obs[t], memory, starts[t])
             action, memory = agent.sample(obs[t], memory, starts[t])
+            assert torch.equal(played, memory)
             acted.append(action)
             memories.append(memory)
         actions = torch.stack(acted)

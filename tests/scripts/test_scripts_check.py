@@ -14,6 +14,7 @@ SCRIPTS = {  # the checks that have nothing to see in a script
     "rainbow": {"advantages", "entropy", "units"},
     "sac": {"n_step", "advantages"},
     "ppo": {"n_step", "entropy", "units"},
+    "ppo_recurrent": {"n_step", "entropy", "units"},
     "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
     "dqn": {"n_step", "advantages", "entropy", "units"},
     "reinforce_rollout": {"n_step", "advantages", "entropy", "units"},

@@ -38,22 +38,13 @@ class ReplayDataset(IterableDataset):
         self.beta = beta
 
     def __len__(self) -> int:
-        """Batches in an epoch.
-
-        Raises:
-            TypeError: there is no end to them.
-        """
+        """Batches in an epoch; TypeError if there is no end to them."""
         if self.num_batches is None:
             raise TypeError("a replay without num_batches has no end")
         return self.num_batches
 
     def __iter__(self) -> Iterator[SimpleNamespace]:
-        """Batches as `replay.sample` makes them.
-
-        Raises:
-            WorkersNotSupportedError: in a worker process, which would draw from its own copy of the replay, as old
-                as the worker.
-        """
+        """Batches as `replay.sample` makes them; WorkersNotSupportedError in a worker process, whose copy is old."""
         if get_worker_info() is not None:
             raise WorkersNotSupportedError
         drawn = 0

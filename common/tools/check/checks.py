@@ -411,8 +411,10 @@ def n_step(harness: Harness) -> str:
 
 
 def _closed_forms(harness: Harness, more: dict[str, Any]) -> str:
-    said = []
-    for space, (env, (expected, means)) in itertools.product(harness.spaces, CLOSED_FORMS.items()):
+    said, forms = [], dict(CLOSED_FORMS)
+    if any("memory" in stored for stored in harness.base().recorded["stored"]):
+        del forms["Ladder"]  # to a memory the observation at the time limit is a third step, which no action follows
+    for space, (env, (expected, means)) in itertools.product(harness.spaces, forms.items()):
         said.append(f"{env} {_value(harness, env, space, expected, more, means):.2f} ({expected:g})")
     return f"with gamma {GAMMA}, {', '.join(said)}"
 
@@ -452,11 +454,12 @@ def advantages(harness: Harness) -> str:
     """Advantages handed to minibatches are GAE of each episode alone, by brute force."""
     skip_if(not {"gae_lambda", "gamma", "num_steps"} <= harness.flags.keys(), "it has no --gae-lambda")
     num_envs, size = 2, 64
-    wanted = {"num_envs": num_envs, "num_steps": size, "total_timesteps": 4 * num_envs * size}
-    rollouts = harness.run(f"ElapsedTime-{harness.spaces[0]}", **{**harness.small, **wanted}).recorded["minibatches"]
+    wanted: dict[str, Any] = {"num_envs": num_envs, "num_steps": size, "total_timesteps": 4 * num_envs * size}
+    wanted = {**harness.small, **wanted, **({"norm_reward": False} if "norm_reward" in harness.flags else {})}
+    rollouts = harness.run(f"ElapsedTime-{harness.spaces[0]}", **wanted).recorded["minibatches"]
     needed = ("rewards", "values", "advantages", "terminations", "truncations")
     has = rollouts and rollouts[0].keys() >= {*needed}
-    skip_if(not has, "it passes no advantages and values to rollout.minibatches")
+    skip_if(not has, "it passes no advantages and values to rollout.minibatches or rollout.sequences")
     gamma, trace_decay = (harness.flags[name]["default"] for name in ("gamma", "gae_lambda"))
     count = 0
     for rollout in rollouts:

@@ -152,7 +152,7 @@ class Harness:
         """Flags with which `steps` steps suffice to learn a value."""
         wanted: dict[str, Any] = {"total_timesteps": steps, "gamma": GAMMA, "hidden_sizes": [32, 32]}
         wanted |= {"learning_starts": 100, "buffer_size": 10_000, "log_interval": 50, "alpha": 0.0}
-        wanted |= {"v_min": -4.0, "v_max": 4.0}
+        wanted |= {"v_min": -4.0, "v_max": 4.0, "norm_reward": False}
         wanted |= {"tau": max(self.default("tau", 1.0), 0.05)}
         wanted |= {name: max(self.default(name, 0.0), 3e-3) for name in RATES}
         return self._known(wanted, batch_size=64, target_network_frequency=20, num_steps=16)

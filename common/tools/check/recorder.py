@@ -100,7 +100,7 @@ class Recording:
         self.parts: dict[str, Any] = {}  # of the checkpoint
         self.first: dict[str, dict[str, Any]] = {}  # its parameters at the start
         split: dict[int, int] = {}  # steps that each storage had when it was last split
-        minibatches, restore = RolloutStorage.minibatches, Checkpoint.restore
+        restore = Checkpoint.restore
 
         def recorded(add: Any) -> Any:
             def record_add(storage: Any, **step: Any) -> None:
@@ -109,12 +109,15 @@ class Recording:
 
             return record_add
 
-        def record_minibatches(storage: Any, num_minibatches: int, **more: Any) -> Any:
-            added = len(self.stored.get(id(storage), ()))
-            if split.get(id(storage)) != added:
-                split[id(storage)] = added
-                self.minibatches.append(copies({**storage.fields, **more}))
-            return minibatches(storage, num_minibatches, **more)
+        def recorded_whole(minibatches: Any) -> Any:
+            def record_minibatches(storage: Any, num_minibatches: int, **more: Any) -> Any:
+                added = len(self.stored.get(id(storage), ()))
+                if split.get(id(storage)) != added:
+                    split[id(storage)] = added
+                    self.minibatches.append(copies({**storage.fields, **more}))
+                return minibatches(storage, num_minibatches, **more)
+
+            return record_minibatches
 
         def record_restore(checkpoint: Any, obs: torch.Tensor) -> Any:
             result = restore(checkpoint, obs)
@@ -123,7 +126,8 @@ class Recording:
 
         ReplayBuffer.add = recorded(ReplayBuffer.add)  # type: ignore[method-assign]
         RolloutStorage.add = recorded(RolloutStorage.add)  # type: ignore[method-assign]
-        RolloutStorage.minibatches = record_minibatches  # type: ignore[method-assign, assignment]
+        RolloutStorage.minibatches = recorded_whole(RolloutStorage.minibatches)  # type: ignore[method-assign]
+        RolloutStorage.sequences = recorded_whole(RolloutStorage.sequences)  # type: ignore[method-assign]
         Checkpoint.restore = record_restore  # type: ignore[method-assign, assignment]
 
     def write(self) -> None:
