@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Memory: ppo_recurrent.py, with its GRU and with --lstm, and ppo.py on the same tasks. Two hours on one core.
+# Memory: ppo_recurrent.py, with its LSTM and with a GRU, and ppo.py on the same tasks. Two hours on one core.
 # MiniGrid: pip install -e ".[minigrid]". The tasks are in memory_envs.py.
 # Runs land in $OUT/NAME ($OUT: runs/new). To keep them:
 #   python runs/reference/collect.py runs/new/NAME --into runs/reference/results/NAME
@@ -30,8 +30,8 @@ for seed in ${SEEDS:-31 32 33 34 35}; do
     esac
     for kind in ${KINDS:-gru lstm plain}; do
       case $kind in
-        gru) script=(ppo_recurrent.py) ;;
-        lstm) script=(ppo_recurrent.py --lstm) ;;
+        gru) script=(ppo_recurrent.py --no-lstm) ;;
+        lstm) script=(ppo_recurrent.py) ;;
         plain) script=(ppo.py "${norm[@]}") ;;
       esac
       python "../../algos/${script[0]}" "${task[@]}" "${script[@]:1}" --seed "$seed" "${flags[@]}" \

@@ -457,8 +457,8 @@ def test_masks_for_box_actions_and_masks_that_come_late_are_not_used(capsys):
     [
         ("ppo", "one", {}),
         ("ppo", "parts", {}),
-        ("ppo_recurrent", "one", {"num_steps": 32}),
-        ("ppo_recurrent", "parts", {"num_steps": 32, "lstm": True}),
+        ("ppo_recurrent", "one", {"num_steps": 32, "lstm": False}),
+        ("ppo_recurrent", "parts", {"num_steps": 32}),
         ("dqn", "one", {"learning_starts": 100}),
         ("dqn", "one", {"learning_starts": 100, "double": False, "num_envs": 3}),
         ("dqn_lightning", "one", {"learning_starts": 100}),

@@ -117,10 +117,13 @@ CASES = {
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
     "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
-    "ppo_recurrent CartPole": ("ppo_recurrent", [*PPO, "--num-steps", 32, "--total-timesteps", 30_000]),
+    "ppo_recurrent CartPole, GRU": (
+        "ppo_recurrent",
+        [*PPO, "--no-lstm", "--num-steps", 32, "--total-timesteps", 30_000],
+    ),
     "ppo_recurrent CartPole, LSTM, compiled": (
         "ppo_recurrent",
-        [*PPO, "--lstm", "--compile", "--total-timesteps", 8000],
+        [*PPO, "--compile", "--total-timesteps", 8000],
     ),
     "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),

@@ -156,7 +156,7 @@ def check(script, name, make, rel, tmp_path, monkeypatch, **flags):
 
 CASES = {
     "ppo": ("ppo", "update", lambda _: ppo_batch(True), {"hidden_sizes": (8,), "clip_vloss": True, "ent_coef": 0.01}),
-    "ppo_recurrent LSTM": ("ppo_recurrent", "update", sequences, {"lstm": True, "num_envs": 4, "memory_size": 8}),
+    "ppo_recurrent": ("ppo_recurrent", "update", sequences, {"num_envs": 4, "memory_size": 8}),
     "dqn": ("dqn", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "rainbow": ("rainbow", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "sac actor": ("sac", "update_actor", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
@@ -165,7 +165,7 @@ SLOW = {
     "reinforce_rollout": ("reinforce_rollout", "update", reinforce_returns, {"num_steps": 8, "num_envs": 4}),
     "sac critic": ("sac", "update_critic", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
     "ppo Box": ("ppo", "update", lambda _: ppo_batch(False), {"env_id": "Pendulum-v1"}),
-    "ppo_recurrent": ("ppo_recurrent", "update", sequences, {"hidden_sizes": (8,), "memory_size": 8, "num_envs": 4}),
+    "ppo_recurrent GRU": ("ppo_recurrent", "update", sequences, {"lstm": False, "memory_size": 8, "num_envs": 4}),
     "dqn not double": ("dqn", "update", lambda _: dqn_batch(), {"double": False}),
     "rainbow plain": ("rainbow", "update", lambda _: dqn_batch(), {"distributional": False, "double": False}),
     "sac fixed alpha": ("sac", "update_actor", lambda _: sac_batch(), {"alpha": 0.1}),
