@@ -5,7 +5,6 @@ A run's arguments are read when it is found, its metrics only when it is compare
 
 import contextlib
 import errno
-import functools
 import gzip
 import json
 import math
@@ -13,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def find(words: Sequence[str], runs_dir: Path) -> list[Run]:
     """
     unreadable.clear()
 
-    @functools.cache  # read once for all words
+    @cache  # read once for all words
     def below() -> list[Run]:
         if not runs_dir.is_dir():
             fail(f"there is no folder {runs_dir}: say where the runs are with --runs-dir")
@@ -149,9 +149,7 @@ def walk(folder: Path, seen: set[tuple[int, int]] | None = None, stored: bool = 
 def run_directory(path: Path) -> Run:
     """Raises OSError or ValueError if its args.json is not that of a run."""
     config = checked(read_object(path, "args.json"))
-    return Run(
-        path.name, config, finished_step(path) is not None, functools.partial(read_lines, path / "metrics.jsonl"), path
-    )
+    return Run(path.name, config, finished_step(path) is not None, partial(read_lines, path / "metrics.jsonl"), path)
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
@@ -173,9 +171,7 @@ def results(folder: Path) -> list[Run]:
         kept = [(f"seed{int(run['seed'])}.jsonl.gz", checked(run["args"])) for run in read_json(folder, "runs.json")]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its runs.json has another form: {error!r}") from None
-    return [
-        Run(str(folder / name), config, True, functools.partial(read_lines, folder / name)) for name, config in kept
-    ]
+    return [Run(str(folder / name), config, True, partial(read_lines, folder / name)) for name, config in kept]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> Metrics:

@@ -103,10 +103,8 @@ def significance(ours: Sequence[float], theirs: Sequence[float], promised: float
     """
     if few := too_few(len(ours), len(theirs)):
         difference = float(np.mean(ours) - np.mean(theirs))
-        return {
-            "text": f"No comparison, difference {difference:+.4g}: {few} (--fresh-seeds).",
-            "difference": difference,
-        }
+        text = f"No comparison, difference {difference:+.4g}: {few} (--fresh-seeds)."
+        return {"text": text, "difference": difference}
     shift = permutation(theirs, ours, level=0.025)
     result = "These runs do not show that the winner beats the defaults"
     if shift.low > 0 or shift.high < 0:

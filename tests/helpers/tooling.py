@@ -1,6 +1,7 @@
 """Runs `python -m common` as a user does, on a fork whose runs take a moment."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ def tool(*words, cwd, check=0, timeout=280):
         text=True,
         timeout=timeout,
         stdin=subprocess.DEVNULL,
+        env=dict(os.environ),  # without the COLUMNS that readline sets behind its back
     )
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -33,6 +35,7 @@ def started(*words, cwd):
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
+        env=dict(os.environ),
         start_new_session=True,  # so that a test can send a signal to all of it, as a terminal does
     )
     process.said = lambda: Path(log.name).read_text()

@@ -91,7 +91,7 @@ def facts(cwd):
 
 
 def test_a_script_that_learns_as_before_passes_with_the_stored_arguments_and_fresh_seeds(fork):
-    keep(fork)
+    keep(fork, versions={"torch": "1.0", **{f"library_{i}": "1.0" for i in range(9)}})
     done = tool(*WORDS, "my_fork/A-v0", cwd=fork)
     assert sorted(fact["seed"] for fact in facts(fork)) == [101, 102, 104, 105, 106]  # 103 is the row's
     for fact in facts(fork):
@@ -104,6 +104,7 @@ def test_a_script_that_learns_as_before_passes_with_the_stored_arguments_and_fre
     assert re.search(rf"^PASS  my_fork/A-v0$[\s\S]*stored +{base + 0.1038:.1f} ± 0\.0, 5 seeds", done.stdout, re.M)
     assert "difference -0.0002" in done.stdout and "98 % interval" in done.stdout
     assert "git_commit 0123456 -> None" in done.stdout and "torch 1.0 -> -" in done.stdout
+    assert max(map(len, done.stdout.partition("PASS")[2].splitlines())) <= 120
     again = tool(*WORDS, "my_fork/A-v0", cwd=fork)
     assert "5 of 5 runs are finished already" in again.stdout and "PASS" in again.stdout
     assert all(len(starts(path)) == 1 for path in run_dirs(fork))

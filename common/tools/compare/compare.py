@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     comparison = compare(runs, args)
     for table in comparison.tables:
         print(tables.text(table) + "\n")
-    print("\n".join(comparison.notes))
+    print(tables.wrapped(comparison.notes))
     command = redact(shlex.join(["python", "-m", "common", "compare", *argv]))
     try:
         if args.markdown is not None:

@@ -114,10 +114,8 @@ def measure(
             seconds = np.nanmedian([one.seconds for one in here], axis=0)
         curves = np.stack([one.curve for one in here])
         cells[label] = Cell(here, stats.band(curves, stats.iqm, CURVE_REPS), seconds)
-        if early := [f"{metrics.end_step:,.0f}" for run, metrics in own if not _is_finished(run, metrics)]:
-            notes.append(
-                f"{label} on {env_id}: {len(early)} of {len(here)} runs are unfinished, at step {_few(early)}."
-            )
+        if cut := [f"{metrics.end_step:,.0f}" for run, metrics in own if not _is_finished(run, metrics)]:
+            notes.append(f"{label} on {env_id}: {len(cut)} of {len(here)} runs are unfinished, at step {_few(cut)}.")
     return Task(env_id, steps, threshold, score, cells)
 
 
@@ -152,17 +150,11 @@ def on_grid(
     levels = np.stack([at, seconds, level])
     scores = metrics.rows[score] if score != key else levels[:, full]
     scores = scores if scores.size else levels[:, -1:]  # the run is shorter than a window
-    clock = np.interp(steps, np.append(at, metrics.end_step), np.append(seconds, metrics.end_seconds))
-    return Measured(
-        run,
-        curve,
-        np.where(np.isnan(curve), np.nan, clock),
-        scores if score != key else np.empty((3, 0)),
-        float(scores[2, -1]),
-        float(scores[2].max()),
-        (metrics.end_step, metrics.end_seconds),
-        reached,
-    )
+    final, best, end = float(scores[2, -1]), float(scores[2].max()), (metrics.end_step, metrics.end_seconds)
+    evaluations = scores if score != key else np.empty((3, 0))
+    clock = np.interp(steps, np.append(at, end[0]), np.append(seconds, end[1]))
+    clock[np.isnan(curve)] = np.nan
+    return Measured(run, curve, clock, evaluations, final, best, end, reached)
 
 
 @dataclass

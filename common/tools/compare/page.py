@@ -73,16 +73,27 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _table(table: Table) -> str:
-    name = ' id="differs"' if table.title == "what differs" else ""
-    return f"<h2>{html.escape(table.title)}</h2>\n{_rows(table.header, table.rows, name)}"
+    """Of what differs, arguments that only some groups have are folded: those of another script are many."""
+    title = f"<h2>{html.escape(table.title)}</h2>\n"
+    if table.title != "what differs":
+        return title + _rows(table.header, table.rows)
+    shared, some = ([row for row in table.rows if ("-" in row) is folded] for folded in (False, True))
+    parts = _rows(table.header, shared) if shared else ""
+    if some:
+        parts += _folded(f"arguments that only some groups have: {len(some)}", _rows(table.header, some))
+    return f'{title}<div class="differs">{parts}</div>'
 
 
-def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], name: str = "") -> str:
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
 
     body = "".join(row(cells, "td") for cells in rows)
-    return f'<div class="scroll"><table{name}>{row(header, "th")}{body}</table></div>\n'
+    return f'<div class="scroll"><table>{row(header, "th")}{body}</table></div>\n'
 
 
 def _runs(comparison: Comparison) -> str:
@@ -93,7 +104,7 @@ def _runs(comparison: Comparison) -> str:
             for one in cell.runs:
                 numbers = [number(one.final), number(one.best), f"{one.end[0]:,.0f}", number(one.end[1])]
                 rows.append([one.run.name, label, task.env_id, one.run.seed(), *numbers])
-    return f"<details><summary>all {len(rows)} runs</summary>{_rows(header, rows)}</details>"
+    return _folded(f"all {len(rows)} runs", _rows(header, rows))
 
 
 def _videos(comparison: Comparison, here: Path) -> str:
@@ -163,8 +174,7 @@ def _diff(title: str, lines: list[str]) -> str:
     added, removed = (sum(line.startswith(sign) for line in lines[2:]) for sign in "+-")
     kinds = {"+": "add", "-": "del", "@": "at"}
     shown = "".join(f'<span class="{kinds.get(line[:1], "")}">{html.escape(line) or " "}</span>' for line in lines)
-    summary = html.escape(f"{title}: +{added} -{removed} lines")
-    return f'<details><summary>{summary}</summary><pre class="diff"><code>{shown}</code></pre></details>'
+    return _folded(f"{title}: +{added} -{removed} lines", f'<pre class="diff"><code>{shown}</code></pre>')
 
 
 def _sources(runs: list[Run]) -> list[tuple[str, str]]:

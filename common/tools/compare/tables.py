@@ -1,6 +1,9 @@
 """Tables of a comparison, and how numbers are written in them."""
 
 import math
+import shutil
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +60,13 @@ def text(table: Table, width: int = WIDTH) -> str:
         cells = zip(names, row[1:], strict=True)
         lines += [row[0], *(f"  {name:<{left}}  {shortened(cell, width - left - 4)}" for name, cell in cells)]
     return "\n".join(lines)
+
+
+def wrapped(notes: Iterable[str], indent: str = "") -> str:
+    """Notes under a table in lines of at most `WIDTH` characters, or as many as the terminal has if it has fewer."""
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 1)).columns)
+    wrap = textwrap.TextWrapper(width, indent, indent + "  ", break_on_hyphens=False)
+    return "\n".join(wrap.fill(_printable(note)) for note in notes)
 
 
 def shortened(text: str, width: int) -> str:

@@ -36,7 +36,7 @@ from common.internals.console.cli import parse, similar
 from common.internals.resume.files import read_json
 from common.internals.tracking.provenance import ALGOS, versions
 from common.tools.compare.compare import differences
-from common.tools.compare.tables import Table, number, text
+from common.tools.compare.tables import Table, number, text, wrapped
 from common.tools.find_runs import read_lines, results, run_directory
 from common.tools.launch import cli
 from common.tools.launch.benchmark import run_all
@@ -117,7 +117,7 @@ def listing(rows: dict[str, Row | str]) -> str:
         else:
             what = [name, row.args["script"], row.args["env_id"], f"{int(row.args['total_timesteps']):,}"]
             table.rows.append([*what, str(len(row.scores)), _spread([*row.scores.values()]), row.training])
-    return "\n".join([text(table), *broken])
+    return "\n".join(filter(None, [text(table), wrapped(broken)]))
 
 
 def _spread(scores: Sequence[float]) -> str:
@@ -219,7 +219,7 @@ def report(row: Row, jobs: list[Job], args: Args) -> dict[str, Any]:
     for name, shown in (("stored", [*stored.values()]), ("new", scores)):
         each = " ".join(f"{score:.1f}" for score in shown)
         print(f"      {name:<6}  {_spread(shown)}, {len(shown)} seeds: {each}")
-    print(f"      {result}\n      changed since: {changed}")
+    print(wrapped([result, f"changed since: {changed}"], indent=" " * 6))
     about = {"row": row.name, "verdict": verdict, "better": better, "reason": result, "changed": changed}
     return {**about, **numbers, "level": args.level, "reference": stored, "scores": new}
 

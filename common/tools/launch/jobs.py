@@ -209,8 +209,8 @@ class Pool:
         """The jobs that have ended since the last call, with their exit codes. Passes signals on."""
         for _ in self.signals[self.forwarded :]:
             self.forwarded += 1
-            for job in self.jobs:
-                stop(job)
+            for job in self.jobs:  # a run makes a checkpoint and ends; at a second signal it ends at once
+                job.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
         ended = [job for job in self.jobs if job.process.poll() is not None]  # type: ignore[union-attr]
         for job in ended:
             with contextlib.suppress(subprocess.TimeoutExpired):  # a child of the run may still write
@@ -232,12 +232,6 @@ class Pool:
         number = self.signals[0]
         self.wait()
         fail(f"stopped by {signal.Signals(number).name}; continue with {shlex.join(command)}", 128 + number)
-
-
-def stop(job: Job) -> None:
-    """Asks a run to make a checkpoint and end; a second time, to end at once."""
-    if job.process is not None and job.process.poll() is None:
-        job.process.send_signal(signal.SIGTERM)
 
 
 def _prepare(cores: list[int]) -> Callable[[], None]:

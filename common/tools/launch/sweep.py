@@ -26,7 +26,7 @@ from tyro.conf import Positional, arg
 from common.args import fail
 from common.internals.console.cli import parse
 from common.tools import stats
-from common.tools.compare.tables import Table, markdown
+from common.tools.compare.tables import Table, markdown, wrapped
 from common.tools.launch import cli
 from common.tools.launch.jobs import Job, Pool, locked, make_folder, make_job, write_file
 from common.tools.launch.search_space import Dimension, check_method, flags, product, read_space
@@ -275,5 +275,5 @@ def report(sweep: Sweep, tried: "Queue", final: "Queue", winner: Any, defaults_w
         cli.write_json(path, results)
     lost = [f"failed: trial {slot.number}: {slot.error}" for slot in slots if tried.given_up(slot)]
     lost += [f"failed: {final.wanted[s.number]['name']}: {s.error}" for s in final.slots() if final.given_up(s)]
-    print("\n" + "\n".join([*lines, *lost]))
+    print("\n".join(["", wrapped(lines), *lost]))
     print(f"report and results: {sweep.folder}", flush=True)
