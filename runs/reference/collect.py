@@ -27,7 +27,7 @@ def main() -> None:
         evaluation = [row for row in rows if "eval/episodic_return" in row][-1]
         if evaluation["global_step"] < args["total_timesteps"]:
             raise SystemExit(f"error: {folder} did not finish")
-        target = options.into / args["env_id"].replace("/", "-")
+        target = options.into / args["env_id"].replace("/", "-").replace(":", "-")
         target.mkdir(parents=True, exist_ok=True)
         with gzip.GzipFile(target / f"seed{args['seed']}.jsonl.gz", "wb", mtime=0) as file:
             file.write(text.encode())
@@ -47,7 +47,7 @@ def main() -> None:
         )
     for env_id, runs in kept.items():
         runs.sort(key=lambda run: run["seed"])
-        (options.into / env_id.replace("/", "-") / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+        (options.into / env_id.replace("/", "-").replace(":", "-") / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
         scores = [run["eval_return"] for run in runs]
         print(
             f"| {env_id} | {runs[0]['args']['total_timesteps']:,} | {len(runs)} | {statistics.mean(scores):.1f} ± "
