@@ -9,7 +9,7 @@ export PYTHONPATH="$PWD:${PYTHONPATH:-}"
 OUT=$(realpath -m "${OUT:-../new}")
 flags=(--allow-env-import --no-track --no-capture-video --save-interval 0 --eval-episodes 100)
 pendulum=(--env-id memory_envs:PendulumNoVel-v1 --total-timesteps 1e5 --eval-interval 5e4 --num-envs 16 --num-steps 64 \
-  --num-minibatches 4 --update-epochs 10 --gamma 0.97 --gae-lambda 0.95)
+  --num-minibatches 8 --update-epochs 10 --gamma 0.95 --gae-lambda 0.95 --learning-rate 5e-4)
 mountain=(--env-id memory_envs:MountainCarContinuousNoVel-v0 --total-timesteps 3e5 --eval-interval 1e5 --num-envs 16 \
   --num-steps 128 --num-minibatches 4 --update-epochs 10 --gamma 0.999 --gae-lambda 0.95 --logstd-init 1 --ent-coef 0.01)
 norm=(--norm-obs --norm-reward)  # defaults of ppo_recurrent.py
