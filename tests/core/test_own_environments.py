@@ -461,6 +461,7 @@ def test_masks_for_box_actions_and_masks_that_come_late_are_not_used(capsys):
         ("ppo_recurrent", "parts", {"num_steps": 32}),
         ("dqn", "one", {"learning_starts": 100}),
         ("dqn", "one", {"learning_starts": 100, "double": False, "num_envs": 3}),
+        ("pqn", "one", {"num_envs": 3}),
         ("dqn_lightning", "one", {"learning_starts": 100}),
         ("rainbow", "one", {"learning_starts": 100, "v_max": 30.0}),
         ("rainbow", "one", {"learning_starts": 100, "noisy": False, "distributional": False, "num_envs": 2}),

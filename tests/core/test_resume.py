@@ -96,6 +96,7 @@ def tensorboard(run_dir):
 QUICK = ["--no-track", "--no-capture-video", "--eval-episodes", 3, "--log-interval", 700]
 DQN = [*QUICK, "--total-timesteps", 12_000, "--save-interval", 500, "--learning-starts", 500, "--eval-interval", 4000]
 PPO = [*QUICK, "--save-interval", 500, "--eval-interval", 4000, "--num-envs", 2]
+PQN = [*QUICK, "--total-timesteps", 60_000, "--save-interval", 1000, "--eval-interval", 20_000, "--num-envs", 4]
 RING = ["--buffer-size", 3000]
 NORMALISED = ["--norm-obs", "--norm-reward", "--num-steps", 128, "--num-minibatches", 4, "--update-epochs", 4]
 MUJOCO = [*PPO, *NORMALISED, "--total-timesteps", 16_000]
@@ -114,6 +115,8 @@ CASES = {
     "rainbow CartPole, compiled": ("rainbow", [*DQN, *RING, "--compile"]),
     "rainbow Breakout": ("rainbow", [*DQN, "--buffer-size", 1000, *ATARI]),
     "ppo CartPole": ("ppo", [*PPO, "--total-timesteps", 30_000]),
+    "pqn CartPole": ("pqn", PQN),
+    "pqn CartPole, compiled": ("pqn", [*PQN, "--compile"]),
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
     "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
@@ -133,6 +136,7 @@ SMALL = ["--hidden-sizes", 32, 32, "--batch-size", 32]
 RARE = ["--train-frequency", 4]
 IN_CI = {
     "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
+    "pqn": [*PQN, "--num-steps", 32, "--total-timesteps", 10_000, "--save-interval", 250],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
     "ppo_recurrent": [*PPO, "--num-steps", 32, "--update-epochs", 2, "--total-timesteps", 6000, "--save-interval", 250],
 }

@@ -32,6 +32,7 @@ TRAINED = {
     "ppo_recurrent": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 2, "update_epochs": 5},
     "reinforce_rollout": {"total_timesteps": 1600, "num_steps": 10},
     "dqn": {"total_timesteps": 400, "learning_starts": 100, "train_frequency": 6, "start_e": 1.0, "end_e": 1.0},
+    "pqn": {"total_timesteps": 600, "num_steps": 30, "num_minibatches": 3, "start_e": 1.0, "end_e": 1.0},
     "sac": {"total_timesteps": 160, "learning_starts": 100, "target_network_frequency": 2},
 }
 BATCH = 64 // WORLD_SIZE
@@ -129,7 +130,11 @@ def trained(script, folder):
     def patch(module):
         if hasattr(module, "Agent"):
             module.Agent.sample = sample
-        loss = next(name for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "critic_loss") if hasattr(module, name))
+        loss = next(
+            name
+            for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "pqn_loss", "critic_loss")
+            if hasattr(module, name)
+        )
         function = getattr(module, loss)
         setattr(module, loss, lambda *words: updates.append(1) or function(*words))
 

@@ -105,6 +105,10 @@ def dqn_batch():
     return replay_batch(4, torch.randint(2, (32,)))
 
 
+def pqn_batch():
+    return SimpleNamespace(obs=numbers(32, 4), actions=torch.randint(2, (32,)), returns=numbers(32))
+
+
 def sac_batch():
     return replay_batch(3, numbers(32, 1).tanh())
 
@@ -159,6 +163,7 @@ CASES = {
     "ppo_recurrent": ("ppo_recurrent", "update", sequences, {"num_envs": 4, "memory_size": 8}),
     "dqn": ("dqn", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
     "rainbow": ("rainbow", "update", lambda _: dqn_batch(), {"hidden_sizes": (8,)}),
+    "pqn": ("pqn", "update", lambda _: pqn_batch(), {"hidden_sizes": (8,)}),
     "sac actor": ("sac", "update_actor", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
 }
 SLOW = {

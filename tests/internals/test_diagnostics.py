@@ -15,6 +15,7 @@ from common.internals.tracking.diagnostics import Alarms, dead_units, diagnostic
 
 SHORT = {
     "dqn": {"learning_starts": 200, "total_timesteps": 900},
+    "pqn": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
     "ppo": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
     "ppo_recurrent": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
     "reinforce_rollout": {"num_envs": 2, "num_steps": 32, "total_timesteps": 640},
@@ -256,7 +257,7 @@ def test_the_signs_are_logged_and_leave_training_as_it_is(script, tmp_path):
         assert last["health/updates_per_step"] == pytest.approx(updates / steps, abs=1 / steps)
         assert last["health/replay_age"] == pytest.approx((steps - 1) / 2)
     else:
-        per_rollout = {"ppo": 4, "ppo_recurrent": 4, "reinforce_rollout": 1}[script]
+        per_rollout = 1 if script == "reinforce_rollout" else 4
         assert last["health/updates_per_step"] == per_rollout / 64
     assert ("health/action_saturation" in last) == (script == "sac")
 

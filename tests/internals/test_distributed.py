@@ -60,7 +60,7 @@ def both(tmp_path_factory):
     return *(torch.load(path, weights_only=True) for path in paths), two, one
 
 
-SCRIPTS = ["ppo", "ppo_recurrent", "reinforce_rollout", "dqn", "sac"]
+SCRIPTS = ["ppo", "ppo_recurrent", "reinforce_rollout", "dqn", "pqn", "sac"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

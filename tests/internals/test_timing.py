@@ -168,7 +168,7 @@ def test_an_update_that_fails_stops_its_clock():
     assert timing.update_timer._depth == 0
 
 
-@pytest.mark.parametrize("script", ["dqn", "ppo", "ppo_recurrent", "reinforce_rollout", "sac"])
+@pytest.mark.parametrize("script", ["dqn", "pqn", "ppo", "ppo_recurrent", "reinforce_rollout", "sac"])
 def test_every_script_counts_its_updates(script, tmp_path):
     module = load(script)
     flags = {"env_id": "Pendulum-v1", "hidden_sizes": (16,)} if script == "sac" else {}

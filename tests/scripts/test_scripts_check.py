@@ -16,6 +16,7 @@ SCRIPTS = {  # the checks that have nothing to see in a script
     "ppo": {"n_step", "entropy", "units"},
     "ppo_recurrent": {"n_step", "entropy", "units"},
     "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
+    "pqn": {"n_step", "advantages", "entropy", "units"},
     "dqn": {"n_step", "advantages", "entropy", "units"},
     "reinforce_rollout": {"n_step", "advantages", "entropy", "units"},
 }

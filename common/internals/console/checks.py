@@ -24,7 +24,7 @@ _BOUNDS = {
         (0, _FINITE, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),
         (0, 4_000_000, "env_timeout"),  # seconds; a wait can be no longer on Windows
         (_ABOVE_0, _FINITE, "learning_rate policy_lr q_lr clip_coef max_grad_norm target_kl"),
-        (0, 1, "gamma gae_lambda start_e end_e exploration_fraction"),
+        (0, 1, "gamma gae_lambda q_lambda start_e end_e exploration_fraction"),
         (0, 1, "prioritized_replay_alpha prioritized_replay_beta"),
         (_ABOVE_0, 1, "tau"),
         (0, 2**32 - 1, "seed"),  # what numpy.random.seed takes
