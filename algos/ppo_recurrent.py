@@ -6,11 +6,10 @@
 Copied from ppo.py (Schulman et al., 2017: https://arxiv.org/abs/1707.06347), whose details and departures from the
 paper hold here too. The memory is between the encoder and the heads of policy and value (Mnih et al., 2016:
 https://arxiv.org/abs/1602.01783):
-1. Gradients flow through a rollout of each environment and no further: choose `--num-steps` larger than the time for
-   which something has to be remembered.
-2. A minibatch holds whole rollouts of some environments. Each begins with the memory that acted at its first step; the
-   memories after it are computed anew in every epoch.
-3. The memory is zero at the start of an episode, inside a rollout too.
+1. A sequence is a rollout of one environment, or `--sequence-length` steps of it. Gradients flow through a sequence and
+   no further: it should be longer than the time for which something has to be remembered.
+2. A sequence begins with the memory that acted at its first step; later ones are computed anew in every epoch.
+3. The memory is zero at the start of an episode, inside a sequence too.
 4. The value of the last observation of a truncated episode is computed with the memory of that episode.
 5. Policy and value share the memory, so rewards are scaled: the value loss would else rule its gradient. Flat
    observations are normalised: a velocity is a small difference of two of them.
@@ -49,6 +48,8 @@ class Args(common.RunArgs):
     """parallel environments, in total over all processes"""
     num_steps: int = 128
     """steps of each environment per rollout"""
+    sequence_length: int = 0
+    """steps that gradients flow through, a divisor of num_steps (0: num_steps)"""
     learning_rate: float = 1e-3
     """initial learning rate of Adam"""
     anneal_lr: bool = True
@@ -58,7 +59,7 @@ class Args(common.RunArgs):
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     num_minibatches: int = 1
-    """minibatches per epoch, each of whole environments"""
+    """minibatches per epoch, each of whole sequences"""
     update_epochs: int = 20
     """epochs over each rollout"""
     norm_adv: bool = True
@@ -299,10 +300,11 @@ def main(args: Args) -> None:
     envs = common.make_envs(args, wrap=None, terminal_on_life_loss=args.terminal_on_life_loss)
     if not isinstance(envs.single_action_space, Discrete | MultiDiscrete | Box):
         common.fail(f"PPO takes Discrete, MultiDiscrete or Box actions; {args.env_id} has {envs.single_action_space}")
-    if envs.num_envs < args.num_minibatches:
-        common.fail("--num-minibatches must not exceed the environments of a process: a minibatch is of whole ones")
-    if args.num_steps < 2:
-        common.fail("--num-steps must be at least 2: gradients flow through so many steps")
+    length = args.sequence_length or args.num_steps
+    if args.num_steps % length or length < 2:
+        common.fail(f"--sequence-length must divide the {args.num_steps} of --num-steps, and be at least 2")
+    if (sequences := envs.num_envs * args.num_steps // length) < args.num_minibatches:
+        common.fail(f"a rollout has {sequences} sequences: --num-minibatches cannot be {args.num_minibatches}")
 
     agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
@@ -310,9 +312,8 @@ def main(args: Args) -> None:
     reward_scaler = common.RewardScaler(envs.num_envs, args.gamma).to(device)
     run = common.track(args, device)
     state = {"memory": agent.empty_memory(envs.num_envs)}
-    checkpoint = common.Checkpoint(
-        run, envs, agent=agent, optimizer=optimizer, reward_scaler=reward_scaler, state=state
-    )
+    parts = {"agent": agent, "optimizer": optimizer, "reward_scaler": reward_scaler, "state": state}
+    checkpoint = common.Checkpoint(run, envs, **parts)
     run.save_policy(agent.greedy)
     evaluation = common.Evaluation(run, agent.greedy)
 
@@ -374,7 +375,7 @@ def main(args: Args) -> None:
 
         targets = {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
         for _ in range(args.update_epochs):
-            for mb in rollout.sequences(args.num_minibatches, **targets):
+            for mb in rollout.sequences(args.num_minibatches, length, **targets):
                 metrics = update(mb)
             if args.target_kl is not None and common.global_mean(metrics["losses/approx_kl"]) > args.target_kl:
                 break

@@ -81,17 +81,22 @@ class RolloutStorage:
         for indices in torch.randperm(size, device=self.device).tensor_split(num_minibatches):
             yield SimpleNamespace(**{name: value.index_select(0, indices) for name, value in flat.items()})
 
-    def sequences(self, num_minibatches: int, **extra: Tensor) -> Iterator[SimpleNamespace]:
-        """As `minibatches`, for recurrent policies: all steps of some environments, [num_steps, batch, ...].
+    def sequences(self, num_minibatches: int, length: int = 0, **extra: Tensor) -> Iterator[SimpleNamespace]:
+        """As `minibatches`, for recurrent policies: batches of whole sequences, [length, batch, ...].
 
-        ValueError if there are fewer environments than minibatches.
+        A sequence is `length` steps of one environment, 0: all its steps. ValueError if `length` does not divide the
+        number of steps, or if there are fewer sequences than minibatches.
         """
         self._assert_full()
-        if not 1 <= num_minibatches <= self.num_envs:
-            raise ValueError(f"{self.num_envs} environments cannot be split into {num_minibatches} minibatches")
-        for indices in torch.randperm(self.num_envs, device=self.device).tensor_split(num_minibatches):
-            batch = {name: value.index_select(1, indices) for name, value in {**self.fields, **extra}.items()}
-            yield SimpleNamespace(**batch)
+        length = length or self.num_steps
+        count = self.num_envs * self.num_steps // length
+        if self.num_steps % length or not 1 <= num_minibatches <= count:
+            what = f"{self.num_steps} steps of {self.num_envs} environments cannot be split into"
+            raise ValueError(f"{what} sequences of {length} steps in {num_minibatches} minibatches")
+        named = {**self.fields, **extra}.items()
+        cut = {name: x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2) for name, x in named}
+        for indices in torch.randperm(count, device=self.device).tensor_split(num_minibatches):
+            yield SimpleNamespace(**{name: value.index_select(1, indices) for name, value in cut.items()})
 
     def _assert_full(self) -> None:
         if self.pos != self.num_steps:

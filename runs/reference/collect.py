@@ -47,7 +47,9 @@ def main() -> None:
         )
     for env_id, runs in kept.items():
         runs.sort(key=lambda run: run["seed"])
-        (options.into / env_id.replace("/", "-").replace(":", "-") / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+        (options.into / env_id.replace("/", "-").replace(":", "-") / "runs.json").write_text(
+            json.dumps(runs, indent=1) + "\n"
+        )
         scores = [run["eval_return"] for run in runs]
         print(
             f"| {env_id} | {runs[0]['args']['total_timesteps']:,} | {len(runs)} | {statistics.mean(scores):.1f} ± "

@@ -98,6 +98,7 @@ DQN = [*QUICK, "--total-timesteps", 12_000, "--save-interval", 500, "--learning-
 PPO = [*QUICK, "--save-interval", 500, "--eval-interval", 4000, "--num-envs", 2]
 PQN = [*QUICK, "--total-timesteps", 60_000, "--save-interval", 1000, "--eval-interval", 20_000, "--num-envs", 4]
 RING = ["--buffer-size", 3000]
+EPOCHS = ["--num-steps", 64, "--sequence-length", 32, "--update-epochs", 4]
 NORMALISED = ["--norm-obs", "--norm-reward", "--num-steps", 128, "--num-minibatches", 4, "--update-epochs", 4]
 MUJOCO = [*PPO, *NORMALISED, "--total-timesteps", 16_000]
 ATARI = ["--env-id", "ALE/Breakout-v5", "--total-timesteps", 3000, "--save-interval", 300, "--batch-size", 8]
@@ -120,14 +121,9 @@ CASES = {
     "ppo HalfCheetah, normalised": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5"]),
     "ppo HalfCheetah, normalised, in processes": ("ppo", [*MUJOCO, "--env-id", "HalfCheetah-v5", "--async-envs"]),
     "ppo Ant, normalised, 2 threads": ("ppo", [*MUJOCO, "--env-id", "Ant-v5", "--torch-threads", 2]),
-    "ppo_recurrent CartPole, GRU": (
-        "ppo_recurrent",
-        [*PPO, "--no-lstm", "--num-steps", 32, "--total-timesteps", 30_000],
-    ),
-    "ppo_recurrent CartPole, LSTM, compiled": (
-        "ppo_recurrent",
-        [*PPO, "--compile", "--total-timesteps", 8000],
-    ),
+    "ppo_recurrent CartPole": ("ppo_recurrent", [*PPO, *EPOCHS, "--total-timesteps", 60_000]),
+    "ppo_recurrent CartPole, GRU": ("ppo_recurrent", [*PPO, *EPOCHS, "--no-lstm", "--total-timesteps", 30_000]),
+    "ppo_recurrent CartPole, compiled": ("ppo_recurrent", [*PPO, *EPOCHS, "--compile", "--total-timesteps", 60_000]),
     "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
@@ -138,7 +134,7 @@ IN_CI = {
     "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
     "pqn": [*PQN, "--num-steps", 32, "--total-timesteps", 10_000, "--save-interval", 250],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
-    "ppo_recurrent": [*PPO, "--num-steps", 32, "--update-epochs", 2, "--total-timesteps", 6000, "--save-interval", 250],
+    "ppo_recurrent": [*PPO, *EPOCHS, "--total-timesteps", 6000, "--save-interval", 250],
 }
 
 

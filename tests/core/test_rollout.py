@@ -99,6 +99,27 @@ def test_sequences_keep_time_and_split_environments(num_steps, num_envs, parts):
     assert sorted(envs) == list(range(num_envs))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 8))
+def test_shorter_sequences_are_each_steps_in_a_row_of_one_environment(length, pieces, num_envs, parts):
+    storage = filled(length * pieces, num_envs)
+    with pytest.raises(ValueError, match="cannot be split"):
+        next(storage.sequences(1, length * pieces + 1))
+    if parts > pieces * num_envs:
+        with pytest.raises(ValueError, match="cannot be split"):
+            next(storage.sequences(parts, length))
+        return
+    begins = []
+    for mb in storage.sequences(parts, length, extra=storage.ids + 7):
+        assert mb.obs.shape[0] == length
+        assert torch.equal(mb.ids, mb.ids[0] + 1000 * torch.arange(length).unsqueeze(1))
+        assert torch.equal(mb.extra, mb.ids + 7)
+        begins += mb.ids[0].tolist()
+        for i, key in enumerate(mb.ids[-1].tolist()):
+            assert torch.equal(mb.image[-1, i], step_of(key // 1000, num_envs)["image"][key % 1000])
+    assert sorted(begins) == sorted(1000 * length * k + env for k in range(pieces) for env in range(num_envs))
+
+
 def test_a_rollout_that_is_not_full_is_not_handed_over():
     storage = RolloutStorage(3, 1)
     storage.add(x=torch.zeros(1))

@@ -190,7 +190,7 @@ def test_every_bootstrap_is_of_the_true_final_observation_with_the_memory_of_its
 
 
 @KINDS
-@pytest.mark.parametrize("flags", [{}, {"env_id": "Sheet-v0"}])
+@pytest.mark.parametrize("flags", [{}, {"env_id": "Sheet-v0"}, {"sequence_length": 8}])
 def test_the_first_epoch_has_ratio_one_and_later_ones_do_not(flags, lstm, tmp_path, monkeypatch):
     seen = []
     loss = recurrent.ppo_loss
@@ -290,7 +290,8 @@ def test_a_memory_serves_evaluation_policy_pt_and_the_tool(tmp_path):
     ("flags", "says"),
     [
         ({"num_envs": 2, "num_minibatches": 3}, "--num-minibatches"),
-        ({"num_steps": 1}, "--num-steps"),
+        ({"num_steps": 1}, "--sequence-length"),
+        ({"num_steps": 10, "sequence_length": 4}, "--sequence-length"),
     ],
 )
 def test_a_flag_that_does_not_fit_is_one_line(flags, says, tmp_path, capsys):

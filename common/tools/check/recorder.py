@@ -110,12 +110,12 @@ class Recording:
             return record_add
 
         def recorded_whole(minibatches: Any) -> Any:
-            def record_minibatches(storage: Any, num_minibatches: int, **more: Any) -> Any:
+            def record_minibatches(storage: Any, *words: int, **more: Any) -> Any:
                 added = len(self.stored.get(id(storage), ()))
                 if split.get(id(storage)) != added:
                     split[id(storage)] = added
                     self.minibatches.append(copies({**storage.fields, **more}))
-                return minibatches(storage, num_minibatches, **more)
+                return minibatches(storage, *words, **more)
 
             return record_minibatches
 
