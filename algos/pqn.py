@@ -4,7 +4,7 @@
 
 Layer normalisation replaces DQN's target network, and parallel environments its replay. Differs from the paper:
 1. A truncated episode bootstraps from its last observation; a terminated one does not. Both cut the trace of Q(λ).
-2. Adam instead of RAdam: it learns as well here, and `--compile` makes its step a part of the graph.
+2. Adam instead of RAdam, as `--compile` makes Adam's step a part of the graph. RAdam was not compared.
 3. Layer normalisation is over all of [C, H, W] after a convolution. Rewards are clipped only with `--clip-rewards`.
 
 Logged: losses/td_loss, losses/q_values (mean Q of the actions taken), both of the last minibatch; charts/epsilon,

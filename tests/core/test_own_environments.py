@@ -580,6 +580,23 @@ def test_dqns_target_is_the_maximum_over_the_allowed_actions(double):
     assert float(loss) == pytest.approx(np.mean(np.square(errors)), rel=1e-5)
 
 
+def test_pqns_targets_are_maxima_over_the_allowed_actions(tmp_path, monkeypatch):
+    pqn, gaps = load("pqn"), []
+
+    def spy(q_network, mb):
+        with torch.no_grad():
+            allowed = q_network(mb.next_obs).masked_fill(mb.next_obs == 0, -torch.inf)  # which the observations show
+            targets = mb.rewards + torch.where(mb.terminations, 0.0, 0.9 * allowed.amax(dim=1))
+        gaps.append((mb.returns - targets).abs().max().item())
+        return loss(q_network, mb)
+
+    loss = pqn.pqn_loss
+    monkeypatch.setattr(pqn, "pqn_loss", spy)
+    flags = {"num_envs": 4, "num_steps": 25, "num_minibatches": 1, "update_epochs": 1}
+    train_with(pqn, tmp_path, env_id=masked(), total_timesteps=500, gamma=0.9, q_lambda=0.0, **flags)
+    assert len(gaps) == 5 and max(gaps) < 1e-5
+
+
 def test_a_replay_returns_the_mask_of_the_last_step_of_an_n_step_return():
     replay = common.ReplayBuffer(16, 1, n_step=3, gamma=0.9)
     masks = torch.rand(10, 1, 4) < 0.5
