@@ -23,6 +23,7 @@ SCRIPTS = {  # the checks that have nothing to see in a script
 # A run of Lightning takes 1.6 s. That this script learns what dqn.py learns, with each of its flags, is another test's.
 SLOW = {"dqn_lightning": {"flags", "values", "policy"}}
 SLOW["rainbow"] = {"values"}  # 3 steps are its default, so n_step asks the same
+SLOW["ppo_recurrent"] = {"flags", "values", "policy"}  # as ppo.py, and twice as long
 
 
 def failures(script, names):
