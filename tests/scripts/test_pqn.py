@@ -202,7 +202,7 @@ def test_an_atari_game_runs_from_pixels(tmp_path):
     assert weights(run)["network.1.weight"].shape == (32, 20, 20)
 
 
-def test_environments_in_one_array_operation_learn_the_same(tmp_path):
+def test_native_environments_are_trained_in_as_many_rollouts(tmp_path):
     flags = {"total_timesteps": 2000, "num_envs": 8, "num_steps": 25, "num_minibatches": 2, "log_interval": 500}
     plain, native = (train(tmp_path, native_envs=native, **flags) for native in (False, True))
     for run in (plain, native):
