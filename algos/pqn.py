@@ -170,8 +170,8 @@ def main(args: Args) -> None:
                 )
                 obs = next_obs
             next_q = q_network(rollout.next_obs.flatten(0, 1)).unflatten(0, rollout.rewards.shape)
-            next_q = allowed(next_q, getattr(rollout, "next_mask", None))  # only of environments that report masks
-            returns = q_lambda_returns(rollout, next_q.amax(dim=2), args)
+            next_actions = allowed(next_q, getattr(rollout, "next_mask", None)).argmax(dim=2, keepdim=True)
+            returns = q_lambda_returns(rollout, next_q.gather(2, next_actions).squeeze(2), args)
 
         for _ in range(args.update_epochs):
             for mb in rollout.minibatches(args.num_minibatches, returns=returns):
