@@ -2,18 +2,14 @@
 
     python algos/crossq.py --env-id Pendulum-v1 --cuda
 
-Q(s, a) and Q(s', a') are computed in one batch, so that its statistics are of both. Layers are batch renormalisation
-(Ioffe, 2017: https://arxiv.org/abs/1702.03275) as in the authors' code: batch normalisation for 100,000 updates, then
-tied to the running statistics, which acting, a', and the critics in the policy's update always use. Actions are in
-[-1, 1] everywhere; they are scaled to the bounds of each dimension just before the environment's step.
+One forward pass of (s, a) and (s', a') gives both Q, so that the batch statistics are of both. Layers are batch
+renormalisation (Ioffe, 2017: https://arxiv.org/abs/1702.03275). Acting, a' and the critics of the policy's update use
+running statistics. Actions are in [-1, 1]; they are scaled to their bounds just before the environment's step.
 
 Differs from the paper:
 1. Critics are as wide as the policy, for CPUs; `--critic-hidden-sizes 2048 2048` is the paper's.
-2. The change of variables log(1 - tanh(x)^2) is computed as 2 (log 2 - x - softplus(-2x)): exact where tanh saturates.
-3. The policy's log standard deviation is squashed into [-5, 2] by a tanh; the authors' code clamps it to [-20, 2].
-4. The logarithm of the temperature is learned, so that it stays positive; `--alpha` fixes the temperature.
-5. A truncated episode bootstraps from its last observation; a terminated one does not bootstrap.
-
+2. The policy's log standard deviation is squashed into [-5, 2] by a tanh; the authors' code clamps it to [-20, 2].
+3. A truncated episode bootstraps from its last observation; a terminated one does not bootstrap.
 Logged: losses/qf1_loss, losses/qf2_loss, losses/qf1_values, losses/qf2_values (mean Q of the actions taken),
 losses/actor_loss, losses/alpha, losses/alpha_loss, charts/learning_rate (the policy's); all metrics: docs/health.md.
 Reference scores: runs/README.md
@@ -86,23 +82,17 @@ class GlobalMean(torch.autograd.Function):
     def forward(ctx: object, x: Tensor) -> Tensor:
         return common.global_mean(x)
 
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return common.global_mean(grad)
+    backward = forward
 
 
 class BatchRenorm(nn.Module):
-    """Batch renormalisation of [B, width] (Ioffe, 2017, algorithm 1)."""
-
-    mean: Tensor
-    var: Tensor
-    num_updates: Tensor
+    """Batch renormalisation of [B, width] (Ioffe, 2017, algorithm 1); batch normalisation for WARM_UP updates."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        for name, start in (("mean", torch.zeros(width)), ("var", torch.ones(width)), ("num_updates", torch.tensor(0))):
-            self.register_buffer(name, start)
+        self.mean, self.var = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+        self.num_updates = nn.Buffer(torch.tensor(0))
 
     def forward(self, x: Tensor, train: bool = False) -> Tensor:
         """Normalises by the running statistics, or, with `train`, by those of the batch, which it adds to them."""
@@ -117,7 +107,7 @@ class BatchRenorm(nn.Module):
                 d = torch.where(warm, ((mean - self.mean) / running_std).clamp(-D_MAX, D_MAX), 0.0)
                 self.mean.lerp_(mean, MOMENTUM)
                 self.var.lerp_(var, MOMENTUM)
-                self.num_updates += 1
+                self.num_updates.add_(1)
             return ((x - mean) / std * r + d) * self.weight + self.bias
         return (x - self.mean) / (self.var + EPSILON).sqrt() * self.weight + self.bias
 
@@ -254,10 +244,9 @@ def main(args: Args) -> None:
 
     actor, critic = Actor(envs, args).to(device), Critic(envs, args).to(device)
     temperature = Temperature(1.0 if args.alpha is None else args.alpha).to(device).requires_grad_(args.alpha is None)
-    betas = (0.5, 0.999)
-    actor_optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, betas=betas, fused=True)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, betas=betas, fused=True)
-    alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, betas=betas, fused=True)
+    actor_optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, betas=(0.5, 0.999), fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.q_lr, betas=(0.5, 0.999), fused=True)
+    alpha_optimizer = torch.optim.Adam(temperature.parameters(), lr=args.q_lr, betas=(0.5, 0.999), fused=True)
     replay = common.ReplayBuffer(args.buffer_size, envs.num_envs, device)
     run = common.track(args, device)
     networks = {"actor": actor, "critic": critic, "temperature": temperature}

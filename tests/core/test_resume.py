@@ -123,6 +123,10 @@ CASES = {
     "ppo_recurrent CartPole, compiled": ("ppo_recurrent", [*PPO, *EPOCHS, "--compile", "--total-timesteps", 60_000]),
     "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
+    "crossq Pendulum, compiled": (
+        "crossq",
+        [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT],
+    ),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
 SMALL = ["--hidden-sizes", 32, 32, "--batch-size", 32]
@@ -131,6 +135,7 @@ IN_CI = {
     "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
     "ppo_recurrent": [*PPO, *EPOCHS, "--total-timesteps", 6000, "--save-interval", 250],
+    "crossq": [*QUICK, *SMALL, *RARE, "--learning-starts", 200, "--total-timesteps", 2000, "--save-interval", 100],
 }
 
 

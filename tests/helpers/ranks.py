@@ -33,6 +33,7 @@ TRAINED = {
     "reinforce_rollout": {"total_timesteps": 1600, "num_steps": 10},
     "dqn": {"total_timesteps": 400, "learning_starts": 100, "train_frequency": 6, "start_e": 1.0, "end_e": 1.0},
     "sac": {"total_timesteps": 160, "learning_starts": 100, "target_network_frequency": 2},
+    "crossq": {"total_timesteps": 160, "learning_starts": 100},
 }
 BATCH = 64 // WORLD_SIZE
 
@@ -129,14 +130,21 @@ def trained(script, folder):
     def patch(module):
         if hasattr(module, "Agent"):
             module.Agent.sample = sample
-        loss = next(name for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "critic_loss") if hasattr(module, name))
+        loss = next(
+            name
+            for name in ("ppo_loss", "reinforce_loss", "dqn_loss", "critic_loss", "joint_critic_loss")
+            if hasattr(module, name)
+        )
         function = getattr(module, loss)
         setattr(module, loss, lambda *words: updates.append(1) or function(*words))
 
-    if script in ("dqn", "sac"):
+    if script in ("dqn", "sac", "crossq"):
         flags = {**flags, "batch_size": BATCH}
+    # Where batch norm makes a gradient 0, Adam takes whole steps by the sign of its rounding error.
+    torch.set_default_dtype(torch.float64 if script == "crossq" else torch.float32)
     with drawn_by(draws):
         checkpoint = train(script, folder / script, patch, **flags)
+    torch.set_default_dtype(torch.float32)
     return {"weights": learnt(checkpoint), "updates": len(updates), "seeds": checkpoint.envs._seeds}
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(900)
 SCRIPTS = {  # the checks that have nothing to see in a script
     "rainbow": {"advantages", "entropy", "units"},
     "sac": {"n_step", "advantages"},
+    "crossq": {"n_step", "advantages"},
     "ppo": {"n_step", "entropy", "units"},
     "ppo_recurrent": {"n_step", "entropy", "units"},
     "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
