@@ -135,7 +135,7 @@ IN_CI = {
     "rainbow": [*DQN, *SMALL, *RARE, "--buffer-size", 600, "--total-timesteps", 3000, "--eval-interval", 1500],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
     "ppo_recurrent": [*PPO, *EPOCHS, "--total-timesteps", 6000, "--save-interval", 250],
-    "crossq": [*QUICK, *SMALL, *RARE, "--learning-starts", 200, "--total-timesteps", 2000, "--save-interval", 100],
+    "crossq": [*QUICK, *SMALL, *RARE, "--learning-starts", 200, "--total-timesteps", 1200, "--save-interval", 100],
 }
 
 

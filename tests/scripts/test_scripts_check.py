@@ -24,6 +24,7 @@ SCRIPTS = {  # the checks that have nothing to see in a script
 SLOW = {"dqn_lightning": {"flags", "values", "policy"}}
 SLOW["rainbow"] = {"values"}  # 3 steps are its default, so n_step asks the same
 SLOW["ppo_recurrent"] = {"flags", "values", "policy"}  # as ppo.py, and twice as long
+SLOW["crossq"] = {"flags", "values", "policy"}  # as sac.py, and twice as long
 
 
 def failures(script, names):
