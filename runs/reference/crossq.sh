@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reference runs of algos/crossq.py on MuJoCo v4, one update a step, 5,000 random steps as the authors have.
-# About an hour a seed and task on one core with critics of 256 units. The paper's critics have 2,048, for a GPU:
+# An hour or more a seed and task on a busy core with critics of 256 units. The paper's critics have 2,048, for a GPU:
 #   CRITICS="2048 2048" runs/reference/crossq.sh
 # Published at 100,000 and 300,000 steps, 10 seeds, critics of 2,048: HalfCheetah 8,112 ± 896 and 10,012 ± 1,112,
 # Hopper 2,764 ± 781 and 2,644 ± 886, Walker2d 3,914 ± 1,641 and 5,941 ± 483.
