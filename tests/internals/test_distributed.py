@@ -343,10 +343,10 @@ def test_a_signal_to_torchrun_is_a_checkpoint_at_one_step_and_resume_changes_not
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("script", ["ppo", "sac", "crossq"])
+@pytest.mark.parametrize("script", ["ppo", "sac"])
 def test_a_compiled_update_averages_too(script, tmp_path):
     flags = ["--no-track", "--eval-episodes", 0, "--save-interval", 100]
-    if script != "ppo":  # 100 updates: after some hundred more, rounding errors grow into other weights
+    if script == "sac":  # 100 updates: after some hundred more, rounding errors grow into other weights
         flags += ["--env-id", "Pendulum-v1", "--num-envs", 2, "--learning-starts", 100, "--total-timesteps", 200]
     else:
         flags += ["--env-id", "CartPole-v1", "--num-envs", 4, "--total-timesteps", 600]
