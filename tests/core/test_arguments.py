@@ -19,7 +19,7 @@ from common.args import RunArgs, say
 from common.internals.console import checks
 from common.internals.console.cli import parse, read_config
 
-SCRIPTS = ["dqn", "pqn", "ppo", "ppo_recurrent", "sac", "reinforce_rollout", "dqn_lightning"]
+SCRIPTS = ["dqn", "pqn", "ppo", "ppo_recurrent", "sac", "crossq", "reinforce_rollout", "dqn_lightning"]
 WORDS = ["-1", "0", "nan", "inf", "-inf", "1e30", "1e400", "99999999999999999999", "", "x"]
 
 

@@ -126,6 +126,10 @@ CASES = {
     "ppo_recurrent CartPole, compiled": ("ppo_recurrent", [*PPO, *EPOCHS, "--compile", "--total-timesteps", 60_000]),
     "sac Pendulum": ("sac", [*QUICK, *SHORT, "--learning-starts", 200, "--save-interval", 200]),
     "sac Pendulum, compiled": ("sac", [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT]),
+    "crossq Pendulum, compiled": (
+        "crossq",
+        [*QUICK, "--compile", "--learning-starts", 200, "--save-interval", 200, *SHORT],
+    ),
     "reinforce_rollout CartPole": ("reinforce_rollout", [*PPO, "--total-timesteps", 60_000]),
 }
 SMALL = ["--hidden-sizes", 32, 32, "--batch-size", 32]
@@ -135,6 +139,7 @@ IN_CI = {
     "pqn": [*PQN, "--num-steps", 32, "--total-timesteps", 10_000, "--save-interval", 250],
     "ppo": [*PPO, "--total-timesteps", 6000, "--save-interval", 250],
     "ppo_recurrent": [*PPO, *EPOCHS, "--total-timesteps", 6000, "--save-interval", 250],
+    "crossq": [*QUICK, *SMALL, *RARE, "--learning-starts", 200, "--total-timesteps", 1200, "--save-interval", 100],
 }
 
 

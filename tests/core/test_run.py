@@ -586,7 +586,8 @@ def test_a_fork_in_another_folder_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["dqn", "rainbow", "pqn", "ppo", "ppo_recurrent", "sac", "reinforce_rollout", "dqn_lightning"]
+    "script",
+    ["dqn", "rainbow", "pqn", "ppo", "ppo_recurrent", "sac", "crossq", "reinforce_rollout", "dqn_lightning"],
 )
 def test_help_and_wrong_flags_start_no_run(script, tmp_path):
     words = run_script("--help", script=script, cwd=tmp_path)

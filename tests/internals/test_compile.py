@@ -169,6 +169,8 @@ CASES = {
 SLOW = {
     "reinforce_rollout": ("reinforce_rollout", "update", reinforce_returns, {"num_steps": 8, "num_envs": 4}),
     "sac critic": ("sac", "update_critic", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
+    "crossq critic": ("crossq", "update_critic", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
+    "crossq actor": ("crossq", "update_actor", lambda _: sac_batch(), {"hidden_sizes": (8,)}),
     "ppo Box": ("ppo", "update", lambda _: ppo_batch(False), {"env_id": "Pendulum-v1"}),
     "ppo_recurrent GRU": ("ppo_recurrent", "update", sequences, {"lstm": False, "memory_size": 8, "num_envs": 4}),
     "dqn not double": ("dqn", "update", lambda _: dqn_batch(), {"double": False}),
@@ -181,7 +183,7 @@ SLOW = {
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_a_compiled_update_is_the_update(case, tmp_path, monkeypatch):
     script, name, make, flags = {**CASES, **SLOW}[case]
-    rel = 1e-5 if case == "sac actor" else 1e-8  # a float32 temperature weighs its loss
+    rel = 1e-5 if case in ("sac actor", "crossq actor") else 1e-8  # a float32 temperature weighs its loss
     check(script, name, make, rel, tmp_path, monkeypatch, **flags)
 
 

@@ -20,6 +20,7 @@ SHORT = {
     "ppo_recurrent": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 640},
     "reinforce_rollout": {"num_envs": 2, "num_steps": 32, "total_timesteps": 640},
     "sac": {"env_id": "Pendulum-v1", "learning_starts": 200, "total_timesteps": 500, "hidden_sizes": (16,)},
+    "crossq": {"env_id": "Pendulum-v1", "learning_starts": 200, "total_timesteps": 500, "hidden_sizes": (16,)},
 }
 
 
@@ -251,7 +252,7 @@ def test_the_signs_are_logged_and_leave_training_as_it_is(script, tmp_path):
     assert last["health/grad_norm"] > 0
     assert 0 <= last["health/dead_units"] <= 1
     steps = last["global_step"]
-    if script in ("dqn", "sac"):
+    if script in ("dqn", "sac", "crossq"):
         args = module.Args()
         updates = (steps - 200) // args.train_frequency
         assert last["health/updates_per_step"] == pytest.approx(updates / steps, abs=1 / steps)
@@ -259,7 +260,7 @@ def test_the_signs_are_logged_and_leave_training_as_it_is(script, tmp_path):
     else:
         per_rollout = 1 if script == "reinforce_rollout" else 4
         assert last["health/updates_per_step"] == per_rollout / 64
-    assert ("health/action_saturation" in last) == (script == "sac")
+    assert ("health/action_saturation" in last) == (script in ("sac", "crossq"))
 
 
 def test_each_alarm_is_raised_once_and_survives_a_resume():

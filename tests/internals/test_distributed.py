@@ -60,7 +60,7 @@ def both(tmp_path_factory):
     return *(torch.load(path, weights_only=True) for path in paths), two, one
 
 
-SCRIPTS = ["ppo", "ppo_recurrent", "reinforce_rollout", "dqn", "pqn", "sac"]
+SCRIPTS = ["ppo", "ppo_recurrent", "reinforce_rollout", "dqn", "pqn", "sac", "crossq"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -85,7 +85,7 @@ def test_the_first_process_logs_what_one_would(script, both):
         for key in theirs.keys() - {"time", "charts/SPS", "losses/explained_variance"} - health:
             assert math.isclose(mine[key], theirs[key], rel_tol=1e-4, abs_tol=1e-6), (key, mine, theirs)
         assert mine.keys() == theirs.keys()
-    if script != "sac":  # whose run is shorter than an episode
+    if script not in ("sac", "crossq"):  # whose run is shorter than an episode
         assert script.startswith("ppo") or sum("charts/episodic_return" in row for row in together) > 10
         assert any("losses/policy_loss" in row or "losses/td_loss" in row for row in together)
 

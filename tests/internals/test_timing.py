@@ -168,11 +168,11 @@ def test_an_update_that_fails_stops_its_clock():
     assert timing.update_timer._depth == 0
 
 
-@pytest.mark.parametrize("script", ["dqn", "pqn", "ppo", "ppo_recurrent", "reinforce_rollout", "sac"])
+@pytest.mark.parametrize("script", ["dqn", "pqn", "ppo", "ppo_recurrent", "reinforce_rollout", "sac", "crossq"])
 def test_every_script_counts_its_updates(script, tmp_path):
     module = load(script)
-    flags = {"env_id": "Pendulum-v1", "hidden_sizes": (16,)} if script == "sac" else {}
-    flags |= {"learning_starts": 100} if script in ("dqn", "sac") else {"num_envs": 2, "num_steps": 32}
+    flags = {"env_id": "Pendulum-v1", "hidden_sizes": (16,)} if script in ("sac", "crossq") else {}
+    flags |= {"learning_starts": 100} if script in ("dqn", "sac", "crossq") else {"num_envs": 2, "num_steps": 32}
     flags |= {"total_timesteps": 512, "log_interval": 256, "eval_episodes": 0, "track": False}
     module.main(module.Args(runs_dir=str(tmp_path), **flags))
     last = [row for row in rows(only_run(tmp_path)) if KEYS[0] in row][-1]

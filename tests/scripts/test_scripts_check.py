@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(900)
 SCRIPTS = {  # the checks that have nothing to see in a script
     "rainbow": {"advantages", "entropy", "units"},
     "sac": {"n_step", "advantages"},
+    "crossq": {"n_step", "advantages"},
     "ppo": {"n_step", "entropy", "units"},
     "ppo_recurrent": {"n_step", "entropy", "units"},
     "dqn_lightning": {"n_step", "advantages", "entropy", "units"},
@@ -24,6 +25,7 @@ SCRIPTS = {  # the checks that have nothing to see in a script
 SLOW = {"dqn_lightning": {"flags", "values", "policy"}}
 SLOW["rainbow"] = {"values"}  # 3 steps are its default, so n_step asks the same
 SLOW["ppo_recurrent"] = {"flags", "values", "policy"}  # as ppo.py, and twice as long
+SLOW["crossq"] = {"flags", "values", "policy"}  # as sac.py, and twice as long
 
 
 def failures(script, names):

@@ -19,8 +19,9 @@ _BOUNDS = {
         (1, 1024, "torch_threads"),
         (0, 1024, "resize"),
         (0, 64, "frame_stack"),
-        (1, 65536, "hidden_sizes"),
+        (1, 65536, "hidden_sizes critic_hidden_sizes memory_size"),
         (0, _MOST, "eval_episodes eval_max_steps eval_interval save_interval log_interval learning_starts"),
+        (0, _MOST, "sequence_length"),
         (0, _FINITE, "alpha ent_coef vf_coef exploration_noise policy_noise noise_clip"),
         (0, 4_000_000, "env_timeout"),  # seconds; a wait can be no longer on Windows
         (_ABOVE_0, _FINITE, "learning_rate policy_lr q_lr clip_coef max_grad_norm target_kl"),
