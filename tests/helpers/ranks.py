@@ -29,7 +29,7 @@ QUIET = {"track": False, "cuda": False, "eval_episodes": 0, "num_envs": 4, "log_
 PENDULUM = {"env_id": "Pendulum-v1", "learning_rate": 1e-2, "norm_obs": True, "norm_reward": True}
 TRAINED = {
     "ppo": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 4, "update_epochs": 5},
-    "ppo_recurrent": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 2, "update_epochs": 5},
+    "ppo_recurrent": {**PENDULUM, "total_timesteps": 384, "num_steps": 32, "num_minibatches": 2, "update_epochs": 7},
     "reinforce_rollout": {"total_timesteps": 1600, "num_steps": 10},
     "dqn": {"total_timesteps": 400, "learning_starts": 100, "train_frequency": 6, "start_e": 1.0, "end_e": 1.0},
     "pqn": {"total_timesteps": 600, "num_steps": 30, "num_minibatches": 3, "start_e": 1.0, "end_e": 1.0},
