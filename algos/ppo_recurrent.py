@@ -11,8 +11,8 @@ https://arxiv.org/abs/1602.01783):
 2. A sequence begins with the memory that acted at its first step; later ones are computed anew in every epoch.
 3. The memory is zero at the start of an episode, inside a sequence too.
 4. The value of the last observation of a truncated episode is computed with the memory of that episode.
-5. Policy and value share the memory, so rewards are scaled: the value loss would else rule its gradient. Flat
-   observations are normalised: a velocity is a small difference of two of them.
+5. Policy and value share the memory, so rewards are scaled: otherwise the gradient of the value loss is the larger one.
+   Flat observations are normalised: a velocity is a small difference of two of them.
 
 Logged: losses/policy_loss, losses/value_loss, losses/entropy, losses/approx_kl, losses/old_approx_kl, losses/clipfrac
 (of the last minibatch); losses/explained_variance, losses/values (mean predicted value; of the last rollout);

@@ -94,9 +94,10 @@ class RolloutStorage:
             what = f"{self.num_steps} steps of {self.num_envs} environments cannot be split into"
             raise ValueError(f"{what} sequences of {length} steps in {num_minibatches} minibatches")
         named = {**self.fields, **extra}.items()
-        cut = {name: x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2) for name, x in named}
+        views = {name: value.unflatten(0, (-1, length)).transpose(0, 1) for name, value in named}
         for indices in torch.randperm(count, device=self.device).tensor_split(num_minibatches):
-            yield SimpleNamespace(**{name: value.index_select(1, indices) for name, value in cut.items()})
+            piece, env = indices // self.num_envs, indices % self.num_envs
+            yield SimpleNamespace(**{name: view[:, piece, env] for name, view in views.items()})
 
     def _assert_full(self) -> None:
         if self.pos != self.num_steps:
